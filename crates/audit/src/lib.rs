@@ -1,0 +1,1 @@
+//! The hash-chained, durable audit journal and its offline verifier.

@@ -1,0 +1,1 @@
+//! Role definitions, assignments and decisions: pure functions.

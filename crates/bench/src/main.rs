@@ -1,0 +1,2 @@
+//! Ratios against real peers.
+fn main() {}

@@ -1,0 +1,2 @@
+//! gRPC face of the control plane.
+fn main() {}

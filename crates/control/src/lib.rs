@@ -1,0 +1,1 @@
+//! Clusters as a state machine: plans, steps, reasons.

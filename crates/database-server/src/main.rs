@@ -1,0 +1,2 @@
+//! gRPC face of the database node.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Supervises PostgreSQL on an attached volume.

@@ -1,0 +1,2 @@
+//! gRPC face of the identity service.
+fn main() {}

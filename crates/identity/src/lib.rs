@@ -1,0 +1,1 @@
+//! Principals, managed identities and signed tokens.

@@ -1,0 +1,1 @@
+//! RSA key-encryption keys: the only user of rsa.

@@ -1,0 +1,2 @@
+//! gRPC and NBD faces of the storage node.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Sealed volumes, key leases and backups.

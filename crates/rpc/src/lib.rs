@@ -1,0 +1,1 @@
+//! Transport rules: TLS, tokens, policy table, deadlines, error details.

@@ -1,0 +1,1 @@
+//! Crash-safe typed tables: the only user of sled.

@@ -1,0 +1,1 @@
+//! Tracing and OTLP start-up, attribute names.

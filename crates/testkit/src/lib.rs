@@ -1,0 +1,1 @@
+//! Starts real clusters for tests, plants secrets, scans disks.

@@ -1,0 +1,68 @@
+//! Data actions of the vault, in JOSE and Azure words.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+macro_rules! permissions {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal),+ $(,)?) => {
+        /// One thing that a role may allow on a vault or a key.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        #[non_exhaustive]
+        pub enum Permission { $($(#[$doc])* $variant),+ }
+
+        impl Permission {
+            /// Every permission.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The word of RFC 7517 `key_ops` or of Azure's data actions.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+    };
+}
+
+permissions! {
+    /// Read role assignments and definitions.
+    AccessRead = "access/read",
+    /// Add or remove role assignments.
+    AccessWrite = "access/write",
+    /// Read the audit trail.
+    AuditRead = "audit/read",
+    /// Make a key.
+    Create = "create",
+    /// Soft-delete a key.
+    Delete = "delete",
+    /// Read the public half and the attributes.
+    Get = "get",
+    /// Bring a key from outside.
+    Import = "import",
+    /// List keys and versions.
+    List = "list",
+    /// Destroy a deleted key for good.
+    Purge = "purge",
+    /// Bring a deleted key back.
+    Recover = "recover",
+    /// Make a new version.
+    Rotate = "rotate",
+    /// Open wrapped key material.
+    UnwrapKey = "unwrapKey",
+    /// Change attributes.
+    Update = "update",
+    /// Create a vault.
+    VaultCreate = "vault/create",
+    /// Read a vault.
+    VaultGet = "vault/get",
+    /// List vaults.
+    VaultList = "vault/list",
+    /// Protect key material.
+    WrapKey = "wrapKey",
+}
+
+impl fmt::Display for Permission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

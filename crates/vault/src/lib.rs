@@ -1,0 +1,1 @@
+//! Key lifecycle behind the gate: authorize, audit, act, finish.

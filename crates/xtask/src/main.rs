@@ -1,0 +1,2 @@
+//! Repository checks: tidy, walls, metrics.
+fn main() {}
