@@ -1,12 +1,12 @@
 //! The RSA implementations behind one small trait.
 
-use crate::{UnwrapFailed, WrapError};
+use crate::{UnwrapFailed, WrapError, oaep};
 use aws_lc_rs::rsa::{
     OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepAlgorithm, OaepPrivateDecryptingKey, OaepPublicEncryptingKey,
     PrivateDecryptingKey,
 };
 use custody_types::WrapAlgorithm;
-use rsa::pkcs8::DecodePrivateKey as _;
+use rsa::{pkcs8::DecodePrivateKey as _, traits::PublicKeyParts as _};
 use zeroize::Zeroizing;
 
 /// Which RSA implementation to use.
@@ -87,12 +87,23 @@ impl KekBackend for RustCryptoKek {
         .map_err(|_| WrapError::Backend)
     }
 
+    // `rsa` 0.10.0 does not look at the first byte of the padded message (Wycheproof's `InvalidOaepPadding` case 23
+    // opens), so the padding is taken off by `oaep` and `rsa` does the blinded private operation only.
     fn unwrap_key(&self, algorithm: WrapAlgorithm, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
-        match algorithm {
-            WrapAlgorithm::RsaOaep => self.0.oaep_decrypt::<sha1::Sha1>(wrapped),
-            _ => self.0.oaep_decrypt::<sha2::Sha256>(wrapped),
+        let bits = u32::try_from(self.0.size() * 8).map_err(|_| UnwrapFailed)?;
+        if wrapped.len() != self.0.size() {
+            return Err(UnwrapFailed);
         }
-        .map(Zeroizing::new)
-        .map_err(|_| UnwrapFailed)
+        let number = rsa::BoxedUint::from_be_slice(wrapped, bits).map_err(|_| UnwrapFailed)?;
+        if number >= *self.0.n().as_ref() {
+            return Err(UnwrapFailed);
+        }
+        let padded = rsa::hazmat::rsa_decrypt_and_check(&self.0, Some(&mut rand::rng()), &number);
+        let padded = padded.map_err(|_| UnwrapFailed)?;
+        let mut padded = Zeroizing::new(padded.to_be_bytes().to_vec());
+        match algorithm {
+            WrapAlgorithm::RsaOaep => oaep::decode::<sha1::Sha1>(&mut padded),
+            _ => oaep::decode::<sha2::Sha256>(&mut padded),
+        }
     }
 }

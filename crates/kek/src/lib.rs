@@ -6,6 +6,7 @@
 
 mod backend;
 mod import;
+mod oaep;
 mod private_key;
 
 pub use backend::Backend;

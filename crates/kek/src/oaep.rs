@@ -1,0 +1,45 @@
+//! Taking OAEP padding off in constant time, for backends that give the bare RSA result.
+
+use crate::UnwrapFailed;
+use sha2::Digest;
+use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
+use zeroize::Zeroizing;
+
+/// MGF1 (RFC 8017 §B.2.1), XORed onto `target`.
+fn mgf1_xor<D: Digest>(seed: &[u8], target: &mut [u8]) {
+    let len = <D as Digest>::output_size();
+    for (counter, chunk) in (0u32..).zip(target.chunks_mut(len)) {
+        let mask = D::new().chain_update(seed).chain_update(counter.to_be_bytes()).finalize();
+        chunk.iter_mut().zip(mask).for_each(|(t, m)| *t ^= m);
+    }
+}
+
+/// EME-OAEP decoding with an empty label (RFC 8017 §7.1.2 step 3). Every check is made whatever the ones before
+/// found, and only their conjunction is branched on.
+pub(crate) fn decode<D: Digest>(padded: &mut [u8]) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
+    let hash_len = <D as Digest>::output_size();
+    if padded.len() < 2 * hash_len + 2 {
+        return Err(UnwrapFailed);
+    }
+    let (first, masked) = padded.split_first_mut().ok_or(UnwrapFailed)?;
+    let (seed, db) = masked.split_at_mut(hash_len);
+    mgf1_xor::<D>(db, seed);
+    mgf1_xor::<D>(seed, db);
+    let (label_hash, rest) = db.split_at(hash_len);
+
+    let mut good = first.ct_eq(&0) & label_hash.ct_eq(&D::digest(b""));
+    let mut looking = Choice::from(1);
+    let mut start = 0u32;
+    for (index, byte) in (1u32..).zip(rest) {
+        let one = byte.ct_eq(&1);
+        start.conditional_assign(&index, looking & one);
+        good &= !(looking & !one & !byte.ct_eq(&0));
+        looking &= !one;
+    }
+    good &= !looking;
+    if bool::from(good) {
+        Ok(Zeroizing::new(rest.get(start as usize..).ok_or(UnwrapFailed)?.to_vec()))
+    } else {
+        Err(UnwrapFailed)
+    }
+}
