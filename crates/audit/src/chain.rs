@@ -1,0 +1,59 @@
+//! The hash chain: each line carries the hash of all before it.
+
+use crate::{Record, checkpoint::Checkpoint};
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// The hash before the first record.
+pub(crate) const GENESIS: [u8; 32] = [0; 32];
+
+/// A record with its place in the chain.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Counts from 1 without gaps.
+    pub sequence: u64,
+    /// The record.
+    pub record: Record,
+    /// SHA-256 over the previous hash, the sequence and the record's bytes, in hexadecimal.
+    pub hash: String,
+}
+
+/// A line of a journal file that holds a record.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RecordLine {
+    pub(crate) seq: u64,
+    pub(crate) record: Box<RawValue>,
+    pub(crate) hash: String,
+}
+
+/// A line that holds a checkpoint.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CheckpointLine {
+    pub(crate) checkpoint: Checkpoint,
+}
+
+/// The end of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) sequence: u64,
+    pub(crate) hash: [u8; 32],
+}
+
+impl Head {
+    pub(crate) const START: Self = Self { sequence: 0, hash: GENESIS };
+
+    /// The head after a record with these bytes.
+    pub(crate) fn next(self, record: &str) -> Self {
+        let sequence = self.sequence + 1;
+        let mut input = Vec::with_capacity(40 + record.len());
+        input.extend_from_slice(&self.hash);
+        input.extend_from_slice(&sequence.to_le_bytes());
+        input.extend_from_slice(record.as_bytes());
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest(&SHA256, &input).as_ref());
+        Self { sequence, hash }
+    }
+}

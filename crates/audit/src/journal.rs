@@ -1,0 +1,358 @@
+//! The journal: one thread owns the file and the chain; callers wait for the disk in groups.
+
+use crate::{
+    Broken, Entry, Outcome, Phase, Record,
+    chain::{CheckpointLine, Head, RecordLine},
+    checkpoint::Signer,
+    verify::{files, walk},
+};
+use custody_types::{Clock, UnixMillis};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+/// The journal cannot take records. Whatever needed one must not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the audit journal cannot be written; nothing is done without its record")]
+pub struct AuditUnavailable;
+
+/// Why a journal cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenJournalError {
+    /// Another process writes it.
+    #[error("the audit journal in `{0}` is in use by another process")]
+    InUse(PathBuf),
+    /// It is broken; it stays as it is, for evidence.
+    #[error("the audit journal is broken; keep `{dir}` as evidence and start with an empty one")]
+    Broken {
+        /// Its directory.
+        dir: PathBuf,
+        /// Where.
+        #[source]
+        source: Broken,
+    },
+    /// The file system failed.
+    #[error("the audit journal's file system failed")]
+    Io(#[from] io::Error),
+}
+
+/// Records waiting to be written; more callers than this wait for room.
+const QUEUE_LEN_MAX: usize = 4096;
+/// Most records in one disk flush.
+const GROUP_LEN_MAX: usize = 1024;
+/// A file is closed and a new one begun at this size.
+const FILE_LEN_MAX: u64 = 64 << 20;
+/// Records between checkpoints; also one after a second without records, and one at the end.
+const CHECKPOINT_EVERY: u64 = 4096;
+
+type Reply = mpsc::SyncSender<Result<u64, AuditUnavailable>>;
+
+enum Command {
+    Append { record: Box<Record>, reply: Option<Reply> },
+    Close,
+}
+
+/// A handle on a running journal; the thread ends when [`Journal::close`] is called or the last handle goes.
+pub struct Journal {
+    dir: PathBuf,
+    queue: mpsc::SyncSender<Command>,
+    written: Arc<AtomicU64>,
+    clock: Arc<dyn Clock>,
+    thread: parking_lot::Mutex<Option<JoinHandle<()>>>,
+}
+
+/// An operation that has begun. Dropped without an end, it ends as [`Outcome::Failed`].
+#[derive(Debug)]
+pub struct Pending<'a> {
+    journal: &'a Journal,
+    begin: Option<Record>,
+}
+
+impl Journal {
+    /// Opens or makes the journal in `dir`: verifies the last file's chain, cuts an unfinished last line, and ends
+    /// what an earlier process left open as [`Outcome::Interrupted`].
+    ///
+    /// # Errors
+    /// See [`OpenJournalError`].
+    pub fn open(dir: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenJournalError> {
+        fs::create_dir_all(dir)?;
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join("lock"))?;
+        lock.try_lock().map_err(|_| OpenJournalError::InUse(dir.to_owned()))?;
+        let broken = |source| OpenJournalError::Broken { dir: dir.to_owned(), source };
+        let mut open: HashMap<String, Record> = HashMap::new();
+        let mut head = Head::START;
+        let mut last = (dir.join("journal-000001.jsonl"), 0);
+        for path in files(dir).map_err(broken)? {
+            let (next, good) = walk(&path, head, None, |entry| {
+                if let Some(Entry { record, .. }) = entry {
+                    match record.phase {
+                        Phase::Begin => _ = open.insert(record.correlation_id.clone(), record),
+                        Phase::Finish => _ = open.remove(&record.correlation_id),
+                    }
+                }
+            })
+            .map_err(broken)?;
+            head = next;
+            last = (path, good);
+        }
+        let (path, len) = last;
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        file.set_len(len)?;
+        file.sync_all()?;
+        File::open(dir)?.sync_all()?;
+        let written = Arc::new(AtomicU64::new(head.sequence));
+        let mut writer = Writer {
+            dir: dir.to_owned(),
+            path,
+            file,
+            len,
+            head,
+            signer: Signer::open(dir)?,
+            signed: 0,
+            failed: false,
+            written: written.clone(),
+            _lock: lock,
+        };
+        let now = clock.now();
+        let open: BTreeMap<_, _> = open.into_iter().collect();
+        let ends: Vec<_> = open
+            .into_values()
+            .map(|begin| begin.finish(now, Outcome::Interrupted, "UNKNOWN", "the process ended before the operation did"))
+            .collect();
+        if !ends.is_empty() {
+            writer.append(ends.iter()).map_err(|_| io::Error::other("the journal's disk does not take records"))?;
+        }
+        let (queue, inbox) = mpsc::sync_channel(QUEUE_LEN_MAX);
+        let thread = std::thread::Builder::new().name("audit-journal".to_owned()).spawn(move || writer.run(&inbox))?;
+        Ok(Self { dir: dir.to_owned(), queue, written, clock, thread: parking_lot::Mutex::new(Some(thread)) })
+    }
+
+    /// Writes a begin record and returns once it is on disk. Blocks for one group flush.
+    ///
+    /// # Errors
+    /// The record is not on disk, so the operation must not happen.
+    pub fn begin(&self, record: Record) -> Result<Pending<'_>, AuditUnavailable> {
+        self.append(record.clone())?;
+        Ok(Pending { journal: self, begin: Some(record) })
+    }
+
+    /// Writes a single record (a refusal, an event) and returns once it is on disk.
+    ///
+    /// # Errors
+    /// The record is not on disk.
+    pub fn append(&self, record: Record) -> Result<u64, AuditUnavailable> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        let command = Command::Append { record: Box::new(record), reply: Some(reply) };
+        self.queue.send(command).map_err(|_| AuditUnavailable)?;
+        answer.recv().map_err(|_| AuditUnavailable)?
+    }
+
+    /// The number of the last record on disk.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+
+    /// Up to `max` entries after number `after`, oldest first.
+    ///
+    /// # Errors
+    /// The files cannot be read or are broken.
+    pub fn read(&self, after: u64, max: usize) -> Result<Vec<Entry>, Broken> {
+        let mut entries = Vec::new();
+        let mut head = Head::START;
+        for path in files(&self.dir)? {
+            let (next, _) = walk(&path, head, None, |entry| match entry {
+                Some(entry) if entry.sequence > after && entries.len() < max => entries.push(entry),
+                _ => {}
+            })?;
+            head = next;
+        }
+        Ok(entries)
+    }
+
+    /// Writes what is queued, signs the end and stops the thread.
+    pub fn close(&self) {
+        _ = self.queue.send(Command::Close);
+        if let Some(thread) = self.thread.lock().take() {
+            _ = thread.join();
+        }
+    }
+
+    /// The journal's time.
+    #[must_use]
+    pub fn now(&self) -> UnixMillis {
+        self.clock.now()
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Journal").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+impl Pending<'_> {
+    /// Ends the operation. The record is queued, not waited for: what happened has happened, and a process that
+    /// dies before the write leaves an open begin, which the next start ends as interrupted.
+    pub fn finish(mut self, outcome: Outcome, signature: &str, description: &str) {
+        self.send(outcome, signature, description);
+    }
+
+    fn send(&mut self, outcome: Outcome, signature: &str, description: &str) {
+        if let Some(begin) = self.begin.take() {
+            let record = Box::new(begin.finish(self.journal.clock.now(), outcome, signature, description));
+            _ = self.journal.queue.send(Command::Append { record, reply: None });
+        }
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.send(Outcome::Failed, "INTERNAL", "the operation ended without an outcome");
+    }
+}
+
+/// The thread's state: the one owner of the file and the chain.
+struct Writer {
+    dir: PathBuf,
+    path: PathBuf,
+    file: File,
+    len: u64,
+    head: Head,
+    signer: Signer,
+    signed: u64,
+    failed: bool,
+    written: Arc<AtomicU64>,
+    _lock: File,
+}
+
+impl Writer {
+    fn run(mut self, inbox: &mpsc::Receiver<Command>) {
+        loop {
+            let first = match inbox.recv_timeout(Duration::from_secs(1)) {
+                Ok(command) => command,
+                Err(RecvTimeoutError::Timeout) => {
+                    _ = self.checkpoint();
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let mut closing = false;
+            let mut group = Vec::new();
+            for command in std::iter::once(first).chain(inbox.try_iter()) {
+                match command {
+                    Command::Append { record, reply } => group.push((record, reply)),
+                    Command::Close => closing = true,
+                }
+                if group.len() >= GROUP_LEN_MAX || closing {
+                    break;
+                }
+            }
+            let done = self.append(group.iter().map(|(record, _)| &**record));
+            for (_, reply) in group {
+                if let Some(reply) = reply {
+                    _ = reply.send(done.map(|()| self.head.sequence));
+                }
+            }
+            if closing {
+                break;
+            }
+        }
+        _ = self.checkpoint();
+    }
+
+    /// Appends records and makes them durable, all or none.
+    fn append<'a>(&mut self, records: impl Iterator<Item = &'a Record>) -> Result<(), AuditUnavailable> {
+        if self.failed {
+            return Err(AuditUnavailable);
+        }
+        let mut head = self.head;
+        let mut text = Vec::new();
+        for record in records {
+            let raw = serde_json::value::to_raw_value(record).map_err(|_| AuditUnavailable)?;
+            head = head.next(raw.get());
+            let line = RecordLine { seq: head.sequence, record: raw, hash: hex::encode(head.hash) };
+            serde_json::to_writer(&mut text, &line).map_err(|_| AuditUnavailable)?;
+            text.push(b'\n');
+        }
+        if text.is_empty() {
+            return Ok(());
+        }
+        self.write(&text)?;
+        self.head = head;
+        self.written.store(head.sequence, Ordering::Release);
+        if head.sequence - self.signed >= CHECKPOINT_EVERY {
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> Result<(), AuditUnavailable> {
+        if self.signed == self.head.sequence || self.failed {
+            return Ok(());
+        }
+        let line = CheckpointLine { checkpoint: self.signer.sign(self.head) };
+        let mut text = serde_json::to_vec(&line).map_err(|_| AuditUnavailable)?;
+        text.push(b'\n');
+        self.write(&text)?;
+        self.signed = self.head.sequence;
+        if self.len >= FILE_LEN_MAX {
+            self.next_file().map_err(|_| AuditUnavailable)?;
+        }
+        Ok(())
+    }
+
+    /// One write and one flush. A write that does not fit is taken back, so that the next may succeed when there
+    /// is room again; after a failed flush nothing is known, and the journal stays closed.
+    fn write(&mut self, text: &[u8]) -> Result<(), AuditUnavailable> {
+        if !self.still_there() {
+            return Err(AuditUnavailable);
+        }
+        if self.file.write_all(text).is_err() {
+            self.failed = self.file.set_len(self.len).is_err();
+            return Err(AuditUnavailable);
+        }
+        if self.file.sync_data().is_err() {
+            self.failed = true;
+            return Err(AuditUnavailable);
+        }
+        self.len += text.len() as u64;
+        Ok(())
+    }
+
+    /// A journal whose file was deleted or replaced writes into nothing; that must not go unnoticed.
+    fn still_there(&self) -> bool {
+        match (fs::metadata(&self.path), self.file.metadata()) {
+            (Ok(path), Ok(file)) => path.ino() == file.ino() && path.dev() == file.dev() && file.len() == self.len,
+            _ => false,
+        }
+    }
+
+    fn next_file(&mut self) -> io::Result<()> {
+        let number = files(&self.dir).map_or(1, |f| f.len()) + 1;
+        let path = self.dir.join(format!("journal-{number:06}.jsonl"));
+        self.file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path)?;
+        File::open(&self.dir)?.sync_all()?;
+        (self.path, self.len) = (path, 0);
+        Ok(())
+    }
+}

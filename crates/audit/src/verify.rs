@@ -1,0 +1,165 @@
+//! Reading and verifying a trail, offline.
+
+use crate::{
+    Entry, Outcome, Phase, Record,
+    chain::{CheckpointLine, Head, RecordLine},
+    checkpoint::Checkpoint,
+};
+use serde::Serialize;
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader},
+    path::{Path, PathBuf},
+};
+
+/// What a verified trail holds.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Records, all in one unbroken chain.
+    pub records: u64,
+    /// Checkpoints, each with a good signature.
+    pub checkpoints: u64,
+    /// Records after the last checkpoint: chained, but not yet signed.
+    pub unsigned: u64,
+    /// Refused operations.
+    pub denied: u64,
+    /// Operations that began and have no finish: the service is running, or ended hard and was not started again.
+    pub open: u64,
+    /// Bytes after the last whole line: a write that did not end, or damage.
+    pub unfinished_bytes: u64,
+    /// The last hash, in hexadecimal. Kept elsewhere, it proves later that nothing was cut off.
+    pub head: String,
+}
+
+/// Where and how a trail is broken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Broken {
+    /// A file cannot be read.
+    #[error("`{path}` cannot be read")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A line that is no record and no checkpoint.
+    #[error("`{path}` line {line}: not a journal line")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counts from 1.
+        line: usize,
+    },
+    /// The chain does not continue here: a record was altered, removed, added or moved.
+    #[error("`{path}` line {line}: the chain breaks at record {sequence}; records were altered, removed or moved")]
+    Chain {
+        /// The file.
+        path: PathBuf,
+        /// Counts from 1.
+        line: usize,
+        /// The record's number.
+        sequence: u64,
+    },
+    /// A checkpoint that this key did not sign, or that speaks of another chain.
+    #[error("`{path}` line {line}: the checkpoint is not signed by this key for this chain")]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// Counts from 1.
+        line: usize,
+    },
+    /// The trail ends before the head that was expected.
+    #[error("the trail does not contain the expected head: records were cut off at the end")]
+    Truncated,
+}
+
+/// The journal's files, oldest first.
+pub(crate) fn files(dir: &Path) -> Result<Vec<PathBuf>, Broken> {
+    let fail = |source| Broken::Io { path: dir.to_owned(), source };
+    let mut files: Vec<PathBuf> = fs::read_dir(dir)
+        .map_err(fail)?
+        .filter_map(|entry| entry.ok().map(|e| e.path()))
+        .filter(|p| p.extension().is_some_and(|e| e == "jsonl"))
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+/// Walks one file from `head`, giving each entry to `visit`. Returns the new head and how many bytes of whole
+/// lines it has; an unfinished last line is left out.
+pub(crate) fn walk(
+    path: &Path,
+    mut head: Head,
+    public: Option<&[u8]>,
+    mut visit: impl FnMut(Option<Entry>),
+) -> Result<(Head, u64), Broken> {
+    let io = |source| Broken::Io { path: path.to_owned(), source };
+    let mut reader = BufReader::new(File::open(path).map_err(io)?);
+    let (mut text, mut good, mut line) = (Vec::new(), 0u64, 0);
+    loop {
+        text.clear();
+        let len = reader.read_until(b'\n', &mut text).map_err(io)?;
+        if len == 0 || text.last() != Some(&b'\n') {
+            return Ok((head, good));
+        }
+        line += 1;
+        good += len as u64;
+        let bad = || Broken::Line { path: path.to_owned(), line };
+        if let Ok(CheckpointLine { checkpoint }) = serde_json::from_slice(&text) {
+            check(&checkpoint, head, public).then_some(()).ok_or(Broken::Checkpoint { path: path.to_owned(), line })?;
+            visit(None);
+            continue;
+        }
+        let RecordLine { seq, record, hash } = serde_json::from_slice(&text).map_err(|_| bad())?;
+        head = head.next(record.get());
+        if seq != head.sequence || hash != hex::encode(head.hash) {
+            return Err(Broken::Chain { path: path.to_owned(), line, sequence: seq });
+        }
+        let record: Record = serde_json::from_str(record.get()).map_err(|_| bad())?;
+        visit(Some(Entry { sequence: seq, record, hash }));
+    }
+}
+
+fn check(checkpoint: &Checkpoint, head: Head, public: Option<&[u8]>) -> bool {
+    public.is_none_or(|key| checkpoint.holds(head, key))
+}
+
+/// Verifies a whole trail against the public half of its signing key (32 bytes). `expected_head`, noted from an
+/// earlier report, also finds records cut off at the end.
+///
+/// # Errors
+/// The first place where the trail is broken.
+pub fn verify(dir: &Path, public: &[u8], expected_head: Option<&str>) -> Result<Report, Broken> {
+    let mut report = Report::default();
+    let mut open: HashMap<String, ()> = HashMap::new();
+    let mut seen_expected = expected_head.is_none();
+    let mut head = Head::START;
+    for path in files(dir)? {
+        let (next, good) = walk(&path, head, Some(public), |entry| match entry {
+            None => {
+                report.checkpoints += 1;
+                report.unsigned = 0;
+            }
+            Some(entry) => {
+                report.records += 1;
+                report.unsigned += 1;
+                seen_expected |= expected_head == Some(entry.hash.as_str());
+                report.denied += u64::from(entry.record.result_type == Outcome::Denied);
+                match entry.record.phase {
+                    Phase::Begin => _ = open.insert(entry.record.correlation_id, ()),
+                    Phase::Finish => _ = open.remove(&entry.record.correlation_id),
+                }
+            }
+        })?;
+        head = next;
+        let len = fs::metadata(&path).map_err(|source| Broken::Io { path: path.clone(), source })?.len();
+        report.unfinished_bytes += len.saturating_sub(good);
+    }
+    report.open = open.len() as u64;
+    report.head = hex::encode(head.hash);
+    if seen_expected { Ok(report) } else { Err(Broken::Truncated) }
+}

@@ -1,0 +1,121 @@
+//! What the journal promises.
+use custody_audit::*;
+use custody_types::{Caller, Duty, SystemClock};
+use std::{fs, path::Path, sync::Arc};
+
+fn open(dir: &Path) -> Journal {
+    Journal::open(dir, Arc::new(SystemClock)).unwrap()
+}
+
+fn record(journal: &Journal, id: &str) -> Record {
+    let caller = Caller { principal: "principals/p".into(), duty: Duty::SecurityOfficer, token_id: "t".into(), address: "::1".into() };
+    Record::begin(journal.now(), "KeyUnwrap", id, &caller, "vaults/v/keys/k")
+}
+
+fn public(dir: &Path) -> Vec<u8> {
+    let text = fs::read_to_string(dir.join("checkpoint.pub")).unwrap();
+    (0..32).map(|i| u8::from_str_radix(&text[i * 2..i * 2 + 2], 16).unwrap()).collect()
+}
+
+#[test]
+fn a_trail_verifies_and_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    for i in 0..50 {
+        journal.begin(record(&journal, &format!("c{i}"))).unwrap().finish(Outcome::Success, "OK", "");
+    }
+    let denied = record(&journal, "d");
+    journal.append(denied.finish(journal.now(), Outcome::Denied, "PERMISSION_DENIED", "")).unwrap();
+    assert_eq!(journal.read(3, 2).unwrap().iter().map(|e| e.sequence).collect::<Vec<_>>(), [4, 5]);
+    drop(journal);
+    let report = verify(dir.path(), &public(dir.path()), None).unwrap();
+    assert_eq!((report.records, report.denied, report.open, report.unsigned), (101, 1, 0, 0));
+    verify(dir.path(), &public(dir.path()), Some(&report.head)).unwrap();
+    assert!(matches!(verify(dir.path(), &public(dir.path()), Some("00")), Err(Broken::Truncated)));
+    assert!(matches!(verify(dir.path(), &[0; 32], None), Err(Broken::Checkpoint { .. })));
+}
+
+#[test]
+fn every_altered_byte_and_every_removed_line_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    for i in 0..4 {
+        journal.begin(record(&journal, &format!("c{i}"))).unwrap().finish(Outcome::Success, "OK", "");
+    }
+    drop(journal);
+    let path = dir.path().join("journal-000001.jsonl");
+    let whole = fs::read(&path).unwrap();
+    let key = public(dir.path());
+    let head = verify(dir.path(), &key, None).unwrap().head;
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x08;
+        fs::write(&path, &bytes).unwrap();
+        let found = verify(dir.path(), &key, Some(&head)).map_or(true, |report| report.unfinished_bytes > 0);
+        assert!(found, "byte {at} was altered unseen");
+    }
+    let lines: Vec<&[u8]> = whole.split_inclusive(|b| *b == b'\n').collect();
+    for gone in 0..lines.len() - 1 {
+        let rest: Vec<u8> = lines.iter().enumerate().filter(|(i, _)| *i != gone).flat_map(|(_, l)| l.to_vec()).collect();
+        fs::write(&path, rest).unwrap();
+        assert!(verify(dir.path(), &key, Some(&head)).is_err(), "line {gone} was removed unseen");
+    }
+}
+
+#[test]
+fn an_unfinished_line_is_cut_and_open_operations_are_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    let pending = journal.begin(record(&journal, "left-open")).unwrap();
+    let path = dir.path().join("journal-000001.jsonl");
+    let mut crashed = fs::read(&path).unwrap();
+    crashed.extend_from_slice(b"{\"seq\":2,\"rec");
+    pending.finish(Outcome::Success, "OK", "");
+    drop(journal);
+    fs::write(&path, crashed).unwrap();
+    drop(open(dir.path()));
+    let entries = open(dir.path()).read(0, 10).unwrap();
+    assert_eq!(entries.len(), 2);
+    assert_eq!(entries[1].record.result_type, Outcome::Interrupted);
+    assert_eq!(entries[1].record.correlation_id, "left-open");
+}
+
+#[test]
+fn a_broken_or_held_journal_is_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    assert!(matches!(Journal::open(dir.path(), Arc::new(SystemClock)), Err(OpenJournalError::InUse(_))));
+    journal.begin(record(&journal, "a")).unwrap().finish(Outcome::Success, "OK", "");
+    drop(journal);
+    let path = dir.path().join("journal-000001.jsonl");
+    let text = fs::read_to_string(&path).unwrap().replacen("KeyUnwrap", "KeyGet...", 1);
+    fs::write(&path, text).unwrap();
+    assert!(matches!(Journal::open(dir.path(), Arc::new(SystemClock)), Err(OpenJournalError::Broken { .. })));
+}
+
+#[test]
+fn a_deleted_file_stops_the_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    journal.append(record(&journal, "a")).unwrap();
+    fs::remove_file(dir.path().join("journal-000001.jsonl")).unwrap();
+    assert_eq!(journal.append(record(&journal, "b")), Err(AuditUnavailable));
+}
+
+#[test]
+fn many_callers_share_a_flush_and_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    std::thread::scope(|scope| {
+        for t in 0..8 {
+            let journal = &journal;
+            scope.spawn(move || {
+                for i in 0..100 {
+                    journal.begin(record(journal, &format!("{t}-{i}"))).unwrap().finish(Outcome::Success, "OK", "");
+                }
+            });
+        }
+    });
+    drop(journal);
+    assert_eq!(verify(dir.path(), &public(dir.path()), None).unwrap().records, 1600);
+}
