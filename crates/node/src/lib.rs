@@ -1,1 +1,24 @@
-//! Sealed volumes, key leases and backups.
+//! The storage node's domain: sealed volumes, key leases, backups. No network and no clock of its own.
+//!
+//! Start at [`Volume`]; the bytes on disk are in `docs/formats/volume.md`, drawn at [`layout`].
+
+mod allocation;
+mod backup;
+mod error;
+mod extent;
+mod extent_table;
+mod flush;
+pub mod layout;
+mod lease;
+mod recovery;
+mod rotation;
+mod snapshot;
+mod superblock;
+mod volume;
+
+pub use backup::{BackupError, BackupManifest, read_backup, write_backup};
+pub use error::VolumeError;
+pub use lease::{Lease, LeaseEvent, LeaseState, RevokeReason};
+pub use snapshot::Snapshot;
+pub use superblock::{Protector, ProtectorKind, Superblock, SuperblockError};
+pub use volume::{Volume, VolumeOptions};

@@ -1,0 +1,124 @@
+//! How long a node may keep a volume key: a state machine without clock, network or keys.
+
+use std::{fmt, time::Duration};
+
+/// Why access is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RevokeReason {
+    /// The vault refused: the reason of its error, `KEY_SUSPENDED` or `PERMISSION_DENIED` for example.
+    Refused(String),
+    /// The vault could not be asked for longer than the lease.
+    VaultUnreachable,
+}
+
+impl fmt::Display for RevokeReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(reason) => f.write_str(reason),
+            Self::VaultUnreachable => f.write_str("VAULT_UNREACHABLE"),
+        }
+    }
+}
+
+/// What a node learns about its access.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LeaseEvent {
+    /// The vault unwrapped the key.
+    Granted,
+    /// The vault answered and refused.
+    Refused(String),
+    /// No answer, or one that says nothing of access.
+    Unreachable,
+    /// Time has passed.
+    Tick,
+}
+
+/// Where a lease stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LeaseState {
+    /// Keys may be held until this moment of the monotonic clock.
+    Held {
+        /// The end.
+        until: Duration,
+    },
+    /// Keys must not be held.
+    Revoked(RevokeReason),
+}
+
+/// A lease on the use of one protector.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    span: Duration,
+    state: LeaseState,
+}
+
+impl Lease {
+    /// A lease granted at `now`, a moment of the monotonic clock.
+    #[must_use]
+    pub fn granted(now: Duration, span: Duration) -> Self {
+        Self { span, state: LeaseState::Held { until: now + span } }
+    }
+
+    /// A lease that has yet to be granted.
+    #[must_use]
+    pub fn waiting(span: Duration, reason: RevokeReason) -> Self {
+        Self { span, state: LeaseState::Revoked(reason) }
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn state(&self) -> &LeaseState {
+        &self.state
+    }
+
+    /// Takes an event in. True where keys must now be erased, or may now be held again: where the kind of state
+    /// has changed.
+    pub fn apply(&mut self, now: Duration, event: LeaseEvent) -> bool {
+        let next = match (&self.state, event) {
+            (_, LeaseEvent::Granted) => LeaseState::Held { until: now + self.span },
+            (_, LeaseEvent::Refused(reason)) => LeaseState::Revoked(RevokeReason::Refused(reason)),
+            (LeaseState::Held { until }, LeaseEvent::Unreachable | LeaseEvent::Tick) if now >= *until => {
+                LeaseState::Revoked(RevokeReason::VaultUnreachable)
+            }
+            (same, LeaseEvent::Unreachable | LeaseEvent::Tick) => same.clone(),
+        };
+        let held = |s: &LeaseState| matches!(s, LeaseState::Held { .. });
+        let changed = held(&self.state) != held(&next);
+        self.state = next;
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn s(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn a_blip_within_the_lease_changes_nothing() {
+        let mut lease = Lease::granted(s(0), s(10));
+        for now in 1..10 {
+            assert!(!lease.apply(s(now), LeaseEvent::Unreachable));
+        }
+        assert!(!lease.apply(s(9), LeaseEvent::Granted));
+        assert!(!lease.apply(s(18), LeaseEvent::Tick));
+        assert!(lease.apply(s(19), LeaseEvent::Tick));
+        assert_eq!(lease.state(), &LeaseState::Revoked(RevokeReason::VaultUnreachable));
+    }
+
+    #[test]
+    fn a_refusal_revokes_at_once_and_a_grant_restores() {
+        let mut lease = Lease::granted(s(0), s(10));
+        assert!(lease.apply(s(1), LeaseEvent::Refused("KEY_SUSPENDED".into())));
+        assert!(!lease.apply(s(2), LeaseEvent::Refused("PERMISSION_DENIED".into())));
+        assert!(!lease.apply(s(3), LeaseEvent::Unreachable), "an unreachable vault gives nothing back");
+        assert!(lease.apply(s(4), LeaseEvent::Granted));
+        assert_eq!(lease.state(), &LeaseState::Held { until: s(14) });
+    }
+}

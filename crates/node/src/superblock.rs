@@ -1,0 +1,186 @@
+//! The superblock: what a volume is, and its key in wrapped form.
+
+use crate::layout::{SUPERBLOCK_LEN, VOLUME_LEN_MAX, VOLUME_LEN_MIN};
+use custody_envelope::VolumeKeys;
+use custody_types::WrappedKey;
+use serde::{Deserialize, Serialize};
+use std::{fs::File, io, os::unix::fs::FileExt as _};
+
+const MAGIC: &[u8; 8] = b"CUSTODYV";
+const VERSION: u32 = 1;
+/// Magic, version, length, sequence before the text; two 32-byte checks after it.
+const HEAD_LEN: usize = 24;
+const CHECK_LEN: usize = 32;
+
+/// Who manages the key that protects a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[non_exhaustive]
+pub enum ProtectorKind {
+    /// The customer's key.
+    CustomerManaged,
+    /// A key that only this process ever had, in memory: for temporary files.
+    Ephemeral,
+    /// The platform's own vault.
+    ServiceManaged,
+}
+
+/// What protects a volume's key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protector {
+    /// Who manages it.
+    pub kind: ProtectorKind,
+    /// The key as it was named: with a version it stays with that one, without it follows rotation.
+    pub key: String,
+    /// The identity that the node acts as at the vault.
+    pub managed_identity: String,
+    /// The volume key, wrapped. None for ephemeral volumes.
+    pub wrapped: Option<WrappedKey>,
+}
+
+/// A volume's fixed facts and its protector.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Superblock {
+    /// The volume's random id; part of the associated data of everything in it.
+    pub volume_id: [u8; 16],
+    /// Bytes that clients see.
+    pub size_bytes: u64,
+    /// What protects the key.
+    pub protector: Protector,
+    /// Counts the superblock's writes.
+    #[serde(skip)]
+    pub sequence: u64,
+}
+
+/// A volume file whose superblock cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SuperblockError {
+    /// No copy is whole.
+    #[error("not a volume, or its superblock is damaged: neither copy has a good checksum")]
+    Damaged,
+    /// Made by a newer version.
+    #[error("the volume has format version {0}; this version reads {VERSION}")]
+    Version(u32),
+    /// The copies are whole but were not written under this volume's key.
+    #[error("the superblock was altered: it does not authenticate under the volume's key")]
+    Forged,
+    /// The file is shorter than it was made.
+    #[error("the volume's file was cut: it has {len} bytes of {whole}")]
+    Cut {
+        /// Bytes there are.
+        len: u64,
+        /// Bytes there should be.
+        whole: u64,
+    },
+    /// A size that is not offered.
+    #[error("`size_bytes` is {0}; use a multiple of 4096 from 1 MiB to 4 TiB")]
+    Size(u64),
+    /// The file system failed.
+    #[error("the volume's file failed")]
+    Io(#[from] io::Error),
+}
+
+impl Superblock {
+    /// Checks a size before anything is made.
+    ///
+    /// # Errors
+    /// [`SuperblockError::Size`].
+    pub fn check_size(size_bytes: u64) -> Result<(), SuperblockError> {
+        let ok = size_bytes.is_multiple_of(4096) && (VOLUME_LEN_MIN..=VOLUME_LEN_MAX).contains(&size_bytes);
+        if ok { Ok(()) } else { Err(SuperblockError::Size(size_bytes)) }
+    }
+
+    /// Reads the newer whole copy. Its checksum finds damage; only [`Superblock::authenticate`], with the key,
+    /// finds forgery.
+    ///
+    /// # Errors
+    /// See [`SuperblockError`].
+    pub fn read(file: &File) -> Result<Self, SuperblockError> {
+        let mut best: Option<Self> = None;
+        let mut version = VERSION;
+        for copy in 0..2u64 {
+            let mut bytes = vec![0; SUPERBLOCK_LEN];
+            if let Err(e) = file.read_exact_at(&mut bytes, copy * SUPERBLOCK_LEN as u64) {
+                if e.kind() == io::ErrorKind::UnexpectedEof {
+                    continue;
+                }
+                return Err(e.into());
+            }
+            match Self::decode(&bytes) {
+                Some(Ok(found)) if best.as_ref().is_none_or(|b| found.sequence > b.sequence) => best = Some(found),
+                Some(Err(other)) => version = other,
+                _ => {}
+            }
+        }
+        match best {
+            Some(found) => Ok(found),
+            None if version != VERSION => Err(SuperblockError::Version(version)),
+            None => Err(SuperblockError::Damaged),
+        }
+    }
+
+    /// Checks that the superblock was written under this volume's key.
+    ///
+    /// # Errors
+    /// [`SuperblockError::Forged`].
+    pub fn authenticate(&self, file: &File, keys: &VolumeKeys) -> Result<(), SuperblockError> {
+        let bytes = self.encode(keys);
+        let mut stored = vec![0; bytes.len()];
+        file.read_exact_at(&mut stored, (self.sequence & 1) * SUPERBLOCK_LEN as u64)?;
+        if bytes == stored { Ok(()) } else { Err(SuperblockError::Forged) }
+    }
+
+    /// Writes the next copy over the older one and makes it durable.
+    ///
+    /// # Errors
+    /// The file system failed; the copy before is untouched.
+    pub fn write(&mut self, file: &File, keys: &VolumeKeys) -> Result<(), SuperblockError> {
+        let next = Self { sequence: self.sequence + 1, ..self.clone() };
+        let bytes = next.encode(keys);
+        if bytes.len() > SUPERBLOCK_LEN {
+            return Err(io::Error::other("the protector does not fit the superblock").into());
+        }
+        file.write_all_at(&bytes, (next.sequence & 1) * SUPERBLOCK_LEN as u64)?;
+        file.sync_all()?;
+        self.sequence = next.sequence;
+        Ok(())
+    }
+
+    fn encode(&self, keys: &VolumeKeys) -> Vec<u8> {
+        let text = serde_json::to_vec(self).unwrap_or_default();
+        let mut out = Vec::with_capacity(HEAD_LEN + text.len() + 2 * CHECK_LEN);
+        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
+        out.extend_from_slice(&self.sequence.to_le_bytes());
+        out.extend_from_slice(&text);
+        let tag = keys.header_tag(&out);
+        out.extend_from_slice(&tag);
+        let sum = custody_envelope::checksum(&out);
+        out.extend_from_slice(&sum);
+        out
+    }
+
+    /// `None`: not a superblock or damaged. `Some(Err)`: of another version.
+    fn decode(bytes: &[u8]) -> Option<Result<Self, u32>> {
+        let rest = bytes.strip_prefix(MAGIC)?;
+        let (version, rest) = rest.split_first_chunk::<4>()?;
+        let (len, rest) = rest.split_first_chunk::<4>()?;
+        let (sequence, rest) = rest.split_first_chunk::<8>()?;
+        if u32::from_le_bytes(*version) != VERSION {
+            return Some(Err(u32::from_le_bytes(*version)));
+        }
+        let len = u32::from_le_bytes(*len) as usize;
+        let text = rest.get(..len)?;
+        let summed = bytes.get(..HEAD_LEN + len + CHECK_LEN)?;
+        let sum = bytes.get(summed.len()..summed.len() + CHECK_LEN)?;
+        if custody_envelope::checksum(summed) != sum {
+            return None;
+        }
+        let mut found: Self = serde_json::from_slice(text).ok()?;
+        found.sequence = u64::from_le_bytes(*sequence);
+        Self::check_size(found.size_bytes).ok()?;
+        Some(Ok(found))
+    }
+}

@@ -1,0 +1,354 @@
+//! What a sealed volume promises, on real files.
+use custody_envelope::VolumeKey;
+use custody_node::{layout::*, *};
+use proptest::prelude::*;
+use std::{fs, os::unix::fs::FileExt as _, path::{Path, PathBuf}, sync::Arc};
+
+const KEY: [u8; 32] = [9; 32];
+
+fn key() -> VolumeKey {
+    VolumeKey::from_bytes(&KEY).unwrap()
+}
+
+fn protector() -> Protector {
+    Protector { kind: ProtectorKind::CustomerManaged, key: "vaults/v/keys/k".into(), managed_identity: "managedIdentities/m".into(), wrapped: None }
+}
+
+fn make(dir: &Path, size: u64) -> (PathBuf, Volume) {
+    let path = dir.join("v.volume");
+    let volume = Volume::create(&path, size, &key(), protector(), VolumeOptions::default()).unwrap();
+    (path, volume)
+}
+
+fn open(path: &Path) -> Volume {
+    Volume::open(path, &key(), VolumeOptions::default()).unwrap()
+}
+
+fn read(volume: &Volume, at: u64, len: usize) -> Vec<u8> {
+    let mut out = vec![0xEE; len];
+    volume.read_at(at, &mut out).unwrap();
+    out
+}
+
+#[test]
+fn what_is_written_is_read_also_after_reopening_without_a_flush() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, volume) = make(dir.path(), 40 << 20);
+    let data: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+    let at = EXTENT_LEN - 12_345;
+    volume.write_at(at, &data).unwrap();
+    assert_eq!(read(&volume, at, data.len()), data);
+    assert_eq!(read(&volume, 0, 8192), vec![0; 8192]);
+    drop(volume);
+    let volume = open(&path);
+    assert_eq!(read(&volume, at, data.len()), data, "the process ended without a flush");
+    volume.flush().unwrap();
+    drop(volume);
+    assert_eq!(read(&open(&path), at, data.len()), data);
+    assert!(matches!(open(&path).read_at((40 << 20) - 1, &mut [0; 2]), Err(VolumeError::OutOfRange { .. })));
+    assert!(matches!(open(&path).write_at(u64::MAX, &[0; 2]), Err(VolumeError::OutOfRange { .. })));
+}
+
+#[test]
+fn nothing_written_stands_in_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, volume) = make(dir.path(), 4 << 20);
+    let planted = b"PLANTED-SECRET-0123456789".repeat(400);
+    volume.write_at(100, &planted).unwrap();
+    volume.flush().unwrap();
+    let file = fs::read(&path).unwrap();
+    assert!(!file.windows(14).any(|w| w == b"PLANTED-SECRET"));
+    assert!(!file.windows(32).any(|w| w == KEY));
+}
+
+#[test]
+fn overwriting_far_more_than_the_spare_slots_works_without_a_flush() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, volume) = make(dir.path(), 2 << 20);
+    for round in 0..60u8 {
+        volume.write_at(0, &vec![round; 2 << 20]).unwrap();
+    }
+    drop(volume);
+    assert_eq!(read(&open(&path), 0, 2 << 20), vec![59; 2 << 20]);
+    assert!(fs::metadata(&path).unwrap().len() < 40 << 20);
+}
+
+#[test]
+fn discarded_blocks_are_zeros_and_stay_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, volume) = make(dir.path(), 20 << 20);
+    volume.write_at(0, &vec![7; 20 << 20]).unwrap();
+    volume.zero_at(1000, 18 << 20).unwrap();
+    volume.flush().unwrap();
+    drop(volume);
+    let volume = open(&path);
+    assert_eq!(read(&volume, 0, 1000), vec![7; 1000]);
+    assert_eq!(read(&volume, 1000, 18 << 20), vec![0; 18 << 20]);
+    assert_eq!(read(&volume, 1000 + (18 << 20), 100), vec![7; 100]);
+    volume.write_at(8192, b"again").unwrap();
+    assert_eq!(read(&volume, 8192, 6), b"again\0");
+}
+
+/// Every byte of the metadata of a small volume, altered one at a time: the volume does not open, or reading
+/// fails, or the altered byte was of a stale copy and the right data is read. Wrong data is never read.
+#[test]
+fn every_altered_byte_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, volume) = make(dir.path(), 1 << 20);
+    let data: Vec<u8> = (0..5 * 4096u32).map(|i| (i / 7) as u8).collect();
+    volume.write_at(0, &data).unwrap();
+    volume.zero_at(4096, 4096).unwrap();
+    volume.flush().unwrap();
+    let mut expected = data;
+    expected[4096..8192].fill(0);
+    drop(volume);
+    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let entries = entries_start(0);
+    let slots = slot_start(0, 0);
+    let ranges = [(0, 900), (16384, 900), (TABLE_START, 512), (TABLE_START + 4096, 512), (header_start(0, 0), 512),
+        (header_start(0, 1), 512), (entries, 600), (slots, 64), (slots + 4096 * 4, 4096)];
+    let (mut refused, mut same) = (0, 0);
+    for (start, len) in ranges {
+        for at in (start..start + len).step_by(if len > 1000 { 97 } else { 1 }) {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+            let mut out = vec![0; expected.len()];
+            let outcome = Volume::open(&path, &key(), VolumeOptions::default()).map_err(|_| ()).and_then(|v| v.read_at(0, &mut out).map_err(|_| ()));
+            match outcome {
+                Ok(()) => {
+                    assert!(out == expected, "byte {at} altered: wrong data was read");
+                    same += 1;
+                }
+                Err(()) => refused += 1,
+            }
+            file.write_all_at(&byte, at).unwrap();
+        }
+    }
+    assert!(refused > 500, "{refused} refused, {same} unaffected");
+    assert_eq!(read(&open(&path), 0, expected.len()), expected, "the test put everything back");
+}
+
+#[test]
+fn wiped_extents_blocks_and_moved_entries_are_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, volume) = make(dir.path(), 40 << 20);
+    volume.write_at(0, &vec![1; 64 * 4096]).unwrap();
+    volume.write_at(EXTENT_LEN, &vec![2; 4096]).unwrap();
+    volume.flush().unwrap();
+    volume.flush().unwrap();
+    drop(volume);
+    let whole = fs::read(&path).unwrap();
+    let attempt = |change: &dyn Fn(&mut Vec<u8>), at: u64| {
+        let mut bytes = whole.clone();
+        change(&mut bytes);
+        let copy = path.with_extension("copy");
+        fs::write(&copy, bytes).unwrap();
+        Volume::open(&copy, &key(), VolumeOptions::default()).is_err()
+            || open(&copy).read_at(at, &mut [0; 4096]).is_err()
+    };
+    let wipe = |from: u64, len: usize| move |b: &mut Vec<u8>| b[from as usize..from as usize + len].fill(0);
+    assert!(attempt(&wipe(extent_start(1), ENTRIES_LEN), EXTENT_LEN), "an extent was wiped");
+    assert!(attempt(&wipe(entries_start(0), 40), 0), "an entry was wiped");
+    assert!(attempt(&wipe(entries_start(0), 40), 4096), "an entry of the same extent was wiped");
+    assert!(attempt(&|b: &mut Vec<u8>| {
+        let (a, z) = (slot_start(0, 0) as usize, slot_start(0, 1) as usize);
+        for i in 0..4096 { b.swap(a + i, z + i); }
+    }, 0), "two blocks were swapped");
+    assert!(attempt(&|b: &mut Vec<u8>| {
+        let (a, z) = (extent_start(0) as usize, extent_start(1) as usize);
+        let first = b[a..a + EXTENT_STRIDE as usize].to_vec();
+        b[z..z + EXTENT_STRIDE as usize].copy_from_slice(&first);
+    }, EXTENT_LEN), "an extent was copied over another");
+    assert!(Volume::open(&path, &VolumeKey::from_bytes(&[1; 32]).unwrap(), VolumeOptions::default()).is_err());
+    let cut = path.with_extension("cut");
+    for len in [0, 100, 20_000, 40_000, whole.len() / 2] {
+        fs::write(&cut, &whole[..len]).unwrap();
+        let outcome = Volume::open(&cut, &key(), VolumeOptions::default());
+        let read = outcome.is_ok_and(|v| v.read_at(EXTENT_LEN, &mut [0; 4096]).is_ok());
+        assert!(!read, "cut to {len}");
+    }
+}
+
+/// A power cut keeps any subset of what was written since the last flush. Flushed blocks are there in any case;
+/// a later write is there whole or not at all.
+#[test]
+fn a_power_cut_keeps_flushed_data_and_never_tears() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, volume) = make(dir.path(), 1 << 20);
+    for round in 1..=4u8 {
+        volume.write_at(0, &vec![round; 8 * 4096]).unwrap();
+        volume.flush().unwrap();
+    }
+    let before = fs::read(&path).unwrap();
+    for round in 5..=6u8 {
+        volume.write_at(0, &vec![round; 8 * 4096]).unwrap();
+    }
+    drop(volume);
+    let after = fs::read(&path).unwrap();
+    let changed: Vec<usize> = (0..after.len() / 512).filter(|s| before[s * 512..s * 512 + 512] != after[s * 512..s * 512 + 512]).collect();
+    let mut seed = 0x9E37_79B9_7F4A_7C15u64;
+    let copy = path.with_extension("cut");
+    for _ in 0..200 {
+        let mut disk = before.clone();
+        for sector in &changed {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            if seed & 1 == 0 {
+                disk[sector * 512..sector * 512 + 512].copy_from_slice(&after[sector * 512..sector * 512 + 512]);
+            }
+        }
+        fs::write(&copy, disk).unwrap();
+        let volume = open(&copy);
+        for block in 0..8 {
+            let bytes = read(&volume, block * 4096, 4096);
+            assert!(bytes[0] >= 4 && bytes.iter().all(|b| *b == bytes[0]), "block {block} was torn or lost");
+        }
+        volume.write_at(0, &[9; 4096]).unwrap();
+        volume.flush().unwrap();
+        drop(volume);
+        assert_eq!(read(&open(&copy), 0, 4096), vec![9; 4096]);
+    }
+}
+
+#[test]
+fn a_data_key_rotates_alone_online_and_resumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, volume) = make(dir.path(), 40 << 20);
+    volume.write_at(0, &vec![3; 1 << 20]).unwrap();
+    volume.write_at(EXTENT_LEN, &vec![4; 4096]).unwrap();
+    volume.zero_at(4096, 4096).unwrap();
+    volume.flush().unwrap();
+    let other = fs::read(&path).unwrap()[slot_start(1, 0) as usize..][..4096].to_vec();
+    std::thread::scope(|scope| {
+        let rotating = scope.spawn(|| volume.rotate_extent(0).unwrap());
+        for i in 0..200u64 {
+            volume.write_at((i % 100) * 4096 + (1 << 20), &i.to_le_bytes().repeat(512)).unwrap();
+        }
+        rotating.join().unwrap();
+    });
+    volume.rotate_extent(0).unwrap();
+    assert_eq!((volume.dek_generation(0).unwrap(), volume.dek_generation(1).unwrap(), volume.dek_generation(2).unwrap()), (3, 1, 0));
+    assert_eq!(fs::read(&path).unwrap()[slot_start(1, 0) as usize..][..4096], other[..], "another extent was touched");
+    drop(volume);
+    let volume = open(&path);
+    assert_eq!(read(&volume, 8192, 4096), vec![3; 4096]);
+    assert_eq!(read(&volume, 4096, 4096), vec![0; 4096]);
+    assert_eq!(read(&volume, (1 << 20) + 99 * 4096, 8), 199u64.to_le_bytes());
+    assert!(volume.take_rotations_due().is_empty());
+}
+
+#[test]
+fn a_data_key_at_its_limit_is_due() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = VolumeOptions { seals_per_key_max: 100, ..VolumeOptions::default() };
+    let volume = Volume::create(&dir.path().join("v"), 1 << 20, &key(), protector(), options).unwrap();
+    for i in 0..150u8 {
+        volume.write_at(0, &[i; 4096]).unwrap();
+    }
+    assert_eq!(volume.take_rotations_due(), [0]);
+    volume.rotate_extent(0).unwrap();
+    assert_eq!(volume.dek_generation(0).unwrap(), 2);
+    assert_eq!(read(&volume, 0, 4096), vec![149; 4096]);
+}
+
+#[test]
+fn a_protector_is_replaced_without_touching_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, volume) = make(dir.path(), 1 << 20);
+    volume.write_at(0, &[5; 4096]).unwrap();
+    volume.flush().unwrap();
+    let next = Protector { key: "vaults/v/keys/other".into(), ..protector() };
+    volume.set_protector(next.clone()).unwrap();
+    drop(volume);
+    assert_eq!(open(&path).protector(), next);
+    assert_eq!(read(&open(&path), 0, 4096), vec![5; 4096]);
+}
+
+#[test]
+fn many_writers_and_flushers_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, volume) = make(dir.path(), 40 << 20);
+    std::thread::scope(|scope| {
+        for t in 0..4u64 {
+            let volume = &volume;
+            scope.spawn(move || {
+                for i in 0..300u64 {
+                    volume.write_at((t * 300 + i) * 1024 * 8, &(t * 1000 + i).to_le_bytes().repeat(128)).unwrap();
+                    if i % 50 == 0 { volume.flush().unwrap(); }
+                }
+            });
+        }
+    });
+    drop(volume);
+    let volume = open(&path);
+    for t in 0..4u64 {
+        for i in 0..300u64 {
+            assert_eq!(read(&volume, (t * 300 + i) * 1024 * 8, 8), (t * 1000 + i).to_le_bytes());
+        }
+    }
+}
+
+#[test]
+fn a_backup_is_of_one_moment_and_restores_elsewhere() {
+    use custody_envelope::StreamKey;
+    let dir = tempfile::tempdir().unwrap();
+    let (_, volume) = make(dir.path(), 40 << 20);
+    let volume = Arc::new(volume);
+    volume.write_at(0, &vec![1; 3 << 20]).unwrap();
+    volume.write_at(EXTENT_LEN + 4096, &vec![2; 4096]).unwrap();
+    let snapshot = Snapshot::take(volume.clone()).unwrap();
+    for _ in 0..5 {
+        volume.write_at(0, &vec![9; 3 << 20]).unwrap();
+    }
+    volume.flush().unwrap();
+    let stream = StreamKey::generate().unwrap();
+    let manifest = BackupManifest {
+        version: 1, backup_id: [3; 16], source: "volumes/v".into(), size_bytes: 40 << 20,
+        create_time: custody_types::UnixMillis::from_secs(1),
+        wrapped: custody_types::WrappedKey { key_version: "vaults/v/keys/k/versions/00000000000000000000000000000000".parse().unwrap(), algorithm: custody_types::WrapAlgorithm::RsaOaep256, ciphertext: vec![1] },
+    };
+    let at = dir.path().join("backup");
+    write_backup(&at, &manifest, &stream, snapshot, |_, _| {}).unwrap();
+    assert!(matches!(write_backup(&at, &manifest, &stream, Snapshot::take(volume.clone()).unwrap(), |_, _| {}), Err(BackupError::Exists)));
+    let restored = Volume::create(&dir.path().join("r"), 40 << 20, &VolumeKey::generate().unwrap(), protector(), VolumeOptions::default()).unwrap();
+    let found = BackupManifest::read(&at).unwrap();
+    read_backup(&at, &found, &stream, |offset, block| restored.write_at(offset, block)).unwrap();
+    assert_eq!(read(&restored, 0, 3 << 20), vec![1; 3 << 20]);
+    assert_eq!(read(&restored, EXTENT_LEN + 4096, 4096), vec![2; 4096]);
+    let forged = BackupManifest { source: "volumes/w".into(), ..found.clone() };
+    assert!(read_backup(&at, &forged, &stream, |_, _| Ok(())).is_err(), "the manifest was altered");
+    let data = at.join("data.sealed");
+    let whole = fs::read(&data).unwrap();
+    for len in [0, 3, 100, whole.len() - 1] {
+        fs::write(&data, &whole[..len]).unwrap();
+        assert!(read_backup(&at, &found, &stream, |_, _| Ok(())).is_err(), "cut to {len}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// Any sequence of writes, zeroings, flushes, rotations and reopenings gives what a plain array gives.
+    #[test]
+    fn a_volume_is_an_array(steps in proptest::collection::vec((0..6u8, 0..1_048_576usize, 1..40_000usize, any::<u8>()), 1..40)) {
+        let dir = tempfile::tempdir().unwrap();
+        let size = 1usize << 20;
+        let (path, mut volume) = make(dir.path(), size as u64);
+        let mut model = vec![0u8; size];
+        for (what, at, len, fill) in steps {
+            let len = len.min(size - at);
+            match what {
+                0 | 1 => { volume.write_at(at as u64, &vec![fill; len]).unwrap(); model[at..at + len].fill(fill); }
+                2 => { volume.zero_at(at as u64, len as u64).unwrap(); model[at..at + len].fill(0); }
+                3 => volume.flush().unwrap(),
+                4 => volume.rotate_extent(0).unwrap(),
+                _ => { drop(volume); volume = open(&path); }
+            }
+            let mut out = vec![0; len];
+            volume.read_at(at as u64, &mut out).unwrap();
+            prop_assert_eq!(&out[..], &model[at..at + len]);
+        }
+        prop_assert!(read(&volume, 0, size) == model);
+    }
+}
