@@ -1,1 +1,27 @@
-//! Key lifecycle behind the gate: authorize, audit, act, finish.
+//! The vault's domain: key lifecycle behind the gate. No network.
+//!
+//! Start at [`gate`]: every operation is authorized, recorded, done and finished there, and the functions that act
+//! on keys demand a [`gate::Permit`] that only the gate makes.
+
+mod access;
+mod catalog;
+mod error;
+mod event;
+pub mod gate;
+mod keys;
+mod lifecycle;
+mod names;
+mod record;
+mod root;
+mod usage;
+mod vault;
+mod vaults;
+
+pub use access::NewAssignment;
+pub use error::VaultError;
+pub use event::{Event, EventType};
+pub use keys::{AttributeChange, NewKey};
+pub use lifecycle::RECOVERY_DAYS;
+pub use record::{KeyView, VaultRecord, VersionView};
+pub use root::{RootKeyError, load_root_key};
+pub use vault::{Call, Vault, VaultOptions};

@@ -1,0 +1,188 @@
+//! What the vault answers when it does not do something.
+
+use custody_audit::AuditUnavailable;
+use custody_authz::{ConflictingDuty, ScopeError, UnknownRole};
+use custody_envelope::RandomError;
+use custody_kek::{ImportError, UnknownRsaSize, UnwrapFailed, WrapError};
+use custody_store::StoreError;
+use custody_types::{KeyState, KeyUse, NameError, Permission};
+
+/// An operation that was not done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VaultError {
+    /// The caller may not, or the resource does not exist and the caller may not know.
+    #[error("permission `{permission}` denied on `{resource}` (or it might not exist); ask a Key Vault Administrator of the vault for a role that has it")]
+    PermissionDenied {
+        /// What was missing.
+        permission: Permission,
+        /// On what.
+        resource: String,
+    },
+    /// The caller may know, and it does not exist.
+    #[error("`{0}` does not exist")]
+    NotFound(String),
+    /// The name is taken.
+    #[error("`{0}` exists already; rotate it for a new version, or choose another id")]
+    AlreadyExists(String),
+    /// The name belongs to a deleted key, or to one that was purged.
+    #[error("`{name}` {why}")]
+    NameHeld {
+        /// The name.
+        name: String,
+        /// Why it cannot be used.
+        why: &'static str,
+    },
+    /// The key's state does not allow this use.
+    #[error("key version `{name}` is {state} and does not {}", verb(*.usage))]
+    KeyUnusable {
+        /// The version.
+        name: String,
+        /// Where it is in its life.
+        state: KeyState,
+        /// What was asked.
+        usage: KeyUse,
+    },
+    /// The transition is not allowed.
+    #[error("`{name}`: {why}")]
+    Precondition {
+        /// What it is about.
+        name: String,
+        /// Why not, and what to do.
+        why: &'static str,
+    },
+    /// A field of the request is wrong.
+    #[error("`{field}`: {why}")]
+    Invalid {
+        /// The field.
+        field: &'static str,
+        /// What is wrong, and what is expected.
+        why: String,
+    },
+    /// The wrapped key does not open. One text for every cause.
+    #[error(transparent)]
+    UnwrapFailed(#[from] UnwrapFailed),
+    /// A second, conflicting duty.
+    #[error(transparent)]
+    ConflictingDuty(#[from] ConflictingDuty),
+    /// The audit journal cannot be written.
+    #[error(transparent)]
+    AuditUnavailable(#[from] AuditUnavailable),
+    /// The store failed.
+    #[error("the vault's store failed; nothing was changed")]
+    Store(#[from] StoreError),
+    /// Stored key material does not open under the root key.
+    #[error("the stored private key of `{0}` does not authenticate; restore the vault's store from a backup")]
+    Damaged(String),
+    /// The cryptographic backend or the random source failed.
+    #[error("the cryptographic backend failed; nothing was changed")]
+    Backend,
+}
+
+fn verb(usage: KeyUse) -> &'static str {
+    match usage {
+        KeyUse::Wrap => "wrap",
+        _ => "unwrap",
+    }
+}
+
+impl VaultError {
+    /// The canonical status (google.rpc.Code) by name.
+    #[must_use]
+    pub fn status(&self) -> &'static str {
+        match self {
+            Self::PermissionDenied { .. } => "PERMISSION_DENIED",
+            Self::NotFound(_) => "NOT_FOUND",
+            Self::AlreadyExists(_) | Self::NameHeld { .. } => "ALREADY_EXISTS",
+            Self::KeyUnusable { .. } | Self::Precondition { .. } | Self::ConflictingDuty(_) => "FAILED_PRECONDITION",
+            Self::Invalid { .. } | Self::UnwrapFailed(_) => "INVALID_ARGUMENT",
+            Self::AuditUnavailable(_) | Self::Store(_) => "UNAVAILABLE",
+            Self::Damaged(_) => "DATA_LOSS",
+            Self::Backend => "INTERNAL",
+        }
+    }
+
+    /// The `ErrorInfo.reason`; each has a page in `docs/errors`.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::PermissionDenied { .. } => "PERMISSION_DENIED",
+            Self::NotFound(_) => "NOT_FOUND",
+            Self::AlreadyExists(_) => "ALREADY_EXISTS",
+            Self::NameHeld { .. } => "NAME_HELD",
+            Self::KeyUnusable { state, .. } => match state {
+                KeyState::PreActive => "KEY_PRE_ACTIVE",
+                KeyState::Suspended => "KEY_SUSPENDED",
+                KeyState::Expired => "KEY_EXPIRED",
+                KeyState::Deleted => "KEY_DELETED",
+                _ => "KEY_DESTROYED",
+            },
+            Self::Precondition { .. } => "INVALID_KEY_TRANSITION",
+            Self::Invalid { .. } => "INVALID_FIELD",
+            Self::UnwrapFailed(_) => "UNWRAP_FAILED",
+            Self::ConflictingDuty(_) => "CONFLICTING_DUTY",
+            Self::AuditUnavailable(_) => "AUDIT_UNAVAILABLE",
+            Self::Store(_) => "STORE_UNAVAILABLE",
+            Self::Damaged(_) => "STORED_KEY_DAMAGED",
+            Self::Backend => "BACKEND_FAILED",
+        }
+    }
+
+    /// The request field at fault, where it is one.
+    #[must_use]
+    pub fn field(&self) -> Option<&'static str> {
+        match self {
+            Self::Invalid { field, .. } => Some(field),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn invalid(field: &'static str, why: impl ToString) -> Self {
+        Self::Invalid { field, why: why.to_string() }
+    }
+}
+
+impl From<NameError> for VaultError {
+    fn from(e: NameError) -> Self {
+        Self::invalid("name", e)
+    }
+}
+
+impl From<UnknownRole> for VaultError {
+    fn from(e: UnknownRole) -> Self {
+        Self::invalid("role_assignment.role", e)
+    }
+}
+
+impl From<ScopeError> for VaultError {
+    fn from(e: ScopeError) -> Self {
+        Self::invalid("role_assignment.scope", e)
+    }
+}
+
+impl From<UnknownRsaSize> for VaultError {
+    fn from(e: UnknownRsaSize) -> Self {
+        Self::invalid("key_size_bits", e)
+    }
+}
+
+impl From<ImportError> for VaultError {
+    fn from(e: ImportError) -> Self {
+        Self::invalid("private_key", e)
+    }
+}
+
+impl From<WrapError> for VaultError {
+    fn from(e: WrapError) -> Self {
+        match e {
+            WrapError::Backend => Self::Backend,
+            other => Self::invalid("plaintext", other),
+        }
+    }
+}
+
+impl From<RandomError> for VaultError {
+    fn from(_: RandomError) -> Self {
+        Self::Backend
+    }
+}

@@ -1,0 +1,116 @@
+//! Deleting, recovering and destroying keys.
+
+use crate::{
+    Call, EventType, KeyView, Vault, VaultError,
+    catalog::{KEYS, RETIRED, VERSIONS},
+    gate::{Permit, op},
+};
+use custody_audit::{Outcome, Record};
+use custody_store::Batch;
+use custody_types::KeyName;
+use std::time::Duration;
+
+/// Days that deleted keys are kept where nothing else was said: Azure's default.
+pub const RECOVERY_DAYS: u32 = 90;
+
+impl Vault {
+    /// Soft-deletes a key: it can no longer be used, and be recovered until its purge time.
+    ///
+    /// # Errors
+    /// Not allowed, does not exist, or is deleted already.
+    pub fn delete_key(&self, call: &Call, name: &str) -> Result<KeyView, VaultError> {
+        let name: KeyName = name.parse()?;
+        self.gate.run(call, name.as_str(), |permit| self.do_delete(&permit, &name))
+    }
+
+    fn do_delete(&self, _: &Permit<op::DeleteKey>, name: &KeyName) -> Result<KeyView, VaultError> {
+        let _one_at_a_time = self.changes.lock();
+        let (mut key, days) = {
+            let catalog = self.catalog.read();
+            (catalog.live_key(name)?.clone(), catalog.vault(&name.vault())?.soft_delete_retention_days)
+        };
+        let now = self.now();
+        key.deleted = Some((now, now.plus(Duration::from_secs(u64::from(days) * 86_400))));
+        self.put(key, None, EventType::Deleted)
+    }
+
+    /// Recovers a soft-deleted key as it was.
+    ///
+    /// # Errors
+    /// Not allowed, does not exist, or is not deleted.
+    pub fn undelete_key(&self, call: &Call, name: &str) -> Result<KeyView, VaultError> {
+        let name: KeyName = name.parse()?;
+        self.gate.run(call, name.as_str(), |permit| self.do_undelete(&permit, &name))
+    }
+
+    fn do_undelete(&self, _: &Permit<op::UndeleteKey>, name: &KeyName) -> Result<KeyView, VaultError> {
+        let _one_at_a_time = self.changes.lock();
+        let mut key = self.catalog.read().key(name)?.clone();
+        if key.deleted.take().is_none() {
+            return Err(VaultError::Precondition { name: name.to_string(), why: "is not deleted" });
+        }
+        self.put(key, None, EventType::Recovered)
+    }
+
+    /// Destroys a soft-deleted key and retires its name. What it wrapped can never be opened again.
+    ///
+    /// # Errors
+    /// Not allowed, does not exist, is not deleted, or the vault has purge protection.
+    pub fn purge_key(&self, call: &Call, name: &str) -> Result<(), VaultError> {
+        let name: KeyName = name.parse()?;
+        self.gate.run(call, name.as_str(), |_: Permit<op::PurgeKey>| {
+            let _one_at_a_time = self.changes.lock();
+            let protected = self.catalog.read().vault(&name.vault())?.purge_protection;
+            let why = match self.catalog.read().key(&name)?.deleted {
+                None => "is not deleted; delete it first",
+                Some(_) if protected => "is under purge protection; it is destroyed at its purge time and not before",
+                Some(_) => return self.destroy(&name),
+            };
+            Err(VaultError::Precondition { name: name.to_string(), why })
+        })
+    }
+
+    fn destroy(&self, name: &KeyName) -> Result<(), VaultError> {
+        let key = self.catalog.read().key(name)?.clone();
+        let mut batch = Batch::new();
+        batch.delete(KEYS, name.as_str()).put(RETIRED, name.as_str(), &true);
+        for version in &key.versions {
+            batch.delete(VERSIONS, version.as_str());
+        }
+        self.commit(batch, |catalog| {
+            catalog.keys.remove(name);
+            catalog.retired.insert(name.to_string());
+            for version in &key.versions {
+                catalog.versions.remove(version);
+            }
+        })?;
+        self.tell(EventType::Purged, name.as_str());
+        Ok(())
+    }
+}
+
+/// Destroys deleted keys whose retention has ended, each with its record first.
+pub(crate) fn purge_due(vault: &Vault) -> Result<(), VaultError> {
+    let now = vault.now();
+    let due: Vec<KeyName> = vault
+        .catalog
+        .read()
+        .keys
+        .values()
+        .filter(|k| k.deleted.is_some_and(|(_, purge)| purge <= now))
+        .map(|k| k.name.clone())
+        .collect();
+    for name in due {
+        let call = vault.own_call()?;
+        let record = Record::begin(now, "KeyPurge", &call.correlation_id, &call.caller, name.as_str());
+        let pending = vault.journal().begin(record)?;
+        let _one_at_a_time = vault.changes.lock();
+        let done = vault.destroy(&name);
+        match &done {
+            Ok(()) => pending.finish(Outcome::Success, "OK", "the retention of the deleted key has ended"),
+            Err(e) => pending.finish(Outcome::Failed, e.status(), &e.to_string()),
+        }
+        done?;
+    }
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! The vault: its store, its catalog, its gate.
+
+use crate::{
+    Event, EventType, VaultError,
+    catalog::Catalog,
+    gate::{Gate, op},
+    lifecycle,
+};
+use custody_audit::{Entry, Journal};
+use custody_envelope::RootKey;
+use custody_kek::Backend;
+use custody_store::{Batch, Store, StoreError};
+use custody_types::{Caller, Clock, Duty, Permission, UnixMillis};
+use parking_lot::{Mutex, RwLock};
+use std::{fmt, sync::Arc};
+
+/// A call: who, and what ties it to a trace.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Who.
+    pub caller: Caller,
+    /// The trace id, or another unique id.
+    pub correlation_id: String,
+}
+
+/// How a vault is run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VaultOptions {
+    /// Which RSA implementation.
+    pub backend: Backend,
+}
+
+type Listener = Box<dyn Fn(Event) + Send + Sync>;
+
+/// All vaults of this process.
+pub struct Vault {
+    pub(crate) store: Store,
+    pub(crate) root: RootKey,
+    pub(crate) options: VaultOptions,
+    pub(crate) gate: Gate,
+    pub(crate) catalog: RwLock<Catalog>,
+    /// Changes are made one after another, each from a state that is on disk.
+    pub(crate) changes: Mutex<()>,
+    pub(crate) clock: Arc<dyn Clock>,
+    journal: Arc<Journal>,
+    listener: Listener,
+}
+
+impl Vault {
+    /// Opens the vault over its store and journal. `listener` is told of every committed change; it must not
+    /// block.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn open(
+        store: Store,
+        root: RootKey,
+        journal: Arc<Journal>,
+        clock: Arc<dyn Clock>,
+        options: VaultOptions,
+        listener: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Result<Self, StoreError> {
+        let (catalog, assignments) = Catalog::load(&store)?;
+        Ok(Self {
+            store,
+            root,
+            options,
+            gate: Gate::new(journal.clone(), assignments),
+            catalog: RwLock::new(catalog),
+            changes: Mutex::new(()),
+            clock,
+            journal,
+            listener: Box::new(listener),
+        })
+    }
+
+    pub(crate) fn now(&self) -> UnixMillis {
+        self.clock.now()
+    }
+
+    pub(crate) fn tell(&self, kind: EventType, resource: &str) {
+        (self.listener)(Event { kind, resource: resource.to_owned(), time: self.now() });
+    }
+
+    /// Commits to the store, then to memory.
+    pub(crate) fn commit<T>(&self, batch: Batch, apply: impl FnOnce(&mut Catalog) -> T) -> Result<T, VaultError> {
+        self.store.commit(batch)?;
+        Ok(apply(&mut self.catalog.write()))
+    }
+
+    /// Records that the caller begins to watch a vault's changes.
+    ///
+    /// # Errors
+    /// The caller has no rights in the vault.
+    pub fn authorize_watch(&self, call: &Call, vault: &str) -> Result<(), VaultError> {
+        let vault: custody_types::VaultName = vault.parse().map_err(|e| VaultError::invalid("parent", e))?;
+        // Whoever holds any assignment in a vault may learn that something in it changed; a node with rights on
+        // one key needs that. The scope of one of its own assignments stands for the vault.
+        let resource = self.gate.assignments.read().of(&call.caller.principal).iter()
+            .find(|a| a.scope.vault() == vault)
+            .map_or_else(|| vault.to_string(), |a| a.scope.to_string());
+        self.gate.run::<op::WatchKeys, _>(call, &resource, |_| Ok(()))
+    }
+
+    /// Audit entries after number `after`: all of them for an auditor, those of the vaults where it has the right
+    /// for a security officer.
+    ///
+    /// # Errors
+    /// The caller is no auditor, or the trail is broken.
+    pub fn read_audit(&self, call: &Call, after: u64, max: usize) -> Result<Vec<Entry>, VaultError> {
+        let all = call.caller.duty == Duty::Auditor;
+        if !all && call.caller.duty != Duty::SecurityOfficer {
+            return self.gate.run::<op::ReadAudit, _>(call, "audit", |_| Ok(Vec::new()));
+        }
+        let broken = |_| VaultError::AuditUnavailable(custody_audit::AuditUnavailable);
+        let mut entries = self.journal.read(after, max).map_err(broken)?;
+        entries.retain(|e| all || self.gate.may(call, Permission::AuditRead, &e.record.resource_id));
+        Ok(entries)
+    }
+
+    /// The number of the last audit record.
+    #[must_use]
+    pub fn audit_head(&self) -> u64 {
+        self.journal.written()
+    }
+
+    /// Does what time has made due: purges deleted keys whose retention has ended.
+    ///
+    /// # Errors
+    /// The store or the journal failed; it is tried again with the next call.
+    pub fn tick(&self) -> Result<(), VaultError> {
+        lifecycle::purge_due(self)
+    }
+
+    /// The caller that stands for the vault itself in the trail.
+    pub(crate) fn own_call(&self) -> Result<Call, VaultError> {
+        let caller = Caller {
+            principal: "principals/custody-vault".to_owned(),
+            duty: Duty::Workload,
+            token_id: String::new(),
+            address: String::new(),
+        };
+        Ok(Call { caller, correlation_id: crate::names::new_id()? })
+    }
+
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+}
+
+impl fmt::Debug for Vault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Vault(..)")
+    }
+}
