@@ -1,0 +1,62 @@
+//! What is served.
+
+use std::sync::Arc;
+
+/// Why a request was not done, as NBD tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// EPERM: access was taken away.
+    Denied,
+    /// EIO: the storage failed or does not authenticate.
+    Failed,
+    /// EINVAL: beyond the end.
+    Invalid,
+    /// ENOSPC: no room.
+    NoSpace,
+}
+
+impl ExportError {
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Self::Denied => 1,
+            Self::Failed => 5,
+            Self::Invalid => 22,
+            Self::NoSpace => 28,
+        }
+    }
+}
+
+/// A flat range of bytes. Calls come from several threads at once.
+pub trait Export: Send + Sync {
+    /// Its length in bytes.
+    fn size_bytes(&self) -> u64;
+    /// Fills `out` from `offset`.
+    ///
+    /// # Errors
+    /// See [`ExportError`].
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), ExportError>;
+    /// Writes `data` at `offset`.
+    ///
+    /// # Errors
+    /// See [`ExportError`].
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), ExportError>;
+    /// Makes a range zeros.
+    ///
+    /// # Errors
+    /// See [`ExportError`].
+    fn zero(&self, offset: u64, len: u64) -> Result<(), ExportError>;
+    /// Makes all finished writes durable, those of other connections too.
+    ///
+    /// # Errors
+    /// See [`ExportError`].
+    fn flush(&self) -> Result<(), ExportError>;
+}
+
+/// The exports by name.
+pub trait Exports: Send + Sync {
+    /// The export of this name, if the client may have it.
+    fn open(&self, name: &str) -> Option<Arc<dyn Export>>;
+    /// Every name.
+    fn names(&self) -> Vec<String>;
+}
