@@ -1,1 +1,14 @@
-//! Clusters as a state machine: plans, steps, reasons.
+//! The control plane's domain: what a cluster is, and which steps lead from one state to the next.
+//!
+//! No I/O but the store: `custody-control-server` carries the steps out. It never holds a key or a block; nothing
+//! in this crate could.
+
+mod cluster;
+mod ledger;
+mod plan;
+mod state;
+
+pub use cluster::{BackupRecord, ClusterRecord, ClusterSpec, EncryptionSpec, NodeRecord, OperationRecord, OperationResult, SpecError};
+pub use ledger::{Ledger, LedgerError};
+pub use plan::{Step, steps};
+pub use state::{ClusterState, Event, TransitionError};

@@ -1,1 +1,7 @@
-//! Principals, managed identities and signed tokens.
+//! The identity service's domain: principals with one duty each, managed identities, signed tokens. No network.
+
+mod registry;
+mod signer;
+
+pub use registry::{Bootstrap, IdentityError, ManagedIdentityRecord, PrincipalRecord, Registry};
+pub use signer::{AUDIENCES, Claims, IssuedToken, Signer, SignerError};

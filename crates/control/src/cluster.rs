@@ -1,0 +1,187 @@
+//! Clusters, their parts, backups and operations, as they are stored.
+
+use crate::ClusterState;
+use custody_types::{ClusterName, KeyName, KeyVersionName, ManagedIdentityName, UnixMillis};
+use serde::{Deserialize, Serialize};
+
+/// Most workers of a cluster.
+const WORKERS_MAX: u32 = 16;
+/// Smallest data volume: PostgreSQL's own files and write-ahead log take some hundred MiB.
+const VOLUME_LEN_MIN: u64 = 512 << 20;
+/// Largest data volume.
+const VOLUME_LEN_MAX: u64 = 4 << 40;
+
+/// What protects a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncryptionSpec {
+    /// A key or a key version.
+    pub key: String,
+    /// The identity that storage nodes act as.
+    pub managed_identity: ManagedIdentityName,
+    /// Whether the customer manages it.
+    pub customer_managed: bool,
+}
+
+/// What a caller asks for, checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterSpec {
+    /// Its name.
+    pub name: ClusterName,
+    /// Number of workers.
+    pub workers: u32,
+    /// Bytes of each data volume.
+    pub volume_size_bytes: u64,
+    /// What protects it.
+    pub encryption: EncryptionSpec,
+    /// The SCRAM verifier of the `dba` role.
+    pub password_verifier: String,
+    /// A backup to restore: its id.
+    pub source_backup: Option<String>,
+}
+
+/// A request for a cluster that cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{field}`: {why}")]
+pub struct SpecError {
+    /// The field of the request.
+    pub field: &'static str,
+    /// What is wrong and what is expected.
+    pub why: String,
+}
+
+impl SpecError {
+    fn new(field: &'static str, why: impl ToString) -> Self {
+        Self { field, why: why.to_string() }
+    }
+}
+
+impl ClusterSpec {
+    /// Checks a request. An empty `key` means the service-managed one, which is `service` as key and identity.
+    ///
+    /// # Errors
+    /// Names the first field that is wrong.
+    pub fn check(
+        id: &str,
+        workers: i32,
+        volume_size_bytes: i64,
+        key: &str,
+        managed_identity: &str,
+        service: (&str, &str),
+    ) -> Result<Self, SpecError> {
+        let name = format!("clusters/{id}").parse().map_err(|e| SpecError::new("cluster_id", e))?;
+        let workers = u32::try_from(workers).ok().filter(|w| *w <= WORKERS_MAX);
+        let workers = workers.ok_or_else(|| SpecError::new("cluster.worker_count", format!("must be 0 to {WORKERS_MAX}")))?;
+        let size = if volume_size_bytes == 0 { 2 << 30 } else { u64::try_from(volume_size_bytes).unwrap_or(0) };
+        if !size.is_multiple_of(4096) || !(VOLUME_LEN_MIN..=VOLUME_LEN_MAX).contains(&size) {
+            return Err(SpecError::new("cluster.volume_size_bytes", "must be a multiple of 4096 from 512 MiB to 4 TiB, or 0 for 2 GiB"));
+        }
+        let customer_managed = !key.is_empty();
+        let (key, identity) = if customer_managed { (key, managed_identity) } else { service };
+        if !customer_managed && !managed_identity.is_empty() {
+            return Err(SpecError::new("cluster.encryption.key", "is required with `managed_identity`"));
+        }
+        if key.parse::<KeyName>().is_err() && key.parse::<KeyVersionName>().is_err() {
+            let why = format!("must be of the form {} or {}", KeyName::PATTERN, KeyVersionName::PATTERN);
+            return Err(SpecError::new("cluster.encryption.key", why));
+        }
+        let managed_identity = identity.parse().map_err(|e| SpecError::new("cluster.encryption.managed_identity", e))?;
+        let encryption = EncryptionSpec { key: key.to_owned(), managed_identity, customer_managed };
+        Ok(Self { name, workers, volume_size_bytes: size, encryption, password_verifier: String::new(), source_backup: None })
+    }
+}
+
+/// One PostgreSQL of a cluster, and where it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// `coordinator` or `worker-{n}`.
+    pub role: String,
+    /// The id of its volume and instance; its temp volume has `-temp` after it.
+    pub id: String,
+    /// Where it was last seen serving.
+    pub endpoint: String,
+    /// The version that wraps its volume key.
+    pub key_version: String,
+}
+
+impl NodeRecord {
+    /// The temp volume's id.
+    #[must_use]
+    pub fn temp_id(&self) -> String {
+        format!("{}-temp", self.id)
+    }
+}
+
+/// A cluster as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    /// What was asked for.
+    pub spec: ClusterSpec,
+    /// Where it is in its life.
+    pub state: ClusterState,
+    /// Why, where it is inaccessible.
+    pub state_reason: String,
+    /// Coordinator first.
+    pub nodes: Vec<NodeRecord>,
+    /// The operation that its state belongs to, until that is done.
+    pub operation: Option<String>,
+    /// Why its making failed: told when the rest has been removed.
+    pub failure: Option<OperationResult>,
+    /// When it was made.
+    pub create_time: UnixMillis,
+}
+
+impl ClusterRecord {
+    /// A new cluster, about to be made.
+    #[must_use]
+    pub fn new(spec: ClusterSpec, operation: String, now: UnixMillis) -> Self {
+        let node = |role: String| NodeRecord { id: format!("{}-{role}", spec.name.id()), role, endpoint: String::new(), key_version: String::new() };
+        let nodes = std::iter::once(node("coordinator".to_owned())).chain((1..=spec.workers).map(|n| node(format!("worker-{n}")))).collect();
+        Self { spec, state: ClusterState::Creating, state_reason: String::new(), nodes, operation: Some(operation), failure: None, create_time: now }
+    }
+}
+
+/// A backup of a whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupRecord {
+    /// `backups/{id}`: the id.
+    pub id: String,
+    /// The cluster it was taken of.
+    pub cluster: ClusterName,
+    /// Number of workers.
+    pub workers: u32,
+    /// Bytes of each data volume.
+    pub volume_size_bytes: u64,
+    /// When.
+    pub create_time: UnixMillis,
+}
+
+/// How an operation ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OperationResult {
+    /// With an error: canonical status, reason, text.
+    Error {
+        /// google.rpc.Code by name.
+        status: String,
+        /// `ErrorInfo.reason`.
+        reason: String,
+        /// For people.
+        message: String,
+    },
+    /// With the thing it worked on.
+    Success,
+}
+
+/// A long-running operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationRecord {
+    /// `operations/{id}`: the id.
+    pub id: String,
+    /// The cluster or backup it works on, as a resource name.
+    pub target: String,
+    /// What it is doing.
+    pub step: String,
+    /// How it ended.
+    pub result: Option<OperationResult>,
+    /// When it began.
+    pub create_time: UnixMillis,
+}
