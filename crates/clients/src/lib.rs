@@ -1,1 +1,28 @@
-//! Typed clients of every service.
+//! Typed clients of every service, over [`AuthenticatedChannel`].
+
+mod vault;
+
+pub use custody_rpc::{AuthenticatedChannel, Endpoint, TokenSource};
+pub use vault::{AccessError, KeyFacts, VaultAccess};
+
+use custody_proto::{
+    audit::audit_log_client::AuditLogClient, control::cluster_manager_client::ClusterManagerClient,
+    database::database_node_client::DatabaseNodeClient, identity::identity_client::IdentityClient,
+    longrunning::operations_client::OperationsClient, storage::storage_node_client::StorageNodeClient,
+    vault::key_vault_client::KeyVaultClient,
+};
+
+/// A client of a vault.
+pub type Vault = KeyVaultClient<AuthenticatedChannel>;
+/// A client of the identity service.
+pub type Identity = IdentityClient<AuthenticatedChannel>;
+/// A client of the control plane.
+pub type Control = ClusterManagerClient<AuthenticatedChannel>;
+/// A client of the control plane's operations.
+pub type Operations = OperationsClient<AuthenticatedChannel>;
+/// A client of a storage node.
+pub type Storage = StorageNodeClient<AuthenticatedChannel>;
+/// A client of a database node.
+pub type Database = DatabaseNodeClient<AuthenticatedChannel>;
+/// A client of an audit trail.
+pub type Audit = AuditLogClient<AuthenticatedChannel>;

@@ -1,2 +1,62 @@
-//! gRPC face of the identity service.
-fn main() {}
+//! `custody-identity`: the gRPC face of the identity service.
+
+mod service;
+
+use clap::Parser;
+use custody_audit::{Journal, Outcome, Record};
+use custody_identity::{Bootstrap, Registry, Signer};
+use custody_rpc::{CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, server, settings, token::TokenVerifier, workers::Workers};
+use custody_types::SystemClock;
+use serde::Deserialize;
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tonic::service::Routes;
+
+#[derive(Parser)]
+#[command(version, about = "Custody's identity service")]
+struct Arguments {
+    /// The settings file, TOML.
+    #[arg(long)]
+    config: PathBuf,
+}
+
+/// Settings of the identity service.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    server: ServerSettings,
+    /// How long a token is valid, in seconds: 10 to 3,600.
+    token_lifetime_s: u64,
+    /// Principals that exist from the first start on.
+    #[serde(default)]
+    bootstrap: Vec<Bootstrap>,
+    /// Managed identities that exist from the first start on, each with a node that may act as it.
+    #[serde(default)]
+    managed: Vec<(String, String)>,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let settings: Settings = settings::read(&Arguments::parse().config)?;
+    anyhow::ensure!((10..=3600).contains(&settings.token_lifetime_s), "`token_lifetime_s` must be 10 to 3600");
+    let _telemetry = custody_telemetry::start("custody-identity", settings.server.otlp_endpoint.as_deref())?;
+    let data = &settings.server.data;
+    let store = custody_store::Store::open(&data.join("store"))?;
+    let journal = Arc::new(Journal::open(&data.join("audit"), Arc::new(SystemClock))?);
+    let signer = Signer::open(data, &settings.server.issuer, Duration::from_secs(settings.token_lifetime_s))?;
+    let registry = Arc::new(Registry::open(store, signer, journal.clone(), Arc::new(SystemClock), &settings.bootstrap, &settings.managed)?);
+    let verifier = Arc::new(TokenVerifier::fixed(&settings.server.issuer, "custody-identity", registry.jwks()));
+    let workers = Workers::new(512);
+    let routes = Routes::default()
+        .add_service(service::IdentityService::server(registry.clone(), workers.clone()))
+        .add_service(AuditLogService::server(Arc::new(service::IdentityTrail(registry)), workers));
+    server::serve(&settings.server, routes, verifier, Some(denial_sink(journal.clone())), server::terminated()).await?;
+    tokio::task::spawn_blocking(move || journal.close()).await?;
+    Ok(())
+}
+
+fn denial_sink(journal: Arc<Journal>) -> DenialSink {
+    Arc::new(move |context: &CallContext, path: &str| {
+        let begin = Record::begin(journal.now(), path.rsplit('/').next().unwrap_or(path), &context.correlation_id, &context.caller, path);
+        journal.append(begin.finish(journal.now(), Outcome::Denied, "PERMISSION_DENIED", "the duty may not call this")).is_ok()
+    })
+}

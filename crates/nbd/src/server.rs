@@ -22,7 +22,7 @@ use std::{
 };
 
 /// How a server is run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ServerOptions {
     /// Most connections at once; more are closed at once.
     pub connections_max: usize,
@@ -30,11 +30,19 @@ pub struct ServerOptions {
     pub negotiation_timeout: Duration,
     /// TLS for TCP, and for Unix clients that want it. Clients must show a certificate if it says so.
     pub tls: Option<Arc<ServerConfig>>,
+    /// Looks at a TLS client's certificate (DER) and says whether it may attach.
+    pub admits: Arc<dyn Fn(&[u8]) -> bool + Send + Sync>,
+}
+
+impl fmt::Debug for ServerOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerOptions").field("connections_max", &self.connections_max).finish_non_exhaustive()
+    }
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { connections_max: 256, negotiation_timeout: Duration::from_secs(10), tls: None }
+        Self { connections_max: 256, negotiation_timeout: Duration::from_secs(10), tls: None, admits: Arc::new(|_| false) }
     }
 }
 
@@ -205,8 +213,16 @@ fn serve(shared: &Shared, stream: Stream) -> Result<(), ConnectionError> {
     let mut outcome = negotiate(Connection::new(socket), &*shared.exports, local, tls.is_some(), true)?;
     if let Outcome::StartTls(connection) = outcome {
         let config = tls.ok_or(ConnectionError::Protocol("TLS is not offered"))?;
-        let session = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
-        let secure = StreamOwned::new(session, connection.into_socket()?);
+        let mut session = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
+        let mut socket = connection.into_socket()?;
+        while session.is_handshaking() {
+            session.complete_io(&mut socket)?;
+        }
+        let certificate = session.peer_certificates().and_then(|chain| chain.first());
+        if !certificate.is_some_and(|c| (shared.options.admits)(c)) {
+            return Err(ConnectionError::Protocol("the client's certificate is not one that may attach"));
+        }
+        let secure = StreamOwned::new(session, socket);
         outcome = negotiate(Connection::new(Box::new(secure)), &*shared.exports, true, false, false)?;
     }
     if let Outcome::Transmit(connection, export, mode) = outcome {

@@ -1,1 +1,22 @@
-//! Transport rules: TLS, tokens, policy table, deadlines, error details.
+//! Transport rules that every service shares: TLS, tokens, the policy table, deadlines, error details.
+//!
+//! A request passes, in this order: TLS, trace context, [`policy`] (which duties may call), the token. Start at
+//! [`authentication`].
+
+pub mod audit_log;
+pub mod authentication;
+pub mod channel;
+pub mod page;
+pub mod policy;
+pub mod server;
+pub mod settings;
+pub mod status;
+pub mod timestamp;
+pub mod tls;
+pub mod token;
+pub mod trace;
+pub mod workers;
+
+pub use authentication::CallContext;
+pub use channel::{AuthenticatedChannel, Endpoint, TokenSource};
+pub use settings::ServerSettings;

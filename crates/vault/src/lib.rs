@@ -25,3 +25,6 @@ pub use lifecycle::RECOVERY_DAYS;
 pub use record::{KeyView, VaultRecord, VersionView};
 pub use root::{RootKeyError, load_root_key};
 pub use vault::{Call, Vault, VaultOptions};
+
+/// Bytes that are erased on drop: for key material that a transport hands in.
+pub type Erased<T> = zeroize::Zeroizing<T>;

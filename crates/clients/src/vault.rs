@@ -1,0 +1,124 @@
+//! The vault as a storage node uses it: get, wrapKey, unwrapKey, and what a refusal means.
+
+use crate::Vault;
+use custody_proto::vault::{GetKeyRequest, KeyState, UnwrapKeyRequest, WrapKeyRequest};
+use custody_rpc::{AuthenticatedChannel, status::reason};
+use custody_types::{KeyVersionName, WrappedKey};
+use tonic::{Code, Status};
+use zeroize::Zeroizing;
+
+/// Why a key cannot be used now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AccessError {
+    /// The vault, or the identity service, answered and refused.
+    #[error("{message}")]
+    Refused {
+        /// The `ErrorInfo.reason`: `KEY_SUSPENDED`, `PERMISSION_DENIED`, ...
+        reason: String,
+        /// For people.
+        message: String,
+        /// The canonical status of the refusal.
+        status: String,
+    },
+    /// No answer, or one that says nothing of access.
+    #[error("the vault cannot be asked: {0}")]
+    Unreachable(String),
+}
+
+impl AccessError {
+    #[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
+    fn from_status(status: Status) -> Self {
+        match status.code() {
+            Code::PermissionDenied | Code::FailedPrecondition | Code::NotFound | Code::InvalidArgument => Self::Refused {
+                reason: reason(&status),
+                message: status.message().to_owned(),
+                status: custody_rpc::status::code_name(status.code()).to_owned(),
+            },
+            _ => Self::Unreachable(status.message().to_owned()),
+        }
+    }
+}
+
+/// What a consumer of a key checks before it relies on it.
+#[derive(Clone, Debug)]
+pub struct KeyFacts {
+    /// The version that wraps.
+    pub current_version: KeyVersionName,
+    /// Whether it may be used now.
+    pub active: bool,
+    /// Whether a deletion can be cut short.
+    pub purge_protected: bool,
+    /// Bits of the modulus.
+    pub size_bits: i32,
+}
+
+/// A vault, as one managed identity.
+#[derive(Clone, Debug)]
+pub struct VaultAccess {
+    client: Vault,
+}
+
+impl VaultAccess {
+    /// Over a channel whose tokens are the identity's.
+    #[must_use]
+    pub fn new(channel: AuthenticatedChannel) -> Self {
+        Self { client: Vault::new(channel) }
+    }
+
+    /// The client itself.
+    #[must_use]
+    pub fn client(&self) -> Vault {
+        self.client.clone()
+    }
+
+    /// Reads a key.
+    ///
+    /// # Errors
+    /// See [`AccessError`].
+    pub async fn get_key(&self, name: &str) -> Result<KeyFacts, AccessError> {
+        let request = GetKeyRequest { name: name.to_owned() };
+        let key = self.client.clone().get_key(request).await.map_err(AccessError::from_status)?.into_inner();
+        let version = key.current_version.unwrap_or_default();
+        let current_version = version.name.parse().map_err(|_| malformed())?;
+        Ok(KeyFacts {
+            current_version,
+            active: version.state == i32::from(KeyState::Active),
+            purge_protected: !key.recovery_level.contains("Purgeable"),
+            size_bits: version.key_size_bits,
+        })
+    }
+
+    /// Wraps key material with a key's current version, or with the version named. Always over the wire, so that
+    /// the vault records it.
+    ///
+    /// # Errors
+    /// See [`AccessError`].
+    pub async fn wrap_key(&self, name: &str, plain: &[u8]) -> Result<WrappedKey, AccessError> {
+        let request = WrapKeyRequest { name: name.to_owned(), algorithm: String::new(), plaintext: plain.to_vec() };
+        let wrapped = self.client.clone().wrap_key(request).await.map_err(AccessError::from_status)?.into_inner();
+        Ok(WrappedKey {
+            key_version: wrapped.key_version.parse().map_err(|_| malformed())?,
+            algorithm: wrapped.algorithm.parse().map_err(|_| malformed())?,
+            ciphertext: wrapped.ciphertext,
+        })
+    }
+
+    /// Opens wrapped key material.
+    ///
+    /// # Errors
+    /// See [`AccessError`].
+    pub async fn unwrap_key(&self, wrapped: &WrappedKey) -> Result<Zeroizing<Vec<u8>>, AccessError> {
+        let request = UnwrapKeyRequest {
+            name: wrapped.key_version.to_string(),
+            algorithm: wrapped.algorithm.to_string(),
+            ciphertext: wrapped.ciphertext.clone(),
+        };
+        let answer = self.client.clone().unwrap_key(request).await.map_err(AccessError::from_status)?;
+        Ok(Zeroizing::new(answer.into_inner().plaintext))
+    }
+}
+
+fn malformed() -> AccessError {
+    AccessError::Unreachable("the vault's answer is malformed".to_owned())
+}

@@ -1,0 +1,105 @@
+//! Who may call which RPC: one table for all services. An RPC without a row does not compile.
+
+use custody_proto::Method::{self, *};
+use custody_types::Duty::{self, Auditor, DatabaseAdministrator, SecurityOfficer, SystemAdministrator, Workload};
+
+/// Who may call an RPC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Rule {
+    /// Anyone, without a token: how one gets a token.
+    Public,
+    /// A workload that shows its client certificate; no token.
+    Certificate,
+    /// Callers of these duties. In the vault, role assignments decide after that.
+    Duties(&'static [Duty]),
+    /// These services, by their principal: what only another part of the platform may ask for.
+    Services(&'static [&'static str]),
+}
+
+const EVERYONE: &[Duty] = &[SecurityOfficer, SystemAdministrator, DatabaseAdministrator, Auditor, Workload];
+const OFFICER: &[Duty] = &[SecurityOfficer];
+const READERS: &[Duty] = &[SecurityOfficer, SystemAdministrator, Auditor];
+const KEY_READERS: &[Duty] = &[SecurityOfficer, SystemAdministrator, Auditor, Workload];
+const CONTROL: &[&str] = &["principals/control"];
+
+/// The rule of an RPC.
+#[must_use]
+pub fn rule(method: Method) -> Rule {
+    match method {
+        IdentityIssueToken | IdentityGetJwks => Rule::Public,
+        IdentityIssueWorkloadToken => Rule::Certificate,
+        IdentityCreatePrincipal | IdentityDeletePrincipal => Rule::Duties(OFFICER),
+        IdentityGetPrincipal | IdentityListPrincipals => Rule::Duties(READERS),
+        IdentityGetManagedIdentity | IdentityListManagedIdentities => Rule::Duties(KEY_READERS),
+        IdentityCreateManagedIdentity
+        | IdentityDeleteManagedIdentity
+        | IdentityBindManagedIdentity
+        | IdentityUnbindManagedIdentity => Rule::Services(CONTROL),
+
+        KeyVaultCreateVault
+        | KeyVaultCreateKey
+        | KeyVaultImportKey
+        | KeyVaultUpdateKey
+        | KeyVaultDeleteKey
+        | KeyVaultUndeleteKey
+        | KeyVaultPurgeKey
+        | KeyVaultRotateKey
+        | KeyVaultUpdateKeyVersion
+        | KeyVaultCreateRoleAssignment
+        | KeyVaultDeleteRoleAssignment => Rule::Duties(EVERYONE),
+        KeyVaultGetVault
+        | KeyVaultListVaults
+        | KeyVaultGetKey
+        | KeyVaultListKeys
+        | KeyVaultGetKeyVersion
+        | KeyVaultListKeyVersions
+        | KeyVaultWrapKey
+        | KeyVaultUnwrapKey
+        | KeyVaultRewrapKey
+        | KeyVaultWatchKeys
+        | KeyVaultListRoleAssignments
+        | KeyVaultListRoleDefinitions => Rule::Duties(EVERYONE),
+
+        AuditLogListRecords | AuditLogTailRecords => Rule::Duties(&[Auditor, SecurityOfficer]),
+
+        ClusterManagerCreateCluster
+        | ClusterManagerDeleteCluster
+        | ClusterManagerStartCluster
+        | ClusterManagerStopCluster
+        | ClusterManagerRewrapCluster
+        | ClusterManagerCreateBackup
+        | ClusterManagerCreateIdentity => Rule::Duties(&[SystemAdministrator]),
+        ClusterManagerGetCluster | ClusterManagerListClusters => {
+            Rule::Duties(&[SecurityOfficer, SystemAdministrator, DatabaseAdministrator, Auditor])
+        }
+        ClusterManagerListBackups => Rule::Duties(READERS),
+        OperationsListOperations | OperationsGetOperation | OperationsWaitOperation => {
+            Rule::Duties(&[SystemAdministrator, Auditor])
+        }
+
+        StorageNodeCreateVolume
+        | StorageNodeDeleteVolume
+        | StorageNodeRevalidateVolume
+        | StorageNodeRewrapVolume
+        | StorageNodeBackupVolume => Rule::Services(CONTROL),
+        StorageNodeRotateExtentKey => Rule::Duties(&[SystemAdministrator]),
+        StorageNodeGetVolume | StorageNodeListVolumes => Rule::Duties(&[SystemAdministrator, Auditor, Workload]),
+        StorageNodeWatchVolume | StorageNodeReadBlocks | StorageNodeWriteBlocks | StorageNodeFlushVolume => {
+            Rule::Services(&["principals/database"])
+        }
+
+        DatabaseNodeCreateInstance
+        | DatabaseNodeDeleteInstance
+        | DatabaseNodeStartInstance
+        | DatabaseNodeStopInstance
+        | DatabaseNodeLinkWorkers => Rule::Services(CONTROL),
+        DatabaseNodeGetInstance | DatabaseNodeListInstances => Rule::Duties(&[SystemAdministrator, Auditor, Workload]),
+    }
+}
+
+/// The RPC of a gRPC path.
+#[must_use]
+pub fn method(path: &str) -> Option<Method> {
+    Method::ALL.iter().copied().find(|m| m.path() == path)
+}

@@ -1,0 +1,134 @@
+//! Verifying tokens by the issuer's JWKS.
+
+use crate::{channel::Endpoint, status::status};
+use custody_proto::identity::identity_client::IdentityClient;
+use custody_types::Duty;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
+use parking_lot::RwLock;
+use serde::Deserialize;
+use std::{
+    collections::HashMap,
+    fmt,
+    time::{Duration, Instant},
+};
+use tonic::Status;
+
+/// What is read of a token.
+#[derive(Clone, Debug, Deserialize)]
+pub struct VerifiedClaims {
+    /// The principal or managed identity.
+    pub sub: String,
+    /// Its duty.
+    pub duty: Duty,
+    /// The token's id.
+    pub jti: String,
+}
+
+/// An unknown key id makes the verifier ask the issuer again, but not more often than this.
+const REFRESH_PAUSE: Duration = Duration::from_secs(1);
+/// Seconds that clocks may differ.
+const LEEWAY_S: u64 = 5;
+
+enum Source {
+    Remote(Endpoint),
+    Fixed,
+}
+
+struct Keys {
+    by_id: HashMap<String, DecodingKey>,
+    asked: Option<Instant>,
+}
+
+/// Verifies tokens for one audience.
+pub struct TokenVerifier {
+    issuer: String,
+    audience: &'static str,
+    source: Source,
+    keys: RwLock<Keys>,
+}
+
+impl TokenVerifier {
+    /// Asks the identity service for its keys, as needed.
+    #[must_use]
+    pub fn remote(issuer: &str, audience: &'static str, identity: Endpoint) -> Self {
+        Self { issuer: issuer.to_owned(), audience, source: Source::Remote(identity), keys: RwLock::new(Keys { by_id: HashMap::new(), asked: None }) }
+    }
+
+    /// With keys that are at hand: for the issuer itself.
+    #[must_use]
+    pub fn fixed(issuer: &str, audience: &'static str, jwks: &str) -> Self {
+        let keys = Keys { by_id: parse(jwks), asked: None };
+        Self { issuer: issuer.to_owned(), audience, source: Source::Fixed, keys: RwLock::new(keys) }
+    }
+
+    fn rejected(why: &str) -> Status {
+        status("UNAUTHENTICATED", "INVALID_TOKEN", &format!("the bearer token is not valid: {why}"), None)
+    }
+
+    /// Verifies signature, issuer, audience and times.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` for a bad token; `UNAVAILABLE` where the issuer's keys cannot be had.
+    pub async fn verify(&self, token: &str) -> Result<VerifiedClaims, Status> {
+        let header = jsonwebtoken::decode_header(token).map_err(|_| Self::rejected("it is not a JWT"))?;
+        if header.alg != Algorithm::ES256 {
+            return Err(Self::rejected("its algorithm is not ES256"));
+        }
+        let kid = header.kid.ok_or_else(|| Self::rejected("it names no key"))?;
+        if let Some(done) = self.check(&kid, token) {
+            return done;
+        }
+        self.refresh().await?;
+        self.check(&kid, token).unwrap_or_else(|| Err(Self::rejected("its key is not the issuer's")))
+    }
+
+    fn check(&self, kid: &str, token: &str) -> Option<Result<VerifiedClaims, Status>> {
+        let keys = self.keys.read();
+        let key = keys.by_id.get(kid)?;
+        let mut validation = Validation::new(Algorithm::ES256);
+        validation.set_issuer(&[&self.issuer]);
+        validation.set_audience(&[self.audience]);
+        validation.set_required_spec_claims(&["iss", "sub", "aud", "exp", "nbf"]);
+        validation.validate_nbf = true;
+        validation.leeway = LEEWAY_S;
+        let decoded = jsonwebtoken::decode::<VerifiedClaims>(token, key, &validation);
+        Some(decoded.map(|d| d.claims).map_err(|e| {
+            use jsonwebtoken::errors::ErrorKind;
+            Self::rejected(match e.kind() {
+                ErrorKind::ExpiredSignature => "it has expired; get a new one",
+                ErrorKind::ImmatureSignature => "it is not valid yet",
+                ErrorKind::InvalidAudience => "it is for another audience",
+                ErrorKind::InvalidIssuer => "it is of another issuer",
+                ErrorKind::InvalidSignature => "its signature does not verify",
+                _ => "it is malformed",
+            })
+        }))
+    }
+
+    async fn refresh(&self) -> Result<(), Status> {
+        let Source::Remote(endpoint) = &self.source else { return Ok(()) };
+        {
+            let mut keys = self.keys.write();
+            if !keys.by_id.is_empty() && keys.asked.is_some_and(|t| t.elapsed() < REFRESH_PAUSE) {
+                return Ok(());
+            }
+            keys.asked = Some(Instant::now());
+        }
+        let unavailable = |_| status("UNAVAILABLE", "IDENTITY_UNAVAILABLE", "the identity service cannot be asked for its keys", None);
+        let mut client = IdentityClient::new(endpoint.channel());
+        let jwks = client.get_jwks(()).await.map_err(unavailable)?.into_inner().json;
+        self.keys.write().by_id = parse(&jwks);
+        Ok(())
+    }
+}
+
+fn parse(jwks: &str) -> HashMap<String, DecodingKey> {
+    let Ok(set) = serde_json::from_str::<JwkSet>(jwks) else { return HashMap::new() };
+    set.keys.iter().filter_map(|jwk| Some((jwk.common.key_id.clone()?, DecodingKey::from_jwk(jwk).ok()?))).collect()
+}
+
+impl fmt::Debug for TokenVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenVerifier").field("audience", &self.audience).finish_non_exhaustive()
+    }
+}

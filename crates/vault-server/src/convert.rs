@@ -1,0 +1,119 @@
+//! Between wire and domain.
+
+use custody_proto::vault as wire;
+use custody_rpc::{
+    status::{invalid, status},
+    timestamp::{from_wire, to_wire},
+};
+use custody_types::{KeyAttributes, KeyState, UnixMillis, WrappedKey};
+use custody_vault::{AttributeChange, Event, EventType, KeyView, VaultError, VaultRecord, VersionView};
+use prost_types::FieldMask;
+use tonic::Status;
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
+pub(crate) fn failed(e: VaultError) -> Status {
+    if matches!(e.status(), "INTERNAL" | "UNAVAILABLE" | "DATA_LOSS") {
+        tracing::error!(error = %e, source = ?std::error::Error::source(&e), "vault operation failed");
+    }
+    status(e.status(), e.reason(), &e.to_string(), e.field())
+}
+
+pub(crate) fn vault(v: VaultRecord) -> wire::Vault {
+    wire::Vault {
+        name: v.name.to_string(),
+        soft_delete_retention_days: i32::try_from(v.soft_delete_retention_days).unwrap_or(0),
+        purge_protection: v.purge_protection,
+        create_time: Some(to_wire(v.create_time)),
+    }
+}
+
+fn attributes(a: KeyAttributes) -> wire::KeyAttributes {
+    wire::KeyAttributes { enabled: a.enabled, not_before: a.not_before.map(to_wire), expire_time: a.expire_time.map(to_wire) }
+}
+
+pub(crate) fn attributes_from(a: Option<&wire::KeyAttributes>) -> Result<KeyAttributes, Status> {
+    let Some(a) = a else { return Ok(KeyAttributes::default()) };
+    let time = |t: &Option<prost_types::Timestamp>, field| t.as_ref().map(|t| from_wire(t, field)).transpose();
+    Ok(KeyAttributes {
+        enabled: a.enabled,
+        not_before: time(&a.not_before, "attributes.not_before")?,
+        expire_time: time(&a.expire_time, "attributes.expire_time")?,
+    })
+}
+
+pub(crate) fn change(a: Option<&wire::KeyAttributes>, mask: Option<&FieldMask>) -> Result<AttributeChange, Status> {
+    let given = attributes_from(a)?;
+    let paths = mask.map(|m| m.paths.as_slice()).unwrap_or_default();
+    if paths.is_empty() {
+        return Err(invalid("update_mask", "must name at least one of enabled, not_before, expire_time"));
+    }
+    let mut change = AttributeChange::default();
+    for path in paths {
+        match path.trim_start_matches("attributes.") {
+            "enabled" => change.enabled = Some(given.enabled),
+            "not_before" => change.not_before = Some(given.not_before),
+            "expire_time" => change.expire_time = Some(given.expire_time),
+            _ => return Err(invalid("update_mask", "may name enabled, not_before and expire_time only")),
+        }
+    }
+    Ok(change)
+}
+
+pub(crate) fn version(v: VersionView) -> wire::KeyVersion {
+    let state = match v.state {
+        KeyState::PreActive => wire::KeyState::PreActive,
+        KeyState::Active => wire::KeyState::Active,
+        KeyState::Suspended => wire::KeyState::Suspended,
+        KeyState::Expired => wire::KeyState::Expired,
+        _ => wire::KeyState::Deleted,
+    };
+    wire::KeyVersion {
+        name: v.name.to_string(),
+        attributes: Some(attributes(v.attributes)),
+        state: state.into(),
+        key_type: "RSA".to_owned(),
+        key_size_bits: i32::try_from(v.size_bits).unwrap_or(0),
+        n: v.n,
+        e: v.e,
+        create_time: Some(to_wire(v.create_time)),
+    }
+}
+
+pub(crate) fn key(k: KeyView) -> wire::Key {
+    // Azure's recovery levels ("Key Vault soft-delete overview"): customized where the retention is below 90 days.
+    let customized = if k.recoverable_days < 90 { "Customized" } else { "" };
+    let purgeable = if k.purge_protection { "" } else { "+Purgeable" };
+    wire::Key {
+        name: k.name.to_string(),
+        current_version: Some(version(k.current)),
+        recovery_level: format!("{customized}Recoverable{purgeable}"),
+        recoverable_days: i32::try_from(k.recoverable_days).unwrap_or(0),
+        delete_time: k.deleted.map(|(t, _)| to_wire(t)),
+        purge_time: k.deleted.map(|(_, t)| to_wire(t)),
+        create_time: Some(to_wire(k.create_time)),
+    }
+}
+
+pub(crate) fn wrapped(w: WrappedKey) -> wire::WrapKeyResponse {
+    wire::WrapKeyResponse { key_version: w.key_version.to_string(), algorithm: w.algorithm.to_string(), ciphertext: w.ciphertext }
+}
+
+pub(crate) fn event(e: Event) -> wire::KeyEvent {
+    let kind = match e.kind {
+        EventType::NewVersionCreated => wire::KeyEventType::NewVersionCreated,
+        EventType::Updated => wire::KeyEventType::Updated,
+        EventType::Deleted => wire::KeyEventType::Deleted,
+        EventType::Recovered => wire::KeyEventType::Recovered,
+        EventType::Purged => wire::KeyEventType::Purged,
+        _ => wire::KeyEventType::AccessChanged,
+    };
+    notice(kind, &e.resource, e.time)
+}
+
+pub(crate) fn notice(kind: wire::KeyEventType, resource: &str, time: UnixMillis) -> wire::KeyEvent {
+    wire::KeyEvent { r#type: kind.into(), resource: resource.to_owned(), event_time: Some(to_wire(time)) }
+}
+
+pub(crate) fn assignment(a: custody_authz::Assignment) -> wire::RoleAssignment {
+    wire::RoleAssignment { name: a.name, principal: a.principal, role: a.role, scope: a.scope.to_string() }
+}
