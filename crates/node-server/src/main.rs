@@ -1,2 +1,96 @@
-//! gRPC and NBD faces of the storage node.
-fn main() {}
+//! `custody-node`: the gRPC and NBD faces of the storage node.
+
+mod backup;
+mod export;
+mod keeper;
+mod managed;
+mod node;
+mod service;
+mod watch;
+
+use anyhow::Context as _;
+use clap::Parser;
+use custody_nbd::{Listener, Server, ServerOptions};
+use custody_rpc::{ServerSettings, authentication::DenialSink, server, settings, tls::principal_of, workers::Workers};
+use node::{Node, NodeConfig};
+use serde::Deserialize;
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use tonic::service::Routes;
+
+#[derive(Parser)]
+#[command(version, about = "Custody's storage node")]
+struct Arguments {
+    /// The settings file, TOML.
+    #[arg(long)]
+    config: PathBuf,
+}
+
+/// Settings of a storage node.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    server: ServerSettings,
+    /// Where the vault is, `https://host:port`.
+    vault: String,
+    /// Where backups are kept.
+    backups: PathBuf,
+    /// The Unix socket for NBD; only its owner may connect.
+    nbd_socket: PathBuf,
+    /// Where to serve NBD over TLS; port 0 takes a free one.
+    nbd_listen: SocketAddr,
+    /// How long keys are held without the vault's answer, in milliseconds: 1,000 to 3,600,000.
+    lease_ms: u64,
+    /// How often the vault is asked, in milliseconds; less than the lease.
+    renew_every_ms: u64,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let settings: Settings = settings::read(&Arguments::parse().config)?;
+    anyhow::ensure!((1_000..=3_600_000).contains(&settings.lease_ms), "`lease_ms` must be 1000 to 3600000");
+    anyhow::ensure!((100..settings.lease_ms).contains(&settings.renew_every_ms), "`renew_every_ms` must be 100 or more and less than `lease_ms`");
+    let _telemetry = custody_telemetry::start("custody-node", settings.server.otlp_endpoint.as_deref())?;
+    let credentials = server::credentials(&settings.server)?;
+    std::fs::create_dir_all(&settings.backups)?;
+    std::fs::create_dir_all(&settings.server.data)?;
+    let lock = std::fs::File::create(settings.server.data.join("lock"))?;
+    lock.try_lock().with_context(|| format!("the data directory `{}` is in use by another process", settings.server.data.display()))?;
+    let nbd_tcp = std::net::TcpListener::bind(settings.nbd_listen).context("nbd_listen")?;
+    let node = Node::open(NodeConfig {
+        data: settings.server.data.clone(),
+        backups: settings.backups.clone(),
+        identity: server::identity_endpoint(&settings.server)?,
+        vault: custody_rpc::Endpoint::new(&settings.vault, &credentials, Duration::from_secs(3))?,
+        lease: Duration::from_millis(settings.lease_ms),
+        renew_every: Duration::from_millis(settings.renew_every_ms),
+        nbd_socket: settings.nbd_socket.clone(),
+        nbd_address: nbd_tcp.local_addr()?,
+    })
+    .await?;
+    let exports: Arc<dyn custody_nbd::Exports> = Arc::new(export::NodeExports(node.clone()));
+    _ = std::fs::remove_file(&settings.nbd_socket);
+    let unix = std::os::unix::net::UnixListener::bind(&settings.nbd_socket).context("nbd_socket")?;
+    std::fs::set_permissions(&settings.nbd_socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    let options = ServerOptions {
+        tls: Some(credentials.mutual_server()?),
+        admits: Arc::new(|certificate| principal_of(certificate).as_deref() == Some("principals/database")),
+        ..ServerOptions::default()
+    };
+    let local = Server::start(Listener::Unix(unix), exports.clone(), options.clone())?;
+    let remote = Server::start(Listener::Tcp(nbd_tcp), exports, options)?;
+    let routes = Routes::default().add_service(service::StorageService::server(node.clone(), Workers::new(512)));
+    let verifier = server::verifier(&settings.server, "custody-node")?;
+    server::serve(&settings.server, routes, verifier, Some(denials()), server::terminated()).await?;
+    tokio::task::spawn_blocking(move || drop((local, remote))).await?;
+    node.close().await;
+    drop(lock);
+    Ok(())
+}
+
+/// A storage node keeps no trail: its refusals are in its log, its key operations in the vault's trail.
+fn denials() -> DenialSink {
+    Arc::new(|context, path| {
+        tracing::warn!(principal = context.caller.principal, duty = %context.caller.duty, path, "call refused");
+        true
+    })
+}

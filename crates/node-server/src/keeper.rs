@@ -1,0 +1,157 @@
+//! The keeper of one volume: renews its lease, erases its keys when access ends, opens it when access is back.
+
+use crate::{managed::{Managed, VolumeStatus}, node::{Node, blocking, failed, key_of, vault_of}};
+use custody_clients::AccessError;
+use custody_envelope::VolumeKey;
+use custody_node::{Lease, LeaseEvent, LeaseState, Protector, RevokeReason, Volume, VolumeOptions};
+use std::{sync::Arc, time::{Duration, Instant}};
+use tokio::time::MissedTickBehavior;
+use tonic::Status;
+use zeroize::Zeroizing;
+
+/// Renewals between looks at the key's current version; events make it look at once.
+const VERSION_EVERY: u32 = 12;
+
+/// Runs until the volume is removed.
+pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
+    let started = Instant::now();
+    let open = managed.volume().is_some();
+    let span = node.config.lease;
+    let mut lease = if open { Lease::granted(Duration::ZERO, span) } else { Lease::waiting(span, RevokeReason::VaultUnreachable) };
+    let protector = managed.protector();
+    let Some(vault) = vault_of(&protector.key) else { return };
+    let mut changes = node.watches.subscribe(&node, vault.as_str(), &protector.managed_identity);
+    let mut nudges = managed.nudges.lock().await;
+    let mut renewals = tokio::time::interval(node.config.renew_every);
+    renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut until_version = 0;
+    loop {
+        let mut waiting = None;
+        // Whatever wakes it, the answer is the same: ask the vault. Only its answer counts.
+        let look_at_version = tokio::select! {
+            _ = renewals.tick() => {
+                until_version = if until_version == 0 { VERSION_EVERY } else { until_version - 1 };
+                until_version == 0
+            }
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    changes = node.watches.subscribe(&node, vault.as_str(), &protector.managed_identity);
+                }
+                true
+            }
+            nudge = nudges.recv() => {
+                waiting = nudge;
+                true
+            }
+        };
+        // An event, or the end of the lease, must not wait for a slow vault.
+        let asked = tokio::time::timeout(node.config.lease, ask(&node, &managed, look_at_version)).await;
+        let (event, opened) = match asked {
+            Ok(Ok(opened)) => (LeaseEvent::Granted, opened),
+            Ok(Err(AccessError::Refused { reason, .. })) => (LeaseEvent::Refused(reason), None),
+            Ok(Err(_)) | Err(_) => (LeaseEvent::Unreachable, None),
+        };
+        lease.apply(started.elapsed(), event);
+        match lease.state() {
+            LeaseState::Revoked(reason) => revoke(&managed, reason).await,
+            _ => {
+                if let Some(volume) = opened {
+                    managed.put(volume);
+                    tracing::info!(volume = %managed.name, "volume open");
+                }
+            }
+        }
+        rotate_due(&managed).await;
+        if let Some(waiting) = waiting {
+            _ = waiting.send(());
+        }
+    }
+}
+
+/// Unwraps the volume key: proof of access now. Opens the volume if it is closed, and follows the key to a new
+/// version if it must.
+async fn ask(node: &Node, managed: &Arc<Managed>, look_at_version: bool) -> Result<Option<Volume>, AccessError> {
+    let protector = managed.protector();
+    let access = node.access(&protector.managed_identity);
+    let Some(wrapped) = &protector.wrapped else { return Ok(None) };
+    let plain = access.unwrap_key(wrapped).await?;
+    let mut opened = None;
+    if managed.volume().is_none() {
+        let path = managed.path.clone();
+        let key = Zeroizing::new(plain.to_vec());
+        let open = move || {
+            let key = VolumeKey::from_bytes(&key).map_err(failed)?;
+            Volume::open(&path, &key, VolumeOptions::default()).map_err(failed)
+        };
+        // A volume that is damaged is not open, whatever the vault says.
+        let volume = blocking(open).await.map_err(|e| AccessError::Refused { reason: "VOLUME_DAMAGED".to_owned(), message: e.message().to_owned(), status: "DATA_LOSS".to_owned() })?;
+        opened = Some(volume);
+    }
+    let follows = !protector.key.contains("/versions/");
+    if look_at_version && follows && let Some(key) = key_of(&protector.key) {
+        let facts = access.get_key(key.as_str()).await?;
+        if facts.active && facts.current_version != wrapped.key_version {
+            let moved = access.wrap_key(facts.current_version.as_str(), &plain).await?;
+            let next = Protector { wrapped: Some(moved), ..protector };
+            rewrap(managed, opened.as_ref(), next).await;
+        }
+    }
+    Ok(opened)
+}
+
+/// Puts the new protector on disk. A failure changes nothing, and the next look tries again.
+async fn rewrap(managed: &Arc<Managed>, opened: Option<&Volume>, next: Protector) {
+    let done = match (opened, managed.volume()) {
+        (Some(volume), _) => volume.set_protector(next.clone()).map_err(failed),
+        (None, Some(volume)) => {
+            let next = next.clone();
+            blocking(move || volume.set_protector(next).map_err(failed)).await
+        }
+        (None, None) => return,
+    };
+    match done {
+        Ok(()) => {
+            let version = next.wrapped.as_ref().map(|w| w.key_version.to_string()).unwrap_or_default();
+            tracing::info!(volume = %managed.name, custody.key.version = version, "volume key re-wrapped");
+            managed.set_protector(next);
+        }
+        Err(e) => tracing::error!(volume = %managed.name, error = e.message(), "the re-wrapped key was not stored"),
+    }
+}
+
+async fn revoke(managed: &Arc<Managed>, reason: &RevokeReason) {
+    let status = VolumeStatus::inaccessible(&reason.to_string());
+    if managed.volume().is_none() {
+        managed.status.send_if_modified(|s| std::mem::replace(s, status.clone()) != status);
+        return;
+    }
+    tracing::warn!(volume = %managed.name, %reason, "access revoked; erasing keys");
+    let closing = managed.clone();
+    _ = blocking(move || {
+        closing.close(status);
+        Ok(())
+    })
+    .await;
+}
+
+/// Rotates data keys that have reached their limit, or whose rotation was cut short.
+async fn rotate_due(managed: &Arc<Managed>) {
+    let Some(volume) = managed.volume() else { return };
+    let due = volume.take_rotations_due();
+    if due.is_empty() {
+        return;
+    }
+    let name = managed.name.clone();
+    let done = blocking(move || due.into_iter().try_for_each(|extent| volume.rotate_extent(extent)).map_err(failed)).await;
+    if let Err(e) = done {
+        tracing::error!(volume = %name, error = e.message(), "a data key was not rotated");
+    }
+}
+
+/// Asks the keeper to look now, and waits until it has.
+pub(crate) async fn nudge(managed: &Managed) -> Result<(), Status> {
+    let (done, looked) = tokio::sync::oneshot::channel();
+    let gone = || custody_rpc::status::status("ABORTED", "VOLUME_GONE", "the volume was removed", None);
+    managed.nudge.send(done).await.map_err(|_| gone())?;
+    looked.await.map_err(|_| gone())
+}

@@ -1,0 +1,121 @@
+//! One volume: its file, whether it is open, and who wants to know.
+
+use custody_node::{Protector, Superblock, Volume};
+use custody_types::VolumeName;
+use parking_lot::{Mutex, RwLock};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+/// Whether a volume can be used, and why not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VolumeStatus {
+    pub(crate) ready: bool,
+    pub(crate) reason: String,
+}
+
+impl VolumeStatus {
+    pub(crate) fn ready() -> Self {
+        Self { ready: true, reason: String::new() }
+    }
+
+    pub(crate) fn inaccessible(reason: &str) -> Self {
+        Self { ready: false, reason: reason.to_owned() }
+    }
+}
+
+/// Asks the keeper to look at the vault now.
+pub(crate) type Nudge = oneshot::Sender<()>;
+
+pub(crate) struct Managed {
+    pub(crate) name: VolumeName,
+    pub(crate) path: PathBuf,
+    size_bytes: u64,
+    protector: RwLock<Protector>,
+    volume: RwLock<Option<Arc<Volume>>>,
+    pub(crate) status: watch::Sender<VolumeStatus>,
+    pub(crate) nudge: mpsc::Sender<Nudge>,
+    pub(crate) nudges: tokio::sync::Mutex<mpsc::Receiver<Nudge>>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Managed {
+    fn new(name: VolumeName, path: PathBuf, size_bytes: u64, protector: Protector, volume: Option<Volume>) -> Self {
+        let status = if volume.is_some() { VolumeStatus::ready() } else { VolumeStatus::inaccessible("STARTING") };
+        let (nudge, nudges) = mpsc::channel(16);
+        Self {
+            name,
+            path,
+            size_bytes,
+            protector: RwLock::new(protector),
+            volume: RwLock::new(volume.map(Arc::new)),
+            status: watch::Sender::new(status),
+            nudge,
+            nudges: tokio::sync::Mutex::new(nudges),
+            task: Mutex::default(),
+        }
+    }
+
+    /// A volume whose key is at hand.
+    pub(crate) fn open(name: VolumeName, path: PathBuf, volume: Volume) -> Self {
+        Self::new(name, path, volume.size_bytes(), volume.protector(), Some(volume))
+    }
+
+    /// A volume that waits for the vault.
+    pub(crate) fn sealed(name: VolumeName, path: PathBuf, superblock: Superblock) -> Self {
+        Self::new(name, path, superblock.size_bytes, superblock.protector, None)
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    pub(crate) fn protector(&self) -> Protector {
+        self.protector.read().clone()
+    }
+
+    /// The open volume. Whoever holds it does one request with it and lets it go.
+    pub(crate) fn volume(&self) -> Option<Arc<Volume>> {
+        self.volume.read().clone()
+    }
+
+    pub(crate) fn set_protector(&self, protector: Protector) {
+        *self.protector.write() = protector;
+    }
+
+    pub(crate) fn put(&self, volume: Volume) {
+        *self.volume.write() = Some(Arc::new(volume));
+        self.status.send_replace(VolumeStatus::ready());
+    }
+
+    /// Takes the keys out of memory: no new request finds the volume, the running ones end, what was acknowledged
+    /// is flushed, and the last handle erases the keys. Blocks until they are gone.
+    pub(crate) fn close(&self, status: VolumeStatus) {
+        let taken = self.volume.write().take();
+        self.status.send_replace(status);
+        let Some(mut volume) = taken else { return };
+        if let Err(e) = volume.flush() {
+            tracing::warn!(volume = %self.name, error = %e, "the last flush failed; recovery will read what reached the disk");
+        }
+        loop {
+            match Arc::try_unwrap(volume) {
+                Ok(last) => return drop(last),
+                // A request is still running with it; it takes no longer than its input and output.
+                Err(shared) => volume = shared,
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+    }
+
+    pub(crate) fn set_task(&self, task: JoinHandle<()>) {
+        *self.task.lock() = Some(task);
+    }
+
+    pub(crate) fn stop_task(&self) {
+        if let Some(task) = self.task.lock().take() {
+            task.abort();
+        }
+    }
+}

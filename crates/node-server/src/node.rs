@@ -1,0 +1,294 @@
+//! The node: its volumes, and how they are made, found and removed.
+
+use crate::{keeper, managed::{Managed, VolumeStatus}, watch::Watches};
+use custody_clients::{AccessError, Endpoint, TokenSource, VaultAccess};
+use custody_envelope::VolumeKey;
+use custody_node::{BackupManifest, Protector, ProtectorKind, Superblock, Volume, VolumeOptions};
+use custody_rpc::status::{invalid, status};
+use custody_types::{KeyName, KeyVersionName, ManagedIdentityName, VaultName, VolumeName};
+use parking_lot::{Mutex, RwLock};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tonic::Status;
+
+pub(crate) struct NodeConfig {
+    pub(crate) data: PathBuf,
+    pub(crate) backups: PathBuf,
+    pub(crate) identity: Endpoint,
+    pub(crate) vault: Endpoint,
+    pub(crate) lease: Duration,
+    pub(crate) renew_every: Duration,
+    pub(crate) nbd_socket: PathBuf,
+    pub(crate) nbd_address: SocketAddr,
+}
+
+pub(crate) struct Node {
+    pub(crate) config: NodeConfig,
+    volumes: RwLock<BTreeMap<VolumeName, Arc<Managed>>>,
+    /// Names that are being made or removed: one at a time for each.
+    busy: Mutex<Vec<VolumeName>>,
+    access: Mutex<HashMap<String, VaultAccess>>,
+    pub(crate) watches: Watches,
+}
+
+/// What a caller wants made.
+pub(crate) struct NewVolume {
+    pub(crate) name: VolumeName,
+    pub(crate) size_bytes: u64,
+    pub(crate) key: String,
+    pub(crate) managed_identity: String,
+    pub(crate) customer_managed: bool,
+    pub(crate) ephemeral: bool,
+    pub(crate) source_backup: String,
+}
+
+struct Busy<'a>(&'a Node, VolumeName);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.busy.lock().retain(|n| *n != self.1);
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
+pub(crate) fn refused(e: AccessError) -> Status {
+    match &e {
+        AccessError::Refused { reason, status: code, message } => {
+            let code = if code == "NOT_FOUND" { "FAILED_PRECONDITION" } else { code };
+            status(code, reason, message, None)
+        }
+        _ => status("UNAVAILABLE", "VAULT_UNAVAILABLE", &e.to_string(), None),
+    }
+}
+
+pub(crate) fn failed(e: impl std::fmt::Display) -> Status {
+    tracing::error!(error = %e, "volume operation failed");
+    status("INTERNAL", "STORAGE_FAILED", &e.to_string(), None)
+}
+
+impl Node {
+    /// Finds the volumes on disk. Sealed ones wait for the vault; ephemeral ones are made anew, empty, since their
+    /// key is gone with the process that had it.
+    pub(crate) async fn open(config: NodeConfig) -> anyhow::Result<Arc<Self>> {
+        let found = fs::read_dir(&config.data)?.filter_map(Result::ok).map(|e| e.path()).collect::<Vec<_>>();
+        let node = Arc::new(Self {
+            watches: Watches::default(),
+            config,
+            volumes: RwLock::default(),
+            busy: Mutex::default(),
+            access: Mutex::default(),
+        });
+        for path in found {
+            match path.extension().and_then(|e| e.to_str()) {
+                Some("partial") => fs::remove_file(&path)?,
+                Some("volume") => node.adopt(&path)?,
+                _ => {}
+            }
+        }
+        Ok(node)
+    }
+
+    fn adopt(self: &Arc<Self>, path: &Path) -> anyhow::Result<()> {
+        let id = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+        let Ok(name) = format!("volumes/{id}").parse::<VolumeName>() else { return Ok(()) };
+        let superblock = match Superblock::read(&File::open(path)?) {
+            Ok(superblock) => superblock,
+            Err(e) => {
+                tracing::error!(volume = %name, error = %e, "a volume cannot be used");
+                return Ok(());
+            }
+        };
+        if superblock.protector.kind == ProtectorKind::Ephemeral {
+            fs::remove_file(path)?;
+            let volume = Self::make_ephemeral(path, superblock.size_bytes)?;
+            self.install(Managed::open(name, path.to_owned(), volume));
+        } else {
+            self.install(Managed::sealed(name, path.to_owned(), superblock));
+        }
+        Ok(())
+    }
+
+    fn install(self: &Arc<Self>, managed: Managed) -> Arc<Managed> {
+        let managed = Arc::new(managed);
+        self.volumes.write().insert(managed.name.clone(), managed.clone());
+        if !managed.protector().key.is_empty() {
+            managed.set_task(tokio::spawn(keeper::keep(self.clone(), managed.clone())));
+        }
+        managed
+    }
+
+    fn make_ephemeral(path: &Path, size_bytes: u64) -> anyhow::Result<Volume> {
+        let protector = Protector { kind: ProtectorKind::Ephemeral, key: String::new(), managed_identity: String::new(), wrapped: None };
+        Ok(Volume::create(path, size_bytes, &VolumeKey::generate()?, protector, VolumeOptions::default())?)
+    }
+
+    pub(crate) fn volume(&self, name: &str) -> Result<Arc<Managed>, Status> {
+        let name: VolumeName = name.parse().map_err(|e| invalid("name", e))?;
+        let found = self.volumes.read().get(&name).cloned();
+        found.ok_or_else(|| status("NOT_FOUND", "NOT_FOUND", &format!("`{name}` does not exist on this node"), None))
+    }
+
+    pub(crate) fn volumes(&self) -> Vec<Arc<Managed>> {
+        self.volumes.read().values().cloned().collect()
+    }
+
+    /// The vault, as a managed identity.
+    pub(crate) fn access(&self, managed_identity: &str) -> VaultAccess {
+        let mut access = self.access.lock();
+        access
+            .entry(managed_identity.to_owned())
+            .or_insert_with(|| {
+                let tokens = TokenSource::workload(self.config.identity.clone(), managed_identity, "custody-vault");
+                VaultAccess::new(self.config.vault.authenticated(tokens))
+            })
+            .clone()
+    }
+
+    fn reserve(&self, name: &VolumeName) -> Result<Busy<'_>, Status> {
+        let mut busy = self.busy.lock();
+        if busy.contains(name) {
+            return Err(status("ABORTED", "OPERATION_IN_PROGRESS", &format!("`{name}` is being made or removed; try again"), None));
+        }
+        busy.push(name.clone());
+        Ok(Busy(self, name.clone()))
+    }
+
+    /// Makes a volume, or answers the one that is there if it is the same.
+    pub(crate) async fn create(self: &Arc<Self>, new: NewVolume) -> Result<Arc<Managed>, Status> {
+        let _busy = self.reserve(&new.name)?;
+        if let Some(there) = self.volumes.read().get(&new.name).cloned() {
+            let p = there.protector();
+            let same = there.size_bytes() == new.size_bytes && p.key == new.key && p.managed_identity == new.managed_identity;
+            return if same { Ok(there) } else { Err(status("ALREADY_EXISTS", "ALREADY_EXISTS", &format!("`{}` exists with another size or key", new.name), None)) };
+        }
+        Superblock::check_size(new.size_bytes).map_err(|e| invalid("volume.size_bytes", e))?;
+        let path = self.config.data.join(format!("{}.volume", new.name.id()));
+        let volume = if new.ephemeral {
+            let (path, size) = (path.clone(), new.size_bytes);
+            blocking(move || Self::make_ephemeral(&path, size).map_err(failed)).await?
+        } else {
+            self.make_sealed(&new, &path).await?
+        };
+        tracing::info!(volume = %new.name, "volume made");
+        Ok(self.install(Managed::open(new.name, path, volume)))
+    }
+
+    /// Checks the key, has a new volume key wrapped, makes the file under another name, fills it from a backup
+    /// where one is given, and only then gives it its name.
+    async fn make_sealed(&self, new: &NewVolume, path: &Path) -> Result<Volume, Status> {
+        let access = self.check_key(new).await?;
+        let key = VolumeKey::generate().map_err(failed)?;
+        let wrapped = access.wrap_key(&new.key, key.expose_to_wrap()).await.map_err(refused)?;
+        // What the vault gave must open again, or the volume would be lost with the first restart.
+        let opened = access.unwrap_key(&wrapped).await.map_err(refused)?;
+        let key = VolumeKey::from_bytes(&opened).map_err(failed)?;
+        let restore = match new.source_backup.as_str() {
+            "" => None,
+            backup => Some(self.open_backup(&access, backup, new.size_bytes).await?),
+        };
+        let kind = if new.customer_managed { ProtectorKind::CustomerManaged } else { ProtectorKind::ServiceManaged };
+        let protector = Protector { kind, key: new.key.clone(), managed_identity: new.managed_identity.clone(), wrapped: Some(wrapped) };
+        let (partial, path, size) = (path.with_extension("partial"), path.to_owned(), new.size_bytes);
+        blocking(move || {
+            _ = fs::remove_file(&partial);
+            let made = Volume::create(&partial, size, &key, protector, VolumeOptions::default()).map_err(failed)?;
+            let filled = restore.map_or(Ok(()), |r| r.fill(&made)).and_then(|()| {
+                fs::rename(&partial, &path).map_err(failed)?;
+                let parent = path.parent().unwrap_or(Path::new("."));
+                File::open(parent).and_then(|d| d.sync_all()).map_err(failed)
+            });
+            if let Err(e) = filled {
+                _ = fs::remove_file(&partial);
+                return Err(e);
+            }
+            Ok(made)
+        })
+        .await
+    }
+
+    /// The rules that Azure has for a key that protects a database (azure-reference 1.2).
+    async fn check_key(&self, new: &NewVolume) -> Result<VaultAccess, Status> {
+        let base = key_of(&new.key).ok_or_else(|| invalid("volume.key", "must be a key or a key version"))?;
+        new.managed_identity.parse::<ManagedIdentityName>().map_err(|e| invalid("volume.managed_identity", e))?;
+        let access = self.access(&new.managed_identity);
+        let facts = access.get_key(base.as_str()).await.map_err(refused)?;
+        let unusable = |reason, why: &str| Err(status("FAILED_PRECONDITION", reason, why, None));
+        if !matches!(facts.size_bits, 2048 | 3072 | 4096) {
+            return unusable("KEY_SIZE", "the key must be RSA of 2048, 3072 or 4096 bits");
+        }
+        if new.customer_managed && !facts.purge_protected {
+            return unusable("PURGE_PROTECTION_REQUIRED", "the key's vault must have purge protection, or the data could be lost at once and for good; make the key in a vault that has it");
+        }
+        if !new.key.contains("/versions/") && !facts.active {
+            return unusable("KEY_NOT_ACTIVE", "the key's current version is not active: enable it, and check its dates");
+        }
+        Ok(access)
+    }
+
+    /// Unwraps a backup's key.
+    pub(crate) async fn open_backup(&self, access: &VaultAccess, backup: &str, size_bytes: u64) -> Result<crate::backup::Restore, Status> {
+        let dir = self.backup_dir(backup)?;
+        let manifest = BackupManifest::read(&dir).map_err(|e| invalid("source_backup", e))?;
+        if manifest.size_bytes != size_bytes {
+            return Err(invalid("volume.size_bytes", format!("must be {}, as the backup's volume had", manifest.size_bytes)));
+        }
+        let plain = access.unwrap_key(&manifest.wrapped).await.map_err(refused)?;
+        crate::backup::Restore::new(dir, manifest, &plain)
+    }
+
+    /// Where a backup is kept: an id, with one folder before it at most.
+    pub(crate) fn backup_dir(&self, backup: &str) -> Result<PathBuf, Status> {
+        let good = |part: &str| format!("volumes/{part}").parse::<VolumeName>().is_ok();
+        if backup.split('/').count() <= 2 && backup.split('/').all(good) {
+            Ok(self.config.backups.join(backup))
+        } else {
+            Err(invalid("backup", "must be an id, or two with a slash between: a-z, 0-9 and -, beginning with a letter"))
+        }
+    }
+
+    /// Closes and removes a volume. Its wrapped key goes with its file: what was in it cannot be opened any more.
+    pub(crate) async fn delete(&self, name: &str) -> Result<(), Status> {
+        let managed = self.volume(name)?;
+        let _busy = self.reserve(&managed.name)?;
+        managed.stop_task();
+        self.volumes.write().remove(&managed.name);
+        blocking(move || {
+            managed.close(VolumeStatus::inaccessible("DELETED"));
+            fs::remove_file(&managed.path).map_err(failed)
+        })
+        .await
+    }
+
+    /// Flushes and closes everything.
+    pub(crate) async fn close(&self) {
+        for managed in self.volumes() {
+            managed.stop_task();
+            _ = blocking(move || {
+                managed.close(VolumeStatus::inaccessible("SHUTDOWN"));
+                Ok(())
+            })
+            .await;
+        }
+    }
+}
+
+/// The key of a key or of a key version.
+pub(crate) fn key_of(name: &str) -> Option<KeyName> {
+    name.parse().ok().or_else(|| name.parse::<KeyVersionName>().ok().map(|v| v.key()))
+}
+
+/// The vault of a key or of a key version.
+pub(crate) fn vault_of(name: &str) -> Option<VaultName> {
+    key_of(name).map(|k| k.vault())
+}
+
+/// Runs work that blocks.
+pub(crate) async fn blocking<T: Send + 'static>(job: impl FnOnce() -> Result<T, Status> + Send + 'static) -> Result<T, Status> {
+    tokio::task::spawn_blocking(job).await.map_err(|_| custody_rpc::status::internal())?
+}

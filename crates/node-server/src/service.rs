@@ -1,0 +1,218 @@
+//! The StorageNode service on the wire.
+
+use crate::{backup, keeper, managed::Managed, node::{NewVolume, Node, failed}};
+use custody_node::{ProtectorKind, VolumeError};
+use custody_proto::storage::{self as wire, storage_node_server::{StorageNode, StorageNodeServer}};
+use custody_rpc::{page::cut, server::MESSAGE_LEN_MAX, status::{invalid, status}, workers::Workers};
+use std::{pin::Pin, sync::Arc};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+pub(crate) struct StorageService {
+    node: Arc<Node>,
+    workers: Workers,
+}
+
+/// Bytes in one message of a read or write.
+const PART_LEN: usize = 1 << 20;
+
+type Parts<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl StorageService {
+    pub(crate) fn server(node: Arc<Node>, workers: Workers) -> StorageNodeServer<Self> {
+        StorageNodeServer::new(Self { node, workers }).max_decoding_message_size(MESSAGE_LEN_MAX)
+    }
+
+    fn view(&self, managed: &Managed) -> wire::Volume {
+        let protector = managed.protector();
+        let status = managed.status.borrow().clone();
+        let state = if status.ready { wire::VolumeState::Ready } else { wire::VolumeState::Inaccessible };
+        wire::Volume {
+            name: managed.name.to_string(),
+            size_bytes: i64::try_from(managed.size_bytes()).unwrap_or(i64::MAX),
+            key: protector.key,
+            managed_identity: protector.managed_identity,
+            customer_managed: protector.kind == ProtectorKind::CustomerManaged,
+            ephemeral: protector.kind == ProtectorKind::Ephemeral,
+            state: state.into(),
+            state_reason: status.reason,
+            key_version: protector.wrapped.map(|w| w.key_version.to_string()).unwrap_or_default(),
+            nbd_socket: self.node.config.nbd_socket.display().to_string(),
+            nbd_address: self.node.config.nbd_address.to_string(),
+        }
+    }
+
+    fn clone_for_stream(&self) -> Self {
+        Self { node: self.node.clone(), workers: self.workers.clone() }
+    }
+}
+
+fn inaccessible(managed: &Managed) -> Status {
+    let reason = managed.status.borrow().reason.clone();
+    let why = format!("`{}` is inaccessible: {reason}", managed.name);
+    status("PERMISSION_DENIED", "VOLUME_INACCESSIBLE", &why, None)
+}
+
+fn volume_failed(e: VolumeError) -> Status {
+    match e {
+        VolumeError::OutOfRange { .. } => status("OUT_OF_RANGE", "OUT_OF_RANGE", &e.to_string(), Some("offset")),
+        VolumeError::NoSpace => status("RESOURCE_EXHAUSTED", "DISK_FULL", &e.to_string(), None),
+        VolumeError::Corrupt { .. } => status("DATA_LOSS", "BLOCK_CORRUPT", &e.to_string(), None),
+        other => failed(other),
+    }
+}
+
+#[tonic::async_trait]
+impl StorageNode for StorageService {
+    type WatchVolumeStream = Parts<wire::Volume>;
+    type ReadBlocksStream = Parts<wire::ReadBlocksResponse>;
+    type BackupVolumeStream = Parts<wire::BackupProgress>;
+
+    async fn create_volume(&self, request: Request<wire::CreateVolumeRequest>) -> Result<Response<wire::Volume>, Status> {
+        let r = request.into_inner();
+        let given = r.volume.ok_or_else(|| invalid("volume", "is required"))?;
+        let name = format!("volumes/{}", r.volume_id).parse().map_err(|e| invalid("volume_id", e))?;
+        let size_bytes = u64::try_from(given.size_bytes).map_err(|_| invalid("volume.size_bytes", "must be positive"))?;
+        let new = NewVolume {
+            name,
+            size_bytes,
+            key: given.key,
+            managed_identity: given.managed_identity,
+            customer_managed: given.customer_managed,
+            ephemeral: given.ephemeral,
+            source_backup: r.source_backup,
+        };
+        Ok(Response::new(self.view(&*self.node.create(new).await?)))
+    }
+
+    async fn get_volume(&self, request: Request<wire::GetVolumeRequest>) -> Result<Response<wire::Volume>, Status> {
+        Ok(Response::new(self.view(&*self.node.volume(&request.get_ref().name)?)))
+    }
+
+    async fn list_volumes(&self, request: Request<wire::ListVolumesRequest>) -> Result<Response<wire::ListVolumesResponse>, Status> {
+        let r = request.into_inner();
+        let (page, next_page_token) = cut(self.node.volumes(), r.page_size, &r.page_token, |m| m.name.to_string())?;
+        Ok(Response::new(wire::ListVolumesResponse { volumes: page.iter().map(|m| self.view(m)).collect(), next_page_token }))
+    }
+
+    async fn delete_volume(&self, request: Request<wire::DeleteVolumeRequest>) -> Result<Response<()>, Status> {
+        self.node.delete(&request.get_ref().name).await.map(Response::new)
+    }
+
+    async fn watch_volume(&self, request: Request<wire::WatchVolumeRequest>) -> Result<Response<Self::WatchVolumeStream>, Status> {
+        let managed = self.node.volume(&request.get_ref().name)?;
+        let mut status = managed.status.subscribe();
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        let view = self.clone_for_stream();
+        tokio::spawn(async move {
+            loop {
+                status.mark_unchanged();
+                if sender.send(Ok(view.view(&managed))).await.is_err() {
+                    return;
+                }
+                tokio::select! {
+                    changed = status.changed() => if changed.is_err() { return },
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn revalidate_volume(&self, request: Request<wire::RevalidateVolumeRequest>) -> Result<Response<wire::Volume>, Status> {
+        let managed = self.node.volume(&request.get_ref().name)?;
+        keeper::nudge(&managed).await?;
+        Ok(Response::new(self.view(&managed)))
+    }
+
+    async fn rewrap_volume(&self, request: Request<wire::RewrapVolumeRequest>) -> Result<Response<wire::Volume>, Status> {
+        let managed = self.node.volume(&request.get_ref().name)?;
+        keeper::nudge(&managed).await?;
+        managed.volume().ok_or_else(|| inaccessible(&managed))?;
+        Ok(Response::new(self.view(&managed)))
+    }
+
+    async fn rotate_extent_key(&self, request: Request<wire::RotateExtentKeyRequest>) -> Result<Response<wire::RotateExtentKeyResponse>, Status> {
+        let r = request.into_inner();
+        let managed = self.node.volume(&r.name)?;
+        let volume = managed.volume().ok_or_else(|| inaccessible(&managed))?;
+        self.workers
+            .run(move || {
+                if u64::from(r.extent) * custody_node::layout::EXTENT_LEN >= volume.size_bytes() {
+                    return Err(invalid("extent", "lies beyond the volume"));
+                }
+                volume.rotate_extent(r.extent).map_err(volume_failed)?;
+                let generation = volume.dek_generation(r.extent).map_err(volume_failed)?;
+                Ok(Response::new(wire::RotateExtentKeyResponse { generation: u32::from(generation) }))
+            })
+            .await
+    }
+
+    async fn read_blocks(&self, request: Request<wire::ReadBlocksRequest>) -> Result<Response<Self::ReadBlocksStream>, Status> {
+        let r = request.into_inner();
+        let managed = self.node.volume(&r.name)?;
+        let end = r.offset.checked_add(r.length).filter(|end| *end <= managed.size_bytes());
+        let end = end.ok_or_else(|| status("OUT_OF_RANGE", "OUT_OF_RANGE", "`length` reaches beyond the volume", Some("length")))?;
+        managed.volume().ok_or_else(|| inaccessible(&managed))?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(2);
+        let workers = self.workers.clone();
+        tokio::spawn(async move {
+            let mut at = r.offset;
+            while at < end {
+                let len = PART_LEN.min(usize::try_from(end - at).unwrap_or(PART_LEN));
+                let managed = managed.clone();
+                // The volume is looked up for each part, so that a revocation ends a long read.
+                let part = workers
+                    .run(move || {
+                        let mut data = vec![0; len];
+                        managed.volume().ok_or_else(|| inaccessible(&managed))?.read_at(at, &mut data).map_err(volume_failed)?;
+                        Ok(wire::ReadBlocksResponse { data })
+                    })
+                    .await;
+                let failed = part.is_err();
+                if sender.send(part).await.is_err() || failed {
+                    return;
+                }
+                at += len as u64;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn write_blocks(&self, request: Request<Streaming<wire::WriteBlocksRequest>>) -> Result<Response<wire::WriteBlocksResponse>, Status> {
+        let mut parts = request.into_inner();
+        let mut managed: Option<Arc<Managed>> = None;
+        let (mut written_bytes, mut flush) = (0, false);
+        while let Some(part) = parts.message().await? {
+            let target = match &managed {
+                Some(target) => target.clone(),
+                None => managed.insert(self.node.volume(&part.name)?).clone(),
+            };
+            if part.data.len() > PART_LEN {
+                return Err(invalid("data", "must be 1 MiB or less in a message"));
+            }
+            flush = part.flush;
+            written_bytes += part.data.len() as u64;
+            self.workers
+                .run(move || target.volume().ok_or_else(|| inaccessible(&target))?.write_at(part.offset, &part.data).map_err(volume_failed))
+                .await?;
+        }
+        let target = managed.ok_or_else(|| invalid("name", "is required in the first message"))?;
+        if flush {
+            self.workers.run(move || target.volume().ok_or_else(|| inaccessible(&target))?.flush().map_err(volume_failed)).await?;
+        }
+        Ok(Response::new(wire::WriteBlocksResponse { written_bytes }))
+    }
+
+    async fn flush_volume(&self, request: Request<wire::FlushVolumeRequest>) -> Result<Response<()>, Status> {
+        let managed = self.node.volume(&request.get_ref().name)?;
+        self.workers.run(move || managed.volume().ok_or_else(|| inaccessible(&managed))?.flush().map_err(volume_failed)).await.map(Response::new)
+    }
+
+    async fn backup_volume(&self, request: Request<wire::BackupVolumeRequest>) -> Result<Response<Self::BackupVolumeStream>, Status> {
+        let r = request.into_inner();
+        let managed = self.node.volume(&r.name)?;
+        let progress = backup::begin(&self.node, managed, &r.backup).await?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(progress))))
+    }
+}
