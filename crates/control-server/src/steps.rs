@@ -1,0 +1,188 @@
+//! Carrying out one step of a plan. Each can be repeated.
+
+use crate::engine::{Engine, Platform};
+use custody_control::{ClusterRecord, NodeRecord, Step};
+use custody_proto::{
+    database::{self as db, Instance, InstanceState},
+    identity::{BindManagedIdentityRequest, UnbindManagedIdentityRequest},
+    storage::{self as st, BackupVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, Volume, VolumeState},
+};
+use tonic::{Code, Status};
+
+/// Why a step is not done.
+pub(crate) enum StepError {
+    /// It was refused, and trying again will not help.
+    Refused(Box<Status>),
+    /// The other service cannot be asked now.
+    NotNow(String),
+    /// It is under way.
+    NotYet,
+}
+
+/// Bytes of a temp volume.
+const TEMP_LEN: i64 = 1 << 30;
+
+impl From<Status> for StepError {
+    fn from(e: Status) -> Self {
+        match e.code() {
+            Code::Unavailable | Code::DeadlineExceeded | Code::Aborted | Code::Cancelled | Code::ResourceExhausted | Code::Unknown => Self::NotNow(e.message().to_owned()),
+            _ => Self::Refused(Box::new(e)),
+        }
+    }
+}
+
+/// What a look at a cluster's parts found.
+pub(crate) struct Seen {
+    pub(crate) nodes: Vec<NodeRecord>,
+    /// The reason of the first volume whose key cannot be used.
+    pub(crate) lost: Option<String>,
+    /// Whether every instance serves.
+    pub(crate) serving: bool,
+}
+
+pub(crate) fn describe(step: &Step) -> String {
+    match step {
+        Step::BindIdentity => "binding the identity".to_owned(),
+        Step::UnbindIdentity => "unbinding the identity".to_owned(),
+        Step::CreateVolume(n) => format!("making the volume of {}", n.role),
+        Step::CreateTempVolume(n) => format!("making the temp volume of {}", n.role),
+        Step::DeleteVolumes(n) => format!("removing the volumes of {}", n.role),
+        Step::CreateInstance(n) => format!("making PostgreSQL of {}", n.role),
+        Step::StartInstance(n) => format!("starting PostgreSQL of {}", n.role),
+        Step::StopInstance(n) => format!("stopping PostgreSQL of {}", n.role),
+        Step::DeleteInstance(n) => format!("removing PostgreSQL of {}", n.role),
+        Step::LinkWorkers => "telling the coordinator of its workers".to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// Does one step and answers the nodes as they are then.
+pub(crate) async fn carry_out(platform: &Platform, engine: &Engine, cluster: &ClusterRecord, step: &Step) -> Result<Vec<NodeRecord>, StepError> {
+    let mut nodes = cluster.nodes.clone();
+    let encryption = &cluster.spec.encryption;
+    let identity = encryption.managed_identity.to_string();
+    match step {
+        Step::BindIdentity => {
+            let request = BindManagedIdentityRequest { name: identity, node: platform.storage_principal.clone() };
+            platform.identity.clone().bind_managed_identity(request).await?;
+        }
+        Step::UnbindIdentity => {
+            let needed = engine.ledger.clusters().map_err(|e| StepError::NotNow(e.to_string()))?.iter().any(|c| {
+                c.spec.name != cluster.spec.name && c.spec.encryption.managed_identity == encryption.managed_identity
+            });
+            if encryption.customer_managed && !needed {
+                let request = UnbindManagedIdentityRequest { name: identity, node: platform.storage_principal.clone() };
+                gone_is_fine(platform.identity.clone().unbind_managed_identity(request).await.map(drop))?;
+            }
+        }
+        Step::CreateVolume(node) => {
+            let volume = Volume {
+                size_bytes: i64::try_from(cluster.spec.volume_size_bytes).unwrap_or(i64::MAX),
+                key: encryption.key.clone(),
+                managed_identity: identity,
+                customer_managed: encryption.customer_managed,
+                ..Volume::default()
+            };
+            let source_backup = cluster.spec.source_backup.as_ref().map(|b| format!("{b}/{}", node.role)).unwrap_or_default();
+            let request = CreateVolumeRequest { volume_id: node.id.clone(), volume: Some(volume), source_backup };
+            let made = platform.storage.clone().create_volume(request).await?.into_inner();
+            nodes.iter_mut().filter(|n| n.id == node.id).for_each(|n| n.key_version.clone_from(&made.key_version));
+        }
+        Step::CreateTempVolume(node) => {
+            let volume = Volume { size_bytes: TEMP_LEN, ephemeral: true, ..Volume::default() };
+            let request = CreateVolumeRequest { volume_id: node.temp_id(), volume: Some(volume), source_backup: String::new() };
+            platform.storage.clone().create_volume(request).await?;
+        }
+        Step::DeleteVolumes(node) => {
+            for id in [node.id.clone(), node.temp_id()] {
+                let request = DeleteVolumeRequest { name: format!("volumes/{id}") };
+                gone_is_fine(platform.storage.clone().delete_volume(request).await.map(drop))?;
+            }
+        }
+        Step::CreateInstance(node) => {
+            let instance = Instance {
+                volume: format!("volumes/{}", node.id),
+                temp_volume: format!("volumes/{}", node.temp_id()),
+                password_verifier: cluster.spec.password_verifier.clone(),
+                ..Instance::default()
+            };
+            let request = db::CreateInstanceRequest { instance_id: node.id.clone(), instance: Some(instance) };
+            let made = platform.database.clone().create_instance(request).await?.into_inner();
+            take_endpoint(&mut nodes, node, &made)?;
+        }
+        Step::StartInstance(node) => {
+            let name = format!("instances/{}", node.id);
+            let mut now = platform.database.clone().get_instance(db::GetInstanceRequest { name: name.clone() }).await?.into_inner();
+            if now.state == i32::from(InstanceState::Stopped) {
+                now = platform.database.clone().start_instance(db::StartInstanceRequest { name }).await?.into_inner();
+            }
+            take_endpoint(&mut nodes, node, &now)?;
+        }
+        Step::StopInstance(node) => {
+            let request = db::StopInstanceRequest { name: format!("instances/{}", node.id) };
+            platform.database.clone().stop_instance(request).await?;
+            nodes.iter_mut().filter(|n| n.id == node.id).for_each(|n| n.endpoint.clear());
+        }
+        Step::DeleteInstance(node) => {
+            let request = db::DeleteInstanceRequest { name: format!("instances/{}", node.id) };
+            gone_is_fine(platform.database.clone().delete_instance(request).await.map(drop))?;
+        }
+        Step::LinkWorkers => link_workers(platform, cluster).await?,
+        _ => {}
+    }
+    Ok(nodes)
+}
+
+fn gone_is_fine(done: Result<(), Status>) -> Result<(), Status> {
+    done.or_else(|e| if e.code() == Code::NotFound { Ok(()) } else { Err(e) })
+}
+
+/// Waits for an instance to serve, and notes where.
+fn take_endpoint(nodes: &mut [NodeRecord], node: &NodeRecord, instance: &Instance) -> Result<(), StepError> {
+    if instance.state != i32::from(InstanceState::Running) {
+        return Err(StepError::NotYet);
+    }
+    nodes.iter_mut().filter(|n| n.id == node.id).for_each(|n| n.endpoint.clone_from(&instance.endpoint));
+    Ok(())
+}
+
+async fn link_workers(platform: &Platform, cluster: &ClusterRecord) -> Result<(), StepError> {
+    let Some((coordinator, workers)) = cluster.nodes.split_first() else { return Ok(()) };
+    if workers.is_empty() {
+        return Ok(());
+    }
+    let workers = workers.iter().map(|w| db::Worker { server: w.role.replace('-', "_"), endpoint: w.endpoint.clone() }).collect();
+    let request = db::LinkWorkersRequest { name: format!("instances/{}", coordinator.id), workers };
+    match platform.database.clone().link_workers(request).await {
+        Err(e) if e.code() == Code::FailedPrecondition => Err(StepError::NotNow(e.message().to_owned())),
+        done => Ok(done.map(drop)?),
+    }
+}
+
+/// Looks at every volume and instance of a cluster.
+pub(crate) async fn observe(platform: &Platform, cluster: &ClusterRecord) -> Result<Seen, Status> {
+    let mut seen = Seen { nodes: cluster.nodes.clone(), lost: None, serving: true };
+    for node in &mut seen.nodes {
+        let volume = platform.storage.clone().get_volume(GetVolumeRequest { name: format!("volumes/{}", node.id) }).await?.into_inner();
+        if volume.state != i32::from(VolumeState::Ready) && seen.lost.is_none() {
+            seen.lost = Some(volume.state_reason);
+        }
+        node.key_version = volume.key_version;
+        let instance = platform.database.clone().get_instance(db::GetInstanceRequest { name: format!("instances/{}", node.id) }).await?.into_inner();
+        seen.serving &= instance.state == i32::from(InstanceState::Running);
+        node.endpoint = instance.endpoint;
+    }
+    Ok(seen)
+}
+
+/// Backs one volume up.
+pub(crate) async fn back_up(platform: &Platform, volume: &str, backup: &str) -> Result<(), Status> {
+    let request = BackupVolumeRequest { name: format!("volumes/{volume}"), backup: backup.to_owned() };
+    let mut progress = platform.storage.clone().backup_volume(request).await?.into_inner();
+    while let Some(st::BackupProgress { complete, .. }) = progress.message().await? {
+        if complete {
+            return Ok(());
+        }
+    }
+    Err(custody_rpc::status::status("UNAVAILABLE", "BACKUP_INTERRUPTED", "the storage node ended during the backup; take another", None))
+}

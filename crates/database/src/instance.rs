@@ -1,0 +1,265 @@
+//! One PostgreSQL with its two volumes.
+
+use crate::{
+    Attachment, DatabaseError, Installation, Source,
+    attachment::release,
+    command::run,
+    filesystem::{mount, unmount},
+};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    net::TcpListener,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Child,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// What an instance is, as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    /// Its id.
+    pub id: String,
+    /// The data volume's id.
+    pub volume: String,
+    /// The temp volume's id.
+    pub temp_volume: String,
+    /// The SCRAM verifier of the `dba` role.
+    pub password_verifier: String,
+    /// The TCP port on loopback; 0 until one was chosen.
+    pub port: u16,
+    /// Whether it shall run.
+    pub wanted: bool,
+}
+
+/// How long a server may take to end by itself at revocation, before it is killed.
+const END_GRACE: Duration = Duration::from_millis(150);
+/// How long a server may take to end at an ordinary stop.
+const STOP_GRACE: Duration = Duration::from_secs(30);
+
+/// An instance on this machine: what of it is running is in memory, everything else in its directory.
+#[derive(Debug)]
+pub struct Instance {
+    dir: PathBuf,
+    installation: Installation,
+    server: Option<Child>,
+    data: Option<Attachment>,
+    temp: Option<Attachment>,
+}
+
+impl InstanceSpec {
+    /// Reads the spec in an instance's directory.
+    ///
+    /// # Errors
+    /// Not readable.
+    pub fn read(dir: &Path) -> Result<Self, DatabaseError> {
+        let bytes = fs::read(dir.join("instance.json"))?;
+        serde_json::from_slice(&bytes).map_err(|e| DatabaseError::Io(e.into()))
+    }
+
+    /// Stores it, durably.
+    ///
+    /// # Errors
+    /// The file system failed.
+    pub fn write(&self, dir: &Path) -> Result<(), DatabaseError> {
+        fs::create_dir_all(dir)?;
+        let partial = dir.join("instance.partial");
+        let mut file = File::create(&partial)?;
+        file.write_all(&serde_json::to_vec(self).map_err(|e| DatabaseError::Io(e.into()))?)?;
+        file.sync_all()?;
+        fs::rename(partial, dir.join("instance.json"))?;
+        Ok(File::open(dir)?.sync_all()?)
+    }
+}
+
+impl Instance {
+    /// Over its directory. Takes down what an earlier process left running there.
+    #[must_use]
+    pub fn new(dir: PathBuf, installation: Installation) -> Self {
+        let mut instance = Self { dir, installation, server: None, data: None, temp: None };
+        instance.kill_leftover();
+        instance.take_down();
+        instance
+    }
+
+    fn pgdata(&self) -> PathBuf {
+        self.dir.join("data/pgdata")
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    fn kill_leftover(&self) {
+        let pid = fs::read_to_string(self.dir.join("server.pid")).ok().and_then(|t| t.trim().parse().ok());
+        let Some(pid) = pid.and_then(Pid::from_raw) else { return };
+        // The number may be another program's by now: only a postgres over our directory is ours.
+        let line = fs::read_to_string(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+        if line.contains(&self.dir.display().to_string()) {
+            _ = kill_process_group(pid, Signal::KILL);
+        }
+    }
+
+    /// Attaches, mounts, makes what is missing, starts, and waits until it serves. Can be repeated.
+    ///
+    /// # Errors
+    /// See [`DatabaseError`]; what was brought up is taken down again.
+    pub fn up(&mut self, spec: &mut InstanceSpec, socket: &Path) -> Result<(), DatabaseError> {
+        if self.running() {
+            return Ok(());
+        }
+        self.take_down();
+        let done = self.bring_up(spec, socket);
+        if done.is_err() {
+            self.stop_now();
+        }
+        done
+    }
+
+    fn bring_up(&mut self, spec: &mut InstanceSpec, socket: &Path) -> Result<(), DatabaseError> {
+        let source = |export: &str| Source { socket: socket.to_owned(), export: export.to_owned() };
+        let data = self.data.insert(Attachment::attach(&source(&spec.volume), &self.dir.join("bridge-data"))?);
+        mount(&data.device, &self.dir.join("data"))?;
+        let temp = self.temp.insert(Attachment::attach(&source(&spec.temp_volume), &self.dir.join("bridge-temp"))?);
+        mount(&temp.device, &self.dir.join("temp"))?;
+        for dir in [self.dir.join("data"), self.dir.join("temp"), self.run_dir()] {
+            run("install", &["-d", "-o", "postgres", "-g", "postgres", "-m", "0700", &dir.display().to_string()])?;
+        }
+        self.installation.init(&self.pgdata())?;
+        self.prepare_temp()?;
+        if spec.port == 0 || TcpListener::bind(("127.0.0.1", spec.port)).is_err() {
+            spec.port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+            spec.write(&self.dir)?;
+        }
+        _ = fs::remove_file(self.pgdata().join("postmaster.pid"));
+        let (log, run_dir) = (self.dir.join("start.log"), self.run_dir());
+        let server = self.server.insert(self.installation.start(&self.dir.join("data/pgdata"), &run_dir, spec.port, &log)?);
+        fs::write(self.dir.join("server.pid"), server.id().to_string())?;
+        self.installation.wait_until_serving(server, &run_dir, spec.port, &log)?;
+        self.set_up_roles(spec)
+    }
+
+    /// The temp volume is empty after every start of its node, and a restored database has links of another
+    /// machine: both are put right before PostgreSQL looks.
+    fn prepare_temp(&self) -> Result<(), DatabaseError> {
+        let space = self.dir.join("temp/space");
+        let folder = space.join(self.installation.tablespace_folder(&self.pgdata())?);
+        let links = self.pgdata().join("pg_tblspc");
+        let known = fs::read_dir(&links)?.filter_map(Result::ok).map(|e| e.path()).collect::<Vec<_>>();
+        let own = |path: &Path| run("install", &["-d", "-o", "postgres", "-g", "postgres", "-m", "0700", &path.display().to_string()]);
+        own(&space)?;
+        if !known.is_empty() {
+            own(&folder)?;
+        }
+        for link in known {
+            if fs::read_link(&link)? != space {
+                fs::remove_file(&link)?;
+                symlink(&space, &link)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_up_roles(&self, spec: &InstanceSpec) -> Result<(), DatabaseError> {
+        let sql = |database: &str, text: &str| self.installation.sql(&self.run_dir(), spec.port, database, text);
+        let there = |query: &str| sql("postgres", query).map(|said| !said.trim().is_empty());
+        if !there("SELECT 1 FROM pg_tablespace WHERE spcname = 'custody_temp'")? {
+            let location = self.dir.join("temp/space").display().to_string().replace('\'', "''");
+            sql("postgres", &format!("CREATE TABLESPACE custody_temp LOCATION '{location}'"))?;
+            sql("postgres", "GRANT CREATE ON TABLESPACE custody_temp TO PUBLIC")?;
+        }
+        let verifier = spec.password_verifier.replace('\'', "''");
+        if !there("SELECT 1 FROM pg_roles WHERE rolname = 'dba'")? {
+            sql("postgres", "CREATE ROLE dba LOGIN CREATEDB CREATEROLE")?;
+        }
+        if !verifier.is_empty() {
+            sql("postgres", &format!("ALTER ROLE dba PASSWORD '{verifier}'"))?;
+        }
+        if !there("SELECT 1 FROM pg_database WHERE datname = 'app'")? {
+            sql("postgres", "CREATE DATABASE app OWNER dba")?;
+        }
+        Ok(())
+    }
+
+    /// Makes foreign servers for workers on a coordinator; the DBA maps users to them.
+    ///
+    /// # Errors
+    /// A worker's endpoint is malformed, or PostgreSQL refused.
+    pub fn link_workers(&self, spec: &InstanceSpec, workers: &[(String, String)]) -> Result<(), DatabaseError> {
+        let mut text = "CREATE EXTENSION IF NOT EXISTS postgres_fdw;\nGRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO dba;\n".to_owned();
+        for (server, endpoint) in workers {
+            let good = !server.is_empty() && server.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            let parts = endpoint.rsplit_once(':').and_then(|(h, p)| Some((h.parse::<std::net::IpAddr>().ok()?, p.parse::<u16>().ok()?)));
+            let (Some((host, port)), true) = (parts, good) else {
+                return Err(DatabaseError::NotServing(format!("worker `{server}` at `{endpoint}` is malformed")));
+            };
+            text += &format!(
+                "CREATE SERVER IF NOT EXISTS {server} FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{host}', port '{port}', dbname 'app');\n\
+                 ALTER SERVER {server} OPTIONS (SET host '{host}', SET port '{port}');\nGRANT USAGE ON FOREIGN SERVER {server} TO dba;\n"
+            );
+        }
+        self.installation.sql(&self.run_dir(), spec.port, "app", &text).map(drop)
+    }
+
+    /// Whether the server and its volumes are there.
+    pub fn running(&mut self) -> bool {
+        let server = self.server.as_mut().is_some_and(|s| s.try_wait().is_ok_and(|e| e.is_none()));
+        server && [&mut self.data, &mut self.temp].into_iter().all(|a| a.as_mut().is_some_and(Attachment::alive))
+    }
+
+    /// Ends the server in the ordinary way, with a checkpoint, and detaches.
+    pub fn stop(&mut self) {
+        self.end_server(Signal::INT, STOP_GRACE);
+        self.take_down();
+    }
+
+    /// Ends the server at once: its volume is gone, and nothing it holds may be served any more. First the
+    /// server, so that no client is answered from its cache; then everything else.
+    pub fn stop_now(&mut self) {
+        self.end_server(Signal::QUIT, END_GRACE);
+        self.take_down();
+    }
+
+    fn end_server(&mut self, signal: Signal, grace: Duration) {
+        let Some(mut server) = self.server.take() else { return };
+        let Some(pid) = i32::try_from(server.id()).ok().and_then(Pid::from_raw) else { return };
+        _ = kill_process(pid, signal);
+        let until = Instant::now() + grace;
+        while Instant::now() < until && server.try_wait().is_ok_and(|e| e.is_none()) {
+            sleep(Duration::from_millis(2));
+        }
+        _ = kill_process_group(pid, Signal::KILL);
+        _ = server.wait();
+        _ = fs::remove_file(self.dir.join("server.pid"));
+    }
+
+    /// Unmounts and detaches, also what an earlier process left.
+    fn take_down(&mut self) {
+        for name in ["data", "temp"] {
+            unmount(&self.dir.join(name));
+        }
+        (self.data, self.temp) = (None, None);
+        for name in ["bridge-data", "bridge-temp"] {
+            release(&self.dir.join(name));
+        }
+    }
+
+    /// Removes the instance's directory; its volumes are not touched.
+    ///
+    /// # Errors
+    /// The file system failed.
+    pub fn remove(mut self) -> Result<(), DatabaseError> {
+        self.stop();
+        Ok(fs::remove_dir_all(&self.dir)?)
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
