@@ -1,0 +1,150 @@
+//! A deployment's directory: certificates, credentials, settings, and where each service is.
+
+use crate::pki;
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+};
+
+/// The services in the order they are stopped in, last first.
+pub(crate) const SERVICES: [&str; 5] = ["identity", "vault", "storage", "database", "control"];
+
+/// The principals made at the first start: id and duty.
+const PRINCIPALS: [(&str, &str); 4] =
+    [("officer", "security_officer"), ("sysadmin", "system_administrator"), ("dba", "database_administrator"), ("auditor", "auditor")];
+
+/// Choices of a start.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) lease_ms: u64,
+    pub(crate) renew_every_ms: u64,
+    pub(crate) backups: Option<PathBuf>,
+    pub(crate) otlp: Option<String>,
+}
+
+/// Where everything is: what clients read.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Deployment {
+    /// Service to `https://host:port`.
+    pub(crate) endpoints: BTreeMap<String, String>,
+    /// The storage node's Unix socket for NBD.
+    pub(crate) nbd_socket: PathBuf,
+    /// The process that runs the services.
+    pub(crate) supervisor_pid: u32,
+}
+
+/// Client credentials of a principal.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Credentials {
+    pub(crate) client_id: String,
+    pub(crate) client_secret: String,
+}
+
+impl Deployment {
+    pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
+        let path = dir.join("deployment.json");
+        let text = fs::read(&path).with_context(|| format!("no deployment in `{}`; start one with `custody up`, or name its directory with --dir", dir.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("`{}` is malformed", path.display()))
+    }
+
+    /// Prepares a directory: makes what is missing, writes every service's settings anew with free ports.
+    pub(crate) fn prepare(dir: &Path, options: &Options) -> anyhow::Result<Self> {
+        fs::create_dir_all(dir)?;
+        fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
+        let dir = dir.canonicalize()?;
+        pki::ensure(&dir.join("pki"), &SERVICES)?;
+        let bootstrap = credentials(&dir)?;
+        // All bound before any is released, so that no two services get the same port.
+        let holders = SERVICES.iter().map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
+        let ports = holders.iter().map(|h| Ok(h.local_addr()?.port())).collect::<anyhow::Result<Vec<_>>>()?;
+        let endpoints: BTreeMap<String, String> = SERVICES.iter().zip(&ports).map(|(s, p)| ((*s).to_owned(), format!("https://127.0.0.1:{p}"))).collect();
+        let nbd_socket = dir.join("storage/nbd.sock");
+        anyhow::ensure!(nbd_socket.as_os_str().len() < 100, "`{}` is too long for a Unix socket; choose a shorter --dir", dir.display());
+        let deployment = Self { endpoints, nbd_socket, supervisor_pid: std::process::id() };
+        for (service, port) in SERVICES.iter().zip(ports) {
+            let home = dir.join(service);
+            fs::create_dir_all(&home)?;
+            _ = fs::remove_file(home.join("address"));
+            let settings = deployment.settings(&dir, service, port, &bootstrap, options);
+            pki::write_secret(&home.join("settings.toml"), &toml::to_string(&settings)?)?;
+        }
+        fs::create_dir_all(dir.join("logs"))?;
+        pki::write_secret(&dir.join("deployment.json"), &serde_json::to_string_pretty(&deployment)?)?;
+        Ok(deployment)
+    }
+
+    fn settings(&self, dir: &Path, service: &str, port: u16, bootstrap: &[serde_json::Value], options: &Options) -> serde_json::Value {
+        let at = |name: &str| dir.join(name).display().to_string();
+        let home = dir.join(service);
+        let url = |name: &str| self.endpoints.get(name).cloned().unwrap_or_default();
+        let mut server = json!({
+            "listen": format!("127.0.0.1:{port}"),
+            "ca": at("pki/ca.pem"),
+            "certificate": at(&format!("pki/{service}.pem")),
+            "private_key": at(&format!("pki/{service}.key")),
+            "identity": url("identity"),
+            "issuer": "https://identity.custody.localhost",
+            "data": home.join("data"),
+            "address_file": home.join("address"),
+            "reflection": true,
+        });
+        if let (Some(endpoint), Some(fields)) = (&options.otlp, server.as_object_mut()) {
+            fields.insert("otlp_endpoint".to_owned(), json!(endpoint));
+        }
+        match service {
+            "identity" => json!({ "token_lifetime_s": 300, "managed": [["platform", "principals/storage"]], "server": server, "bootstrap": bootstrap }),
+            "vault" => json!({
+                "root_key": home.join("root.key"),
+                "server": server,
+                "service_managed": { "vault": "platform", "key": "service-managed", "managed_identity": "managedIdentities/platform" },
+            }),
+            "storage" => json!({
+                "vault": url("vault"),
+                "backups": options.backups.clone().unwrap_or_else(|| dir.join("backups")),
+                "nbd_socket": self.nbd_socket,
+                "nbd_listen": "127.0.0.1:0",
+                "lease_ms": options.lease_ms,
+                "renew_every_ms": options.renew_every_ms,
+                "server": server,
+            }),
+            "database" => json!({ "storage": url("storage"), "server": server }),
+            _ => json!({
+                "storage": url("storage"),
+                "storage_principal": "principals/storage",
+                "database": url("database"),
+                "service_key": "vaults/platform/keys/service-managed",
+                "service_identity": "managedIdentities/platform",
+                "server": server,
+            }),
+        }
+    }
+}
+
+/// Makes the principals' secrets that are missing; answers what the identity service is told: hashes only.
+fn credentials(dir: &Path) -> anyhow::Result<Vec<serde_json::Value>> {
+    let home = dir.join("credentials");
+    fs::create_dir_all(&home)?;
+    PRINCIPALS
+        .iter()
+        .map(|(id, duty)| {
+            let path = home.join(format!("{id}.json"));
+            let held = match fs::read(&path) {
+                Ok(text) => serde_json::from_slice(&text).with_context(|| format!("`{}` is malformed", path.display()))?,
+                Err(_) => {
+                    let mut secret = [0; 32];
+                    getrandom::fill(&mut secret).map_err(|e| anyhow::anyhow!("no random bytes: {e}"))?;
+                    let made = Credentials { client_id: format!("principals/{id}"), client_secret: hex::encode(secret) };
+                    pki::write_secret(&path, &serde_json::to_string(&made)?)?;
+                    made
+                }
+            };
+            Ok(json!({ "id": id, "duty": duty, "secret_sha256": hex::encode(Sha256::digest(held.client_secret)) }))
+        })
+        .collect()
+}
