@@ -24,7 +24,7 @@ pub(crate) fn note(text: impl std::fmt::Display) {
 
 pub(crate) fn error(e: &anyhow::Error) {
     if let Some(status) = e.downcast_ref::<tonic::Status>() {
-        eprintln!("error: {} ({} {})", status.message(), code_name(status.code()), reason(status));
+        eprintln!("error: {} ({})", status.message(), format!("{} {}", code_name(status.code()), reason(status)).trim());
     } else {
         eprintln!("error: {e:#}");
     }

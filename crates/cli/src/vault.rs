@@ -32,7 +32,7 @@ pub(crate) enum AccessVerb {
     /// Gives a role.
     Grant {
         /// Who: principals/ID or managedIdentities/ID.
-        principal: String,
+        grantee: String,
         /// Which role: see `custody access roles`.
         role: String,
         /// On what: a vault or a key.
@@ -74,7 +74,7 @@ fn assignment(a: wire::RoleAssignment) -> Value {
 pub(crate) async fn run_access(session: &Session, verb: AccessVerb) -> anyhow::Result<()> {
     let mut client = session.vault("officer")?;
     match verb {
-        AccessVerb::Grant { principal, role, scope } => {
+        AccessVerb::Grant { grantee: principal, role, scope } => {
             let parent = scope.split('/').take(2).collect::<Vec<_>>().join("/");
             let role_assignment = Some(wire::RoleAssignment { principal, role, scope, ..wire::RoleAssignment::default() });
             let made = client.create_role_assignment(wire::CreateRoleAssignmentRequest { parent, role_assignment }).await?;
