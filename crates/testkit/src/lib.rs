@@ -1,1 +1,7 @@
-//! Starts real clusters for tests, plants secrets, scans disks.
+//! Real deployments for tests: real processes, port 0, a directory of their own that is kept when a test fails.
+
+mod collector;
+mod deployment;
+
+pub use collector::Collector;
+pub use deployment::{Deployment, database_tools, eventually, target_program};
