@@ -49,11 +49,15 @@ fn methods(set: &prost_types::FileDescriptorSet) -> Result<String, std::fmt::Err
         }
     }
     variants.sort();
-    let mut text = String::from("/// Every RPC of every service.\n#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]\n#[allow(clippy::enum_variant_names, reason = \"generated\")]\npub enum Method {\n");
+    let mut text = String::from(
+        "/// Every RPC of every service.\n#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]\n#[allow(clippy::enum_variant_names, reason = \"generated\")]\npub enum Method {\n",
+    );
     for (variant, path) in &variants {
         writeln!(text, "    /// `{path}`\n    {variant},")?;
     }
-    text.push_str("}\n\nimpl Method {\n    /// Every RPC, by name.\n    pub const ALL: &'static [Self] = &[\n");
+    text.push_str(
+        "}\n\nimpl Method {\n    /// Every RPC, by name.\n    pub const ALL: &'static [Self] = &[\n",
+    );
     for (variant, _) in &variants {
         writeln!(text, "        Self::{variant},")?;
     }

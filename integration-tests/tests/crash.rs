@@ -1,8 +1,17 @@
 //! kill -9 of each service in turn, under load: every acknowledged write and every audit record is there.
+use custody_proto::storage::{
+    CreateVolumeRequest, ReadBlocksRequest, Volume, WriteBlocksRequest,
+    storage_node_client::StorageNodeClient,
+};
 use custody_proto::vault::{GetKeyRequest, key_vault_client::KeyVaultClient};
-use custody_proto::storage::{CreateVolumeRequest, ReadBlocksRequest, Volume, WriteBlocksRequest, storage_node_client::StorageNodeClient};
 use custody_testkit::{Deployment, database_tools, eventually};
-use std::{sync::{Arc, Mutex, atomic::{AtomicBool, AtomicU64, Ordering}}, time::Duration};
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 /// Rounds over all services.
 const ROUNDS: usize = 20;
@@ -20,7 +29,8 @@ async fn nothing_acknowledged_is_lost() {
 
     // The DBA's load: every id whose INSERT was acknowledged is noted.
     let load = std::thread::spawn({
-        let (deployment, endpoint, stop, written) = (deployment.clone(), endpoint.clone(), stop.clone(), written.clone());
+        let (deployment, endpoint, stop, written) =
+            (deployment.clone(), endpoint.clone(), stop.clone(), written.clone());
         move || {
             let mut id = 0u64;
             while !stop.load(Ordering::Relaxed) {
@@ -35,7 +45,8 @@ async fn nothing_acknowledged_is_lost() {
     // The officer's load: every answered call must have its record.
     let answered = Arc::new(AtomicU64::new(0));
     let calls = tokio::spawn({
-        let (deployment, stop, answered, key) = (deployment.clone(), stop.clone(), answered.clone(), key.clone());
+        let (deployment, stop, answered, key) =
+            (deployment.clone(), stop.clone(), answered.clone(), key.clone());
         async move {
             let mut client = KeyVaultClient::new(deployment.channel("vault", "officer").unwrap());
             while !stop.load(Ordering::Relaxed) {
@@ -53,14 +64,21 @@ async fn nothing_acknowledged_is_lost() {
             tokio::task::block_in_place(|| deployment.kill(service));
             // The load must get through again before the next blow, or nothing would be tested.
             tokio::task::block_in_place(|| {
-                eventually(&format!("round {round}: writes go on after {service} was killed"), Duration::from_secs(90), || {
-                    if let Ok(seen) = deployment.cli(&["cluster", "get", "clusters/crash"])
-                        && let Some(now) = seen.pointer("/nodes/0/endpoint").and_then(|e| e.as_str()).filter(|e| !e.is_empty())
-                    {
-                        now.clone_into(&mut endpoint.lock().unwrap());
-                    }
-                    (written.lock().unwrap().len() > before + 2).then_some(())
-                });
+                eventually(
+                    &format!("round {round}: writes go on after {service} was killed"),
+                    Duration::from_secs(90),
+                    || {
+                        if let Ok(seen) = deployment.cli(&["cluster", "get", "clusters/crash"])
+                            && let Some(now) = seen
+                                .pointer("/nodes/0/endpoint")
+                                .and_then(|e| e.as_str())
+                                .filter(|e| !e.is_empty())
+                        {
+                            now.clone_into(&mut endpoint.lock().unwrap());
+                        }
+                        (written.lock().unwrap().len() > before + 2).then_some(())
+                    },
+                );
             });
         }
     }
@@ -79,10 +97,21 @@ async fn nothing_acknowledged_is_lost() {
     let report = deployment.cli(&["audit", "verify"]).unwrap();
     assert!(report.to_string().contains("records"), "{report}");
     let records = deployment.run(&["audit", "list", "vault", "--resource", &key]);
-    let begun = records.as_array().unwrap().iter().filter(|r| r["operation"] == "KeyGet" && r["result"] == "Started" && r["principal"] == "principals/officer").count();
+    let begun = records
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|r| {
+            r["operation"] == "KeyGet" && r["result"] == "Started" && r["principal"] == "principals/officer"
+        })
+        .count();
     let answered = usize::try_from(answered.load(Ordering::Relaxed)).unwrap();
     assert!(begun >= answered && answered > 100, "{answered} calls were answered, {begun} have a record");
-    println!("{} acknowledged rows and {answered} answered calls over {} kills; none lost", written.len(), ROUNDS * SERVICES.len());
+    println!(
+        "{} acknowledged rows and {answered} answered calls over {} kills; none lost",
+        written.len(),
+        ROUNDS * SERVICES.len()
+    );
 }
 
 /// A write that was acknowledged without a flush survives the end of the process (not of the machine).
@@ -91,20 +120,39 @@ async fn an_acknowledged_block_survives_its_node() {
     let deployment = Deployment::start();
     let make = CreateVolumeRequest {
         volume_id: "raw".into(),
-        volume: Some(Volume { size_bytes: 64 << 20, key: "vaults/platform/keys/service-managed".into(), managed_identity: "managedIdentities/platform".into(), ..Volume::default() }),
+        volume: Some(Volume {
+            size_bytes: 64 << 20,
+            key: "vaults/platform/keys/service-managed".into(),
+            managed_identity: "managedIdentities/platform".into(),
+            ..Volume::default()
+        }),
         source_backup: String::new(),
     };
-    StorageNodeClient::new(deployment.channel("storage", "workload:control").unwrap()).create_volume(make).await.unwrap();
+    StorageNodeClient::new(deployment.channel("storage", "workload:control").unwrap())
+        .create_volume(make)
+        .await
+        .unwrap();
     for round in 0..5u64 {
         let mut client = StorageNodeClient::new(deployment.channel("storage", "workload:database").unwrap());
         let data: Vec<u8> = (0..1 << 20).map(|i| (i as u64 * 31 + round) as u8).collect();
-        let parts: Vec<_> = (0..8).map(|n| WriteBlocksRequest { name: "volumes/raw".into(), offset: round * (8 << 20) + n * (1 << 20) + 512, data: data.clone(), flush: false }).collect();
+        let parts: Vec<_> = (0..8)
+            .map(|n| WriteBlocksRequest {
+                name: "volumes/raw".into(),
+                offset: round * (8 << 20) + n * (1 << 20) + 512,
+                data: data.clone(),
+                flush: false,
+            })
+            .collect();
         let done = client.write_blocks(tokio_stream::iter(parts)).await.unwrap().into_inner();
         assert_eq!(done.written_bytes, 8 << 20);
         tokio::task::block_in_place(|| deployment.kill("storage"));
         for past in 0..=round {
             let expected: Vec<u8> = (0..1 << 20).map(|i| (i as u64 * 31 + past) as u8).collect();
-            let request = ReadBlocksRequest { name: "volumes/raw".into(), offset: past * (8 << 20) + 512, length: 1 << 20 };
+            let request = ReadBlocksRequest {
+                name: "volumes/raw".into(),
+                offset: past * (8 << 20) + 512,
+                length: 1 << 20,
+            };
             let mut read = Vec::new();
             for _ in 0..400 {
                 // The node waits for the vault before it opens the volume.

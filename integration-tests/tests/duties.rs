@@ -44,7 +44,10 @@ where
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.map_err(|_| Status::unavailable("not ready"))?;
     let codec: ProstCodec<(), ()> = ProstCodec::default();
-    let mut stream = client.server_streaming(Request::new(()), PathAndQuery::from_static(method.path()), codec).await?.into_inner();
+    let mut stream = client
+        .server_streaming(Request::new(()), PathAndQuery::from_static(method.path()), codec)
+        .await?
+        .into_inner();
     match tokio::time::timeout(Duration::from_millis(500), stream.message()).await {
         Ok(Err(status)) => Err(status),
         _ => Ok(()),
@@ -75,7 +78,8 @@ async fn every_role_against_every_rpc() {
     for method in Method::ALL {
         for service in service_of(*method) {
             let shown = method.path().trim_start_matches('/').trim_start_matches("custody.");
-            let shown = if service_of(*method).len() > 1 { format!("{shown} ({service})") } else { shown.to_owned() };
+            let shown =
+                if service_of(*method).len() > 1 { format!("{shown} ({service})") } else { shown.to_owned() };
             write!(table, "{shown:64}").unwrap();
             for (_, who) in ROLES {
                 let answer = if who.is_empty() {
@@ -93,5 +97,8 @@ async fn every_role_against_every_rpc() {
         std::fs::write(golden, &table).unwrap();
     }
     let expected = std::fs::read_to_string(golden).unwrap_or_default();
-    assert_eq!(table, expected, "who may call what has changed; if that is meant, run with CUSTODY_BLESS=1 and review the diff");
+    assert_eq!(
+        table, expected,
+        "who may call what has changed; if that is meant, run with CUSTODY_BLESS=1 and review the diff"
+    );
 }

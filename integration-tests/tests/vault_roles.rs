@@ -29,36 +29,102 @@ async fn call(mut c: Client, operation: &str) -> Result<(), Status> {
     let mask = Some(prost_types::FieldMask { paths: vec!["enabled".to_owned()] });
     match operation {
         "GetVault" => c.get_vault(kv::GetVaultRequest { name: parent }).await.map(drop),
-        "CreateKey" => c.create_key(kv::CreateKeyRequest { parent, key_id: "taken".into(), ..Default::default() }).await.map(drop),
-        "ImportKey" => c.import_key(kv::ImportKeyRequest { parent, key_id: "taken".into(), private_key: vec![1], ..Default::default() }).await.map(drop),
+        "CreateKey" => c
+            .create_key(kv::CreateKeyRequest { parent, key_id: "taken".into(), ..Default::default() })
+            .await
+            .map(drop),
+        "ImportKey" => c
+            .import_key(kv::ImportKeyRequest {
+                parent,
+                key_id: "taken".into(),
+                private_key: vec![1],
+                ..Default::default()
+            })
+            .await
+            .map(drop),
         "GetKey" => c.get_key(kv::GetKeyRequest { name }).await.map(drop),
         "ListKeys" => c.list_keys(kv::ListKeysRequest { parent, ..Default::default() }).await.map(drop),
-        "UpdateKey" => c.update_key(kv::UpdateKeyRequest { name, update_mask: mask, ..Default::default() }).await.map(drop),
+        "UpdateKey" => c
+            .update_key(kv::UpdateKeyRequest { name, update_mask: mask, ..Default::default() })
+            .await
+            .map(drop),
         "DeleteKey" => c.delete_key(kv::DeleteKeyRequest { name }).await.map(drop),
         "UndeleteKey" => c.undelete_key(kv::UndeleteKeyRequest { name }).await.map(drop),
         "PurgeKey" => c.purge_key(kv::PurgeKeyRequest { name }).await.map(drop),
         "RotateKey" => c.rotate_key(kv::RotateKeyRequest { name }).await.map(drop),
         "GetKeyVersion" => c.get_key_version(kv::GetKeyVersionRequest { name: version }).await.map(drop),
-        "ListKeyVersions" => c.list_key_versions(kv::ListKeyVersionsRequest { parent: name, ..Default::default() }).await.map(drop),
-        "UpdateKeyVersion" => c.update_key_version(kv::UpdateKeyVersionRequest { name: version, update_mask: mask, ..Default::default() }).await.map(drop),
-        "WrapKey" => c.wrap_key(kv::WrapKeyRequest { name, plaintext: vec![1], ..Default::default() }).await.map(drop),
-        "UnwrapKey" => c.unwrap_key(kv::UnwrapKeyRequest { name: version, ..Default::default() }).await.map(drop),
-        "RewrapKey" => c.rewrap_key(kv::RewrapKeyRequest { name: version, target: name, ..Default::default() }).await.map(drop),
+        "ListKeyVersions" => c
+            .list_key_versions(kv::ListKeyVersionsRequest { parent: name, ..Default::default() })
+            .await
+            .map(drop),
+        "UpdateKeyVersion" => c
+            .update_key_version(kv::UpdateKeyVersionRequest {
+                name: version,
+                update_mask: mask,
+                ..Default::default()
+            })
+            .await
+            .map(drop),
+        "WrapKey" => {
+            c.wrap_key(kv::WrapKeyRequest { name, plaintext: vec![1], ..Default::default() }).await.map(drop)
+        }
+        "UnwrapKey" => {
+            c.unwrap_key(kv::UnwrapKeyRequest { name: version, ..Default::default() }).await.map(drop)
+        }
+        "RewrapKey" => c
+            .rewrap_key(kv::RewrapKeyRequest { name: version, target: name, ..Default::default() })
+            .await
+            .map(drop),
         "WatchKeys" => c.watch_keys(kv::WatchKeysRequest { parent }).await.map(drop),
         "CreateRoleAssignment" => {
-            let assignment = kv::RoleAssignment { principal: "principals/someone".into(), role: "Key Vault Reader".into(), scope: name, ..Default::default() };
-            c.create_role_assignment(kv::CreateRoleAssignmentRequest { parent, role_assignment: Some(assignment) }).await.map(drop)
+            let assignment = kv::RoleAssignment {
+                principal: "principals/someone".into(),
+                role: "Key Vault Reader".into(),
+                scope: name,
+                ..Default::default()
+            };
+            c.create_role_assignment(kv::CreateRoleAssignmentRequest {
+                parent,
+                role_assignment: Some(assignment),
+            })
+            .await
+            .map(drop)
         }
-        "ListRoleAssignments" => c.list_role_assignments(kv::ListRoleAssignmentsRequest { parent, ..Default::default() }).await.map(drop),
-        "DeleteRoleAssignment" => c.delete_role_assignment(kv::DeleteRoleAssignmentRequest { name: format!("{parent}/roleAssignments/none") }).await.map(drop),
+        "ListRoleAssignments" => c
+            .list_role_assignments(kv::ListRoleAssignmentsRequest { parent, ..Default::default() })
+            .await
+            .map(drop),
+        "DeleteRoleAssignment" => c
+            .delete_role_assignment(kv::DeleteRoleAssignmentRequest {
+                name: format!("{parent}/roleAssignments/none"),
+            })
+            .await
+            .map(drop),
         other => panic!("no such operation {other}"),
     }
 }
 
 const OPERATIONS: [&str; 20] = [
-    "GetVault", "CreateKey", "ImportKey", "GetKey", "ListKeys", "UpdateKey", "DeleteKey", "UndeleteKey", "PurgeKey", "RotateKey",
-    "GetKeyVersion", "ListKeyVersions", "UpdateKeyVersion", "WrapKey", "UnwrapKey", "RewrapKey", "WatchKeys",
-    "CreateRoleAssignment", "ListRoleAssignments", "DeleteRoleAssignment",
+    "GetVault",
+    "CreateKey",
+    "ImportKey",
+    "GetKey",
+    "ListKeys",
+    "UpdateKey",
+    "DeleteKey",
+    "UndeleteKey",
+    "PurgeKey",
+    "RotateKey",
+    "GetKeyVersion",
+    "ListKeyVersions",
+    "UpdateKeyVersion",
+    "WrapKey",
+    "UnwrapKey",
+    "RewrapKey",
+    "WatchKeys",
+    "CreateRoleAssignment",
+    "ListRoleAssignments",
+    "DeleteRoleAssignment",
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,8 +144,12 @@ async fn every_role_against_every_operation() {
             None => {
                 let id = format!("holder-{n}");
                 _ = deployment.run(&["identity", "create", &id]);
-                let mut control = IdentityClient::new(deployment.channel("identity", "workload:control").unwrap());
-                let bind = BindManagedIdentityRequest { name: format!("managedIdentities/{id}"), node: "principals/storage".into() };
+                let mut control =
+                    IdentityClient::new(deployment.channel("identity", "workload:control").unwrap());
+                let bind = BindManagedIdentityRequest {
+                    name: format!("managedIdentities/{id}"),
+                    node: "principals/storage".into(),
+                };
                 control.bind_managed_identity(bind).await.unwrap();
                 format!("managedIdentities/{id}")
             }
@@ -100,7 +170,9 @@ async fn every_role_against_every_operation() {
         for (_, client) in &columns {
             let verdict = match call(client.clone(), operation).await {
                 Err(e) if e.code() == Code::PermissionDenied => "-",
-                Err(e) if matches!(e.code(), Code::Unavailable | Code::Unauthenticated | Code::Internal) => panic!("{operation}: {e}"),
+                Err(e) if matches!(e.code(), Code::Unavailable | Code::Unauthenticated | Code::Internal) => {
+                    panic!("{operation}: {e}")
+                }
                 _ => "yes",
             };
             write!(table, "{verdict:5}").unwrap();
@@ -111,5 +183,9 @@ async fn every_role_against_every_operation() {
     if std::env::var_os("CUSTODY_BLESS").is_some() {
         std::fs::write(golden, &table).unwrap();
     }
-    assert_eq!(table, std::fs::read_to_string(golden).unwrap_or_default(), "what a role may has changed; if that is meant, run with CUSTODY_BLESS=1 and review the diff");
+    assert_eq!(
+        table,
+        std::fs::read_to_string(golden).unwrap_or_default(),
+        "what a role may has changed; if that is meant, run with CUSTODY_BLESS=1 and review the diff"
+    );
 }

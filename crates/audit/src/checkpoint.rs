@@ -42,7 +42,8 @@ impl Signer {
         let pkcs8 = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let key = Ed25519KeyPair::generate_pkcs8(&aws_lc_rs::rand::SystemRandom::new()).map_err(|_| bad())?;
+                let key = Ed25519KeyPair::generate_pkcs8(&aws_lc_rs::rand::SystemRandom::new())
+                    .map_err(|_| bad())?;
                 let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
                 file.write_all(key.as_ref())?;
                 file.sync_all()?;

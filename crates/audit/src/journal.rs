@@ -89,7 +89,8 @@ impl Journal {
     /// See [`OpenJournalError`].
     pub fn open(dir: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenJournalError> {
         fs::create_dir_all(dir)?;
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join("lock"))?;
+        let lock =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join("lock"))?;
         lock.try_lock().map_err(|_| OpenJournalError::InUse(dir.to_owned()))?;
         let broken = |source| OpenJournalError::Broken { dir: dir.to_owned(), source };
         let mut open: HashMap<String, Record> = HashMap::new();
@@ -130,13 +131,23 @@ impl Journal {
         let open: BTreeMap<_, _> = open.into_iter().collect();
         let ends: Vec<_> = open
             .into_values()
-            .map(|begin| begin.finish(now, Outcome::Interrupted, "UNKNOWN", "the process ended before the operation did"))
+            .map(|begin| {
+                begin.finish(
+                    now,
+                    Outcome::Interrupted,
+                    "UNKNOWN",
+                    "the process ended before the operation did",
+                )
+            })
             .collect();
         if !ends.is_empty() {
-            writer.append(ends.iter()).map_err(|_| io::Error::other("the journal's disk does not take records"))?;
+            writer
+                .append(ends.iter())
+                .map_err(|_| io::Error::other("the journal's disk does not take records"))?;
         }
         let (queue, inbox) = mpsc::sync_channel(QUEUE_LEN_MAX);
-        let thread = std::thread::Builder::new().name("audit-journal".to_owned()).spawn(move || writer.run(&inbox))?;
+        let thread =
+            std::thread::Builder::new().name("audit-journal".to_owned()).spawn(move || writer.run(&inbox))?;
         Ok(Self { dir: dir.to_owned(), queue, written, clock, thread: parking_lot::Mutex::new(Some(thread)) })
     }
 
@@ -342,7 +353,9 @@ impl Writer {
     /// A journal whose file was deleted or replaced writes into nothing; that must not go unnoticed.
     fn still_there(&self) -> bool {
         match (fs::metadata(&self.path), self.file.metadata()) {
-            (Ok(path), Ok(file)) => path.ino() == file.ino() && path.dev() == file.dev() && file.len() == self.len,
+            (Ok(path), Ok(file)) => {
+                path.ino() == file.ino() && path.dev() == file.dev() && file.len() == self.len
+            }
             _ => false,
         }
     }

@@ -74,7 +74,13 @@ pub struct Record {
 impl Record {
     /// A begin record.
     #[must_use]
-    pub fn begin(time: UnixMillis, operation: &str, correlation_id: &str, caller: &Caller, resource: &str) -> Self {
+    pub fn begin(
+        time: UnixMillis,
+        operation: &str,
+        correlation_id: &str,
+        caller: &Caller,
+        resource: &str,
+    ) -> Self {
         Self {
             time,
             category: "AuditEvent".to_owned(),

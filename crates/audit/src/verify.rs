@@ -55,7 +55,9 @@ pub enum Broken {
         line: usize,
     },
     /// The chain does not continue here: a record was altered, removed, added or moved.
-    #[error("`{path}` line {line}: the chain breaks at record {sequence}; records were altered, removed or moved")]
+    #[error(
+        "`{path}` line {line}: the chain breaks at record {sequence}; records were altered, removed or moved"
+    )]
     Chain {
         /// The file.
         path: PathBuf,
@@ -110,7 +112,9 @@ pub(crate) fn walk(
         good += len as u64;
         let bad = || Broken::Line { path: path.to_owned(), line };
         if let Ok(CheckpointLine { checkpoint }) = serde_json::from_slice(&text) {
-            check(&checkpoint, head, public).then_some(()).ok_or(Broken::Checkpoint { path: path.to_owned(), line })?;
+            check(&checkpoint, head, public)
+                .then_some(())
+                .ok_or(Broken::Checkpoint { path: path.to_owned(), line })?;
             visit(None);
             continue;
         }

@@ -8,7 +8,12 @@ fn open(dir: &Path) -> Journal {
 }
 
 fn record(journal: &Journal, id: &str) -> Record {
-    let caller = Caller { principal: "principals/p".into(), duty: Duty::SecurityOfficer, token_id: "t".into(), address: "::1".into() };
+    let caller = Caller {
+        principal: "principals/p".into(),
+        duty: Duty::SecurityOfficer,
+        token_id: "t".into(),
+        address: "::1".into(),
+    };
     Record::begin(journal.now(), "KeyUnwrap", id, &caller, "vaults/v/keys/k")
 }
 
@@ -56,7 +61,8 @@ fn every_altered_byte_and_every_removed_line_is_found() {
     }
     let lines: Vec<&[u8]> = whole.split_inclusive(|b| *b == b'\n').collect();
     for gone in 0..lines.len() - 1 {
-        let rest: Vec<u8> = lines.iter().enumerate().filter(|(i, _)| *i != gone).flat_map(|(_, l)| l.to_vec()).collect();
+        let rest: Vec<u8> =
+            lines.iter().enumerate().filter(|(i, _)| *i != gone).flat_map(|(_, l)| l.to_vec()).collect();
         fs::write(&path, rest).unwrap();
         assert!(verify(dir.path(), &key, Some(&head)).is_err(), "line {gone} was removed unseen");
     }
@@ -111,7 +117,11 @@ fn many_callers_share_a_flush_and_lose_nothing() {
             let journal = &journal;
             scope.spawn(move || {
                 for i in 0..100 {
-                    journal.begin(record(journal, &format!("{t}-{i}"))).unwrap().finish(Outcome::Success, "OK", "");
+                    journal.begin(record(journal, &format!("{t}-{i}"))).unwrap().finish(
+                        Outcome::Success,
+                        "OK",
+                        "",
+                    );
                 }
             });
         }

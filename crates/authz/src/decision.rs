@@ -104,7 +104,9 @@ pub enum Decision {
 
 /// A principal would hold roles that no single duty may hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{principal}` holds `{held}`; no single duty may hold `{role}` as well: give it to another principal")]
+#[error(
+    "`{principal}` holds `{held}`; no single duty may hold `{role}` as well: give it to another principal"
+)]
 pub struct ConflictingDuty {
     principal: String,
     held: String,
@@ -212,15 +214,26 @@ mod tests {
     #[test]
     fn only_the_three_rights_come_with_service_encryption() {
         let mut all = Assignments::default();
-        all.insert(assign("managedIdentities/m", "Key Vault Crypto Service Encryption User", "vaults/v/keys/k"));
+        all.insert(assign(
+            "managedIdentities/m",
+            "Key Vault Crypto Service Encryption User",
+            "vaults/v/keys/k",
+        ));
         let who = caller("managedIdentities/m", Duty::Workload);
         for permission in Permission::ALL {
             let allowed = all.decide(&who, *permission, "vaults/v/keys/k") != Decision::Deny;
-            assert_eq!(allowed, matches!(permission, Permission::Get | Permission::WrapKey | Permission::UnwrapKey));
+            assert_eq!(
+                allowed,
+                matches!(permission, Permission::Get | Permission::WrapKey | Permission::UnwrapKey)
+            );
             assert_eq!(all.decide(&who, *permission, "vaults/v/keys/other"), Decision::Deny);
         }
         assert_eq!(
-            all.decide(&caller("managedIdentities/m", Duty::SecurityOfficer), Permission::Get, "vaults/v/keys/k"),
+            all.decide(
+                &caller("managedIdentities/m", Duty::SecurityOfficer),
+                Permission::Get,
+                "vaults/v/keys/k"
+            ),
             Decision::Deny,
             "a role of another duty gives nothing"
         );
@@ -229,8 +242,12 @@ mod tests {
     #[test]
     fn nobody_manages_and_uses_a_key() {
         for role in crate::ROLES {
-            let manages = role.permissions.iter().any(|p| matches!(p, Permission::AccessWrite | Permission::Delete | Permission::Purge));
-            let uses = role.permissions.iter().any(|p| matches!(p, Permission::WrapKey | Permission::UnwrapKey));
+            let manages = role
+                .permissions
+                .iter()
+                .any(|p| matches!(p, Permission::AccessWrite | Permission::Delete | Permission::Purge));
+            let uses =
+                role.permissions.iter().any(|p| matches!(p, Permission::WrapKey | Permission::UnwrapKey));
             assert!(!(manages && uses), "{}", role.name);
             let duties_that_use = role.duties.iter().filter(|d| uses && **d != Duty::Workload).count();
             assert_eq!(duties_that_use, 0, "{} lets people use keys", role.name);

@@ -51,14 +51,22 @@ fn row(record: &wire::AuditRecord) -> Value {
     })
 }
 
-pub(crate) async fn run(dir: &Path, session: impl Fn() -> anyhow::Result<Session>, verb: Verb) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    dir: &Path,
+    session: impl Fn() -> anyhow::Result<Session>,
+    verb: Verb,
+) -> anyhow::Result<()> {
     match verb {
         Verb::List { service, resource } => {
             let session = session()?;
             let mut client = session.audit(&service, "auditor")?;
             let (mut rows, mut page_token) = (Vec::new(), String::new());
             loop {
-                let request = wire::ListRecordsRequest { page_size: 1000, page_token, resource_prefix: resource.clone() };
+                let request = wire::ListRecordsRequest {
+                    page_size: 1000,
+                    page_token,
+                    resource_prefix: resource.clone(),
+                };
                 let page = client.list_records(request).await?.into_inner();
                 rows.extend(page.records.iter().map(row));
                 page_token = page.next_page_token;
@@ -69,7 +77,11 @@ pub(crate) async fn run(dir: &Path, session: impl Fn() -> anyhow::Result<Session
             many(session.format, rows);
         }
         Verb::Tail { service } => {
-            let mut stream = session()?.audit(&service, "auditor")?.tail_records(wire::TailRecordsRequest::default()).await?.into_inner();
+            let mut stream = session()?
+                .audit(&service, "auditor")?
+                .tail_records(wire::TailRecordsRequest::default())
+                .await?
+                .into_inner();
             while let Some(record) = stream.message().await? {
                 line(record.json);
             }
@@ -83,10 +95,16 @@ pub(crate) async fn run(dir: &Path, session: impl Fn() -> anyhow::Result<Session
     Ok(())
 }
 
-pub(crate) fn verify(trail: &Path, public_key: Option<&Path>, head: Option<&str>) -> anyhow::Result<custody_audit::Report> {
+pub(crate) fn verify(
+    trail: &Path,
+    public_key: Option<&Path>,
+    head: Option<&str>,
+) -> anyhow::Result<custody_audit::Report> {
     let beside = trail.join("checkpoint.pub");
     let path = public_key.unwrap_or(&beside);
-    let text = std::fs::read_to_string(path).with_context(|| format!("no public key at `{}`", path.display()))?;
-    let key = hex::decode(text.trim()).with_context(|| format!("`{}` is not a public key in hexadecimal", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("no public key at `{}`", path.display()))?;
+    let key = hex::decode(text.trim())
+        .with_context(|| format!("`{}` is not a public key in hexadecimal", path.display()))?;
     custody_audit::verify(trail, &key, head).context("the trail does NOT verify")
 }

@@ -60,7 +60,9 @@ pub(crate) enum BackupVerb {
 }
 
 pub(crate) fn state(c: &wire::Cluster) -> String {
-    wire::ClusterState::try_from(c.state).map(|s| s.as_str_name().trim_start_matches("CLUSTER_STATE_").to_owned()).unwrap_or_default()
+    wire::ClusterState::try_from(c.state)
+        .map(|s| s.as_str_name().trim_start_matches("CLUSTER_STATE_").to_owned())
+        .unwrap_or_default()
 }
 
 fn view(c: wire::Cluster) -> Value {
@@ -72,12 +74,20 @@ fn view(c: wire::Cluster) -> Value {
 }
 
 /// Waits for an operation, telling of its steps.
-pub(crate) async fn wait(session: &Session, mut operation: Operation, quiet: bool) -> anyhow::Result<Operation> {
+pub(crate) async fn wait(
+    session: &Session,
+    mut operation: Operation,
+    quiet: bool,
+) -> anyhow::Result<Operation> {
     use prost::Message as _;
     let mut client = session.operations("sysadmin")?;
     let mut told = String::new();
     loop {
-        let metadata = operation.metadata.as_ref().and_then(|m| wire::OperationMetadata::decode(m.value.as_slice()).ok()).unwrap_or_default();
+        let metadata = operation
+            .metadata
+            .as_ref()
+            .and_then(|m| wire::OperationMetadata::decode(m.value.as_slice()).ok())
+            .unwrap_or_default();
         if !quiet && metadata.step != told && !operation.done {
             note(format!("  {}", metadata.step));
             told = metadata.step;
@@ -90,14 +100,20 @@ pub(crate) async fn wait(session: &Session, mut operation: Operation, quiet: boo
             None => {}
         }
         let timeout = Some(prost_types::Duration { seconds: 0, nanos: 200_000_000 });
-        operation = client.wait_operation(WaitOperationRequest { name: operation.name, timeout }).await?.into_inner();
+        operation =
+            client.wait_operation(WaitOperationRequest { name: operation.name, timeout }).await?.into_inner();
     }
 }
 
 fn password(file: Option<std::path::PathBuf>) -> anyhow::Result<String> {
     match file {
-        Some(file) => Ok(std::fs::read_to_string(&file).with_context(|| format!("`{}` cannot be read", file.display()))?.trim_end().to_owned()),
-        None => std::env::var("CUSTODY_DBA_PASSWORD").context("give the dba role's password: --password-file, or CUSTODY_DBA_PASSWORD in the environment"),
+        Some(file) => Ok(std::fs::read_to_string(&file)
+            .with_context(|| format!("`{}` cannot be read", file.display()))?
+            .trim_end()
+            .to_owned()),
+        None => std::env::var("CUSTODY_DBA_PASSWORD").context(
+            "give the dba role's password: --password-file, or CUSTODY_DBA_PASSWORD in the environment",
+        ),
     }
 }
 
@@ -105,27 +121,50 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
     let mut client = session.control("sysadmin")?;
     let operation = match verb {
         Verb::Create { id, workers, key, identity, size_mib, password_file, from } => {
-            let encryption = key.map(|key| wire::Encryption { key, managed_identity: identity.unwrap_or_default() });
+            let encryption =
+                key.map(|key| wire::Encryption { key, managed_identity: identity.unwrap_or_default() });
             let size = size_mib.checked_mul(1 << 20).context("--size-mib is too large")?;
-            let cluster = wire::Cluster { worker_count: workers, volume_size_bytes: size, encryption, ..wire::Cluster::default() };
-            let request = wire::CreateClusterRequest { cluster_id: id.clone(), cluster: Some(cluster), administrator_password: password(password_file)?, source_backup: from.unwrap_or_default() };
+            let cluster = wire::Cluster {
+                worker_count: workers,
+                volume_size_bytes: size,
+                encryption,
+                ..wire::Cluster::default()
+            };
+            let request = wire::CreateClusterRequest {
+                cluster_id: id.clone(),
+                cluster: Some(cluster),
+                administrator_password: password(password_file)?,
+                source_backup: from.unwrap_or_default(),
+            };
             let operation = client.create_cluster(request).await?.into_inner();
             wait(session, operation, false).await?;
-            let made = client.get_cluster(wire::GetClusterRequest { name: format!("clusters/{id}") }).await?.into_inner();
+            let made = client
+                .get_cluster(wire::GetClusterRequest { name: format!("clusters/{id}") })
+                .await?
+                .into_inner();
             one(session.format, &view(made));
             return Ok(());
         }
         Verb::Get { name } => {
-            one(session.format, &view(client.get_cluster(wire::GetClusterRequest { name }).await?.into_inner()));
+            one(
+                session.format,
+                &view(client.get_cluster(wire::GetClusterRequest { name }).await?.into_inner()),
+            );
             return Ok(());
         }
         Verb::List => {
-            let all = client.list_clusters(wire::ListClustersRequest { page_size: 1000, page_token: String::new() }).await?.into_inner();
+            let all = client
+                .list_clusters(wire::ListClustersRequest { page_size: 1000, page_token: String::new() })
+                .await?
+                .into_inner();
             many(session.format, all.clusters.into_iter().map(view).collect());
             return Ok(());
         }
         Verb::Rewrap { name } => {
-            one(session.format, &view(client.rewrap_cluster(wire::RewrapClusterRequest { name }).await?.into_inner()));
+            one(
+                session.format,
+                &view(client.rewrap_cluster(wire::RewrapClusterRequest { name }).await?.into_inner()),
+            );
             return Ok(());
         }
         Verb::Delete { name } => client.delete_cluster(wire::DeleteClusterRequest { name }).await?,
@@ -141,12 +180,18 @@ pub(crate) async fn run_backup(session: &Session, verb: BackupVerb) -> anyhow::R
     let mut client = session.control("sysadmin")?;
     match verb {
         BackupVerb::Create { cluster, id } => {
-            let operation = client.create_backup(wire::CreateBackupRequest { parent: cluster, backup_id: id }).await?.into_inner();
+            let operation = client
+                .create_backup(wire::CreateBackupRequest { parent: cluster, backup_id: id })
+                .await?
+                .into_inner();
             wait(session, operation, false).await?;
             line("done");
         }
         BackupVerb::List => {
-            let all = client.list_backups(wire::ListBackupsRequest { page_size: 1000, page_token: String::new() }).await?.into_inner();
+            let all = client
+                .list_backups(wire::ListBackupsRequest { page_size: 1000, page_token: String::new() })
+                .await?
+                .into_inner();
             let view = |b: wire::Backup| json!({ "name": b.name, "cluster": b.cluster, "workers": b.worker_count, "created": time(b.create_time) });
             many(session.format, all.backups.into_iter().map(view).collect());
         }

@@ -8,7 +8,10 @@ use crate::{deployment, output::line, supervisor::Running};
 use clap::Args;
 use sql::Dba;
 use stage::Stage;
-use std::{path::PathBuf, time::{Duration, Instant}};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 /// Choices of a demonstration.
 #[derive(Args)]
@@ -35,8 +38,15 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let home = tempfile::Builder::new().prefix("custody-demo-").tempdir()?;
     let dir = if options.keep { home.keep() } else { home.path().to_owned() };
     let missing = sql::missing_tools();
-    let running = Running::start(&dir, &deployment::Options { lease_ms: 15_000, renew_every_ms: 5_000, backups: None, otlp: None }).await?;
-    line(format!("   five services, each its own process, healthy after {} ms", started.elapsed().as_millis()));
+    let running = Running::start(
+        &dir,
+        &deployment::Options { lease_ms: 15_000, renew_every_ms: 5_000, backups: None, otlp: None },
+    )
+    .await?;
+    line(format!(
+        "   five services, each its own process, healthy after {} ms",
+        started.elapsed().as_millis()
+    ));
     let told = tell(&options, dir.clone(), &missing).await;
     running.stop().await;
     told?;
@@ -44,17 +54,26 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     if missing.is_empty() {
         line(format!("All checks passed in {} s; nothing was skipped.", started.elapsed().as_secs()));
     } else {
-        line(format!("The checks that ran have passed. SKIPPED: everything with PostgreSQL, because this machine lacks: {}.", missing.join("; ")));
+        line(format!(
+            "The checks that ran have passed. SKIPPED: everything with PostgreSQL, because this machine lacks: {}.",
+            missing.join("; ")
+        ));
     }
     if options.keep {
-        line(format!("The deployment is in {}; `custody --dir {} up` starts it again.", dir.display(), dir.display()));
+        line(format!(
+            "The deployment is in {}; `custody --dir {} up` starts it again.",
+            dir.display(),
+            dir.display()
+        ));
     }
     Ok(())
 }
 
 async fn tell(options: &Options, dir: PathBuf, missing: &[String]) -> anyhow::Result<()> {
     let mut stage = Stage::open(dir)?;
-    stage.scene("The security officer makes a key; the sysadmin makes an identity; the officer lets it use the key");
+    stage.scene(
+        "The security officer makes a key; the sysadmin makes an identity; the officer lets it use the key",
+    );
     stage.make_key().await?;
     if missing.is_empty() {
         with_database(options, &mut stage).await?;
@@ -93,7 +112,8 @@ async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<(
     tokio::time::sleep(Duration::from_secs(1)).await;
     stage.rotate("payroll").await?;
     let transactions = tokio::task::spawn_blocking(move || load.finish()).await??;
-    stage.check(transactions > 0, &format!("pgbench went on without an error: {transactions} transactions"))?;
+    stage
+        .check(transactions > 0, &format!("pgbench went on without an error: {transactions} transactions"))?;
     stage.check(dba.history()? == transactions, "every acknowledged transaction is in the table")?;
 
     stage.scene("The officer takes the identity's access away");
@@ -102,14 +122,20 @@ async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<(
     stage.revoke().await?;
     let gone = tokio::task::spawn_blocking(move || prober.until_gone(Duration::from_secs(10))).await??;
     let time = gone.saturating_duration_since(revoked);
-    stage.check(time < Duration::from_secs(1), &format!("PostgreSQL was gone {} ms after the command began", time.as_millis()))?;
+    stage.check(
+        time < Duration::from_secs(1),
+        &format!("PostgreSQL was gone {} ms after the command began", time.as_millis()),
+    )?;
     stage.expect_state("payroll", "INACCESSIBLE", Duration::from_secs(5)).await?;
 
     stage.scene("The officer gives it back");
     let returned = Instant::now();
     stage.grant().await?;
     stage.expect_state("payroll", "READY", Duration::from_secs(60)).await?;
-    stage.check(true, &format!("the cluster came back by itself after {} ms", returned.elapsed().as_millis()))?;
+    stage.check(
+        true,
+        &format!("the cluster came back by itself after {} ms", returned.elapsed().as_millis()),
+    )?;
     let dba = Dba::of(&stage.cluster("payroll").await?)?;
     stage.check(dba.accounts()? == before && dba.history()? == transactions, "every row is there")?;
     stage.check(dba.workers_answer(PLANTED)?, "the workers answer too")?;
@@ -117,6 +143,9 @@ async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<(
     stage.scene("The sysadmin restores the backup to a second cluster");
     let second = stage.make_cluster("payroll-restored", Some("backups/nightly")).await?;
     let restored = Dba::of(&second)?;
-    stage.check(restored.accounts()? == before, "the restored cluster has every account of the time of the backup")?;
+    stage.check(
+        restored.accounts()? == before,
+        "the restored cluster has every account of the time of the backup",
+    )?;
     stage.check(restored.has(PLANTED)?, "and the secret, for those who may read it")
 }

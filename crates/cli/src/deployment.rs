@@ -16,8 +16,12 @@ use std::{
 pub(crate) const SERVICES: [&str; 5] = ["identity", "vault", "storage", "database", "control"];
 
 /// The principals made at the first start: id and duty.
-const PRINCIPALS: [(&str, &str); 4] =
-    [("officer", "security_officer"), ("sysadmin", "system_administrator"), ("dba", "database_administrator"), ("auditor", "auditor")];
+const PRINCIPALS: [(&str, &str); 4] = [
+    ("officer", "security_officer"),
+    ("sysadmin", "system_administrator"),
+    ("dba", "database_administrator"),
+    ("auditor", "auditor"),
+];
 
 /// Choices of a start.
 #[derive(Clone, Debug)]
@@ -49,7 +53,12 @@ pub(crate) struct Credentials {
 impl Deployment {
     pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join("deployment.json");
-        let text = fs::read(&path).with_context(|| format!("no deployment in `{}`; start one with `custody up`, or name its directory with --dir", dir.display()))?;
+        let text = fs::read(&path).with_context(|| {
+            format!(
+                "no deployment in `{}`; start one with `custody up`, or name its directory with --dir",
+                dir.display()
+            )
+        })?;
         serde_json::from_slice(&text).with_context(|| format!("`{}` is malformed", path.display()))
     }
 
@@ -61,11 +70,20 @@ impl Deployment {
         pki::ensure(&dir.join("pki"), &SERVICES)?;
         let bootstrap = credentials(&dir)?;
         // All bound before any is released, so that no two services get the same port.
-        let holders = SERVICES.iter().map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
+        let holders =
+            SERVICES.iter().map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
         let ports = holders.iter().map(|h| Ok(h.local_addr()?.port())).collect::<anyhow::Result<Vec<_>>>()?;
-        let endpoints: BTreeMap<String, String> = SERVICES.iter().zip(&ports).map(|(s, p)| ((*s).to_owned(), format!("https://127.0.0.1:{p}"))).collect();
+        let endpoints: BTreeMap<String, String> = SERVICES
+            .iter()
+            .zip(&ports)
+            .map(|(s, p)| ((*s).to_owned(), format!("https://127.0.0.1:{p}")))
+            .collect();
         let nbd_socket = dir.join("storage/nbd.sock");
-        anyhow::ensure!(nbd_socket.as_os_str().len() < 100, "`{}` is too long for a Unix socket; choose a shorter --dir", dir.display());
+        anyhow::ensure!(
+            nbd_socket.as_os_str().len() < 100,
+            "`{}` is too long for a Unix socket; choose a shorter --dir",
+            dir.display()
+        );
         let deployment = Self { endpoints, nbd_socket, supervisor_pid: std::process::id() };
         for (service, port) in SERVICES.iter().zip(ports) {
             let home = dir.join(service);
@@ -79,7 +97,14 @@ impl Deployment {
         Ok(deployment)
     }
 
-    fn settings(&self, dir: &Path, service: &str, port: u16, bootstrap: &[serde_json::Value], options: &Options) -> serde_json::Value {
+    fn settings(
+        &self,
+        dir: &Path,
+        service: &str,
+        port: u16,
+        bootstrap: &[serde_json::Value],
+        options: &Options,
+    ) -> serde_json::Value {
         let at = |name: &str| dir.join(name).display().to_string();
         let home = dir.join(service);
         let url = |name: &str| self.endpoints.get(name).cloned().unwrap_or_default();
@@ -98,7 +123,9 @@ impl Deployment {
             fields.insert("otlp_endpoint".to_owned(), json!(endpoint));
         }
         match service {
-            "identity" => json!({ "token_lifetime_s": 300, "managed": [["platform", "principals/storage"]], "server": server, "bootstrap": bootstrap }),
+            "identity" => {
+                json!({ "token_lifetime_s": 300, "managed": [["platform", "principals/storage"]], "server": server, "bootstrap": bootstrap })
+            }
             "vault" => json!({
                 "root_key": home.join("root.key"),
                 "server": server,

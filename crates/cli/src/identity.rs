@@ -30,21 +30,37 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
     let mut client = session.identity("officer")?;
     match verb {
         Verb::Create { id } => {
-            let made = session.control("sysadmin")?.create_identity(CreateIdentityRequest { identity_id: id }).await?.into_inner();
+            let made = session
+                .control("sysadmin")?
+                .create_identity(CreateIdentityRequest { identity_id: id })
+                .await?
+                .into_inner();
             one(session.format, &json!({ "name": made.name }));
         }
         Verb::List => {
-            let all = client.list_managed_identities(wire::ListManagedIdentitiesRequest { page_size: 1000, page_token: String::new() }).await?.into_inner();
+            let all = client
+                .list_managed_identities(wire::ListManagedIdentitiesRequest {
+                    page_size: 1000,
+                    page_token: String::new(),
+                })
+                .await?
+                .into_inner();
             let view = |m: wire::ManagedIdentity| json!({ "name": m.name, "nodes": m.nodes, "created": time(m.create_time) });
             many(session.format, all.managed_identities.into_iter().map(view).collect());
         }
         Verb::CreatePrincipal { id, duty } => {
-            let made = client.create_principal(wire::CreatePrincipalRequest { principal_id: id, duty }).await?.into_inner();
+            let made = client
+                .create_principal(wire::CreatePrincipalRequest { principal_id: id, duty })
+                .await?
+                .into_inner();
             let name = made.principal.unwrap_or_default().name;
             one(session.format, &json!({ "client_id": name, "client_secret": made.client_secret }));
         }
         Verb::ListPrincipals => {
-            let all = client.list_principals(wire::ListPrincipalsRequest { page_size: 1000, page_token: String::new() }).await?.into_inner();
+            let all = client
+                .list_principals(wire::ListPrincipalsRequest { page_size: 1000, page_token: String::new() })
+                .await?
+                .into_inner();
             let view = |p: wire::Principal| json!({ "name": p.name, "duty": p.duty, "created": time(p.create_time) });
             many(session.format, all.principals.into_iter().map(view).collect());
         }

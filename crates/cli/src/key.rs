@@ -63,7 +63,9 @@ pub(crate) enum Verb {
 }
 
 fn state(s: i32) -> String {
-    wire::KeyState::try_from(s).map(|s| s.as_str_name().trim_start_matches("KEY_STATE_").to_owned()).unwrap_or_default()
+    wire::KeyState::try_from(s)
+        .map(|s| s.as_str_name().trim_start_matches("KEY_STATE_").to_owned())
+        .unwrap_or_default()
 }
 
 fn version(v: wire::KeyVersion) -> Value {
@@ -84,12 +86,22 @@ fn split(name: &str) -> anyhow::Result<(String, String)> {
     Ok((parent.to_owned(), id.to_owned()))
 }
 
-async fn update(session: &Session, name: String, attributes: wire::KeyAttributes, paths: &[&str]) -> anyhow::Result<()> {
+async fn update(
+    session: &Session,
+    name: String,
+    attributes: wire::KeyAttributes,
+    paths: &[&str],
+) -> anyhow::Result<()> {
     let mut client = session.vault("officer")?;
     let update_mask = Some(FieldMask { paths: paths.iter().map(|p| (*p).to_owned()).collect() });
     let attributes = Some(attributes);
     let shown = if name.contains("/versions/") {
-        version(client.update_key_version(wire::UpdateKeyVersionRequest { name, attributes, update_mask }).await?.into_inner())
+        version(
+            client
+                .update_key_version(wire::UpdateKeyVersionRequest { name, attributes, update_mask })
+                .await?
+                .into_inner(),
+        )
     } else {
         key(client.update_key(wire::UpdateKeyRequest { name, attributes, update_mask }).await?.into_inner())
     };
@@ -100,7 +112,9 @@ async fn update(session: &Session, name: String, attributes: wire::KeyAttributes
 fn date(text: Option<&String>, field: &str) -> anyhow::Result<Option<Timestamp>> {
     match text.map(String::as_str) {
         None | Some("none") => Ok(None),
-        Some(text) => text.parse().map(Some).with_context(|| format!("--{field} `{text}` is not an RFC 3339 time, such as 2027-01-31T00:00:00Z")),
+        Some(text) => text.parse().map(Some).with_context(|| {
+            format!("--{field} `{text}` is not an RFC 3339 time, such as 2027-01-31T00:00:00Z")
+        }),
     }
 }
 
@@ -110,45 +124,116 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Create { name, size } => {
             let (parent, key_id) = split(&name)?;
-            one(format, &key(client.create_key(wire::CreateKeyRequest { parent, key_id, key_size_bits: size, attributes: None }).await?.into_inner()));
+            one(
+                format,
+                &key(client
+                    .create_key(wire::CreateKeyRequest {
+                        parent,
+                        key_id,
+                        key_size_bits: size,
+                        attributes: None,
+                    })
+                    .await?
+                    .into_inner()),
+            );
         }
         Verb::Import { name, file } => {
             let (parent, key_id) = split(&name)?;
-            let private_key = std::fs::read(&file).with_context(|| format!("`{}` cannot be read", file.display()))?;
-            one(format, &key(client.import_key(wire::ImportKeyRequest { parent, key_id, private_key, attributes: None }).await?.into_inner()));
+            let private_key =
+                std::fs::read(&file).with_context(|| format!("`{}` cannot be read", file.display()))?;
+            one(
+                format,
+                &key(client
+                    .import_key(wire::ImportKeyRequest { parent, key_id, private_key, attributes: None })
+                    .await?
+                    .into_inner()),
+            );
         }
-        Verb::Get { name } if name.contains("/versions/") => one(format, &version(client.get_key_version(wire::GetKeyVersionRequest { name }).await?.into_inner())),
-        Verb::Get { name } => one(format, &key(client.get_key(wire::GetKeyRequest { name }).await?.into_inner())),
+        Verb::Get { name } if name.contains("/versions/") => one(
+            format,
+            &version(client.get_key_version(wire::GetKeyVersionRequest { name }).await?.into_inner()),
+        ),
+        Verb::Get { name } => {
+            one(format, &key(client.get_key(wire::GetKeyRequest { name }).await?.into_inner()))
+        }
         Verb::List { vault, deleted } => {
-            let request = wire::ListKeysRequest { parent: vault, page_size: 1000, page_token: String::new(), show_deleted: deleted };
+            let request = wire::ListKeysRequest {
+                parent: vault,
+                page_size: 1000,
+                page_token: String::new(),
+                show_deleted: deleted,
+            };
             many(format, client.list_keys(request).await?.into_inner().keys.into_iter().map(key).collect());
         }
         Verb::Versions { name } => {
-            let request = wire::ListKeyVersionsRequest { parent: name, page_size: 1000, page_token: String::new() };
-            many(format, client.list_key_versions(request).await?.into_inner().key_versions.into_iter().map(version).collect());
+            let request =
+                wire::ListKeyVersionsRequest { parent: name, page_size: 1000, page_token: String::new() };
+            many(
+                format,
+                client
+                    .list_key_versions(request)
+                    .await?
+                    .into_inner()
+                    .key_versions
+                    .into_iter()
+                    .map(version)
+                    .collect(),
+            );
         }
-        Verb::Enable { name } => update(session, name, wire::KeyAttributes { enabled: true, ..wire::KeyAttributes::default() }, &["enabled"]).await?,
+        Verb::Enable { name } => {
+            update(
+                session,
+                name,
+                wire::KeyAttributes { enabled: true, ..wire::KeyAttributes::default() },
+                &["enabled"],
+            )
+            .await?
+        }
         Verb::Disable { name } => update(session, name, wire::KeyAttributes::default(), &["enabled"]).await?,
         Verb::Dates { name, from, until } => {
-            let paths: Vec<&str> = [from.as_ref().map(|_| "not_before"), until.as_ref().map(|_| "expire_time")].into_iter().flatten().collect();
-            let attributes = wire::KeyAttributes { enabled: true, not_before: date(from.as_ref(), "from")?, expire_time: date(until.as_ref(), "until")? };
+            let paths: Vec<&str> =
+                [from.as_ref().map(|_| "not_before"), until.as_ref().map(|_| "expire_time")]
+                    .into_iter()
+                    .flatten()
+                    .collect();
+            let attributes = wire::KeyAttributes {
+                enabled: true,
+                not_before: date(from.as_ref(), "from")?,
+                expire_time: date(until.as_ref(), "until")?,
+            };
             update(session, name, attributes, &paths).await?;
         }
-        Verb::Delete { name } => one(format, &key(client.delete_key(wire::DeleteKeyRequest { name }).await?.into_inner())),
-        Verb::Recover { name } => one(format, &key(client.undelete_key(wire::UndeleteKeyRequest { name }).await?.into_inner())),
+        Verb::Delete { name } => {
+            one(format, &key(client.delete_key(wire::DeleteKeyRequest { name }).await?.into_inner()))
+        }
+        Verb::Recover { name } => {
+            one(format, &key(client.undelete_key(wire::UndeleteKeyRequest { name }).await?.into_inner()))
+        }
         Verb::Purge { name } => {
             client.purge_key(wire::PurgeKeyRequest { name: name.clone() }).await?;
             line(format!("{name} destroyed"));
         }
-        Verb::Rotate { name } => one(format, &key(client.rotate_key(wire::RotateKeyRequest { name }).await?.into_inner())),
+        Verb::Rotate { name } => {
+            one(format, &key(client.rotate_key(wire::RotateKeyRequest { name }).await?.into_inner()))
+        }
         Verb::Wrap { name, file } => {
-            let plaintext = std::fs::read(&file).with_context(|| format!("`{}` cannot be read", file.display()))?;
-            let done = client.wrap_key(wire::WrapKeyRequest { name, algorithm: String::new(), plaintext }).await?.into_inner();
-            one(format, &json!({ "version": done.key_version, "algorithm": done.algorithm, "ciphertext": STANDARD.encode(done.ciphertext) }));
+            let plaintext =
+                std::fs::read(&file).with_context(|| format!("`{}` cannot be read", file.display()))?;
+            let done = client
+                .wrap_key(wire::WrapKeyRequest { name, algorithm: String::new(), plaintext })
+                .await?
+                .into_inner();
+            one(
+                format,
+                &json!({ "version": done.key_version, "algorithm": done.algorithm, "ciphertext": STANDARD.encode(done.ciphertext) }),
+            );
         }
         Verb::Unwrap { version, base64 } => {
             let ciphertext = STANDARD.decode(base64).context("the wrapped key is not base64")?;
-            let done = client.unwrap_key(wire::UnwrapKeyRequest { name: version, algorithm: String::new(), ciphertext }).await?.into_inner();
+            let done = client
+                .unwrap_key(wire::UnwrapKeyRequest { name: version, algorithm: String::new(), ciphertext })
+                .await?
+                .into_inner();
             one(format, &json!({ "plaintext": STANDARD.encode(done.plaintext) }));
         }
     }

@@ -19,7 +19,11 @@ use session::Session;
 use std::path::PathBuf;
 
 #[derive(Parser)]
-#[command(version, about = "Customer-managed encryption at rest for a database cluster", max_term_width = 110)]
+#[command(
+    version,
+    about = "Customer-managed encryption at rest for a database cluster",
+    max_term_width = 110
+)]
 struct Arguments {
     /// The deployment's directory.
     #[arg(long, global = true, env = "CUSTODY_DIR", default_value = ".custody")]
@@ -100,7 +104,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let work = async {
         match arguments.verb {
             Verb::Up { lease_ms, renew_every_ms, backups } => {
-                let options = deployment::Options { lease_ms, renew_every_ms, backups, otlp: arguments.otlp.clone() };
+                let options =
+                    deployment::Options { lease_ms, renew_every_ms, backups, otlp: arguments.otlp.clone() };
                 supervisor::up(&arguments.dir, options).await
             }
             Verb::Demo(options) => demo::run(options).await,

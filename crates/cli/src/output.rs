@@ -24,7 +24,11 @@ pub(crate) fn note(text: impl std::fmt::Display) {
 
 pub(crate) fn error(e: &anyhow::Error) {
     if let Some(status) = e.downcast_ref::<tonic::Status>() {
-        eprintln!("error: {} ({})", status.message(), format!("{} {}", code_name(status.code()), reason(status)).trim());
+        eprintln!(
+            "error: {} ({})",
+            status.message(),
+            format!("{} {}", code_name(status.code()), reason(status)).trim()
+        );
     } else {
         eprintln!("error: {e:#}");
     }
@@ -35,7 +39,9 @@ fn cell(value: &Value) -> String {
         Value::Null => String::new(),
         Value::String(s) => s.clone(),
         Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(", "),
-        Value::Object(fields) => fields.iter().map(|(k, v)| format!("{k}={}", cell(v))).collect::<Vec<_>>().join(" "),
+        Value::Object(fields) => {
+            fields.iter().map(|(k, v)| format!("{k}={}", cell(v))).collect::<Vec<_>>().join(" ")
+        }
         other => other.to_string(),
     }
 }
@@ -65,7 +71,13 @@ pub(crate) fn many(format: Format, values: Vec<Value>) {
         return;
     };
     let names: Vec<&String> = first.keys().collect();
-    let width = |name: &String| rows.iter().map(|r| r.get(name).map_or(0, |v| cell(v).chars().count())).max().unwrap_or(0).max(name.len());
+    let width = |name: &String| {
+        rows.iter()
+            .map(|r| r.get(name).map_or(0, |v| cell(v).chars().count()))
+            .max()
+            .unwrap_or(0)
+            .max(name.len())
+    };
     let widths: Vec<usize> = names.iter().map(|n| width(n)).collect();
     let print = |cells: Vec<String>| {
         let text: Vec<String> = cells.iter().zip(&widths).map(|(c, w)| format!("{c:w$}")).collect();

@@ -1,8 +1,17 @@
 //! The development authority: made at the first start, with a certificate for each service.
 
 use anyhow::Context as _;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, string::Ia5String};
-use std::{fs, io::Write as _, net::{IpAddr, Ipv4Addr, Ipv6Addr}, os::unix::fs::OpenOptionsExt as _, path::Path};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, string::Ia5String,
+};
+use std::{
+    fs,
+    io::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
 
 /// Makes the authority and the certificates that are missing.
 pub(crate) fn ensure(dir: &Path, services: &[&str]) -> anyhow::Result<()> {
@@ -40,8 +49,11 @@ fn certificate(service: &str) -> anyhow::Result<CertificateParams> {
     params.distinguished_name.push(DnType::CommonName, format!("custody-{service}"));
     params.subject_alt_names.push(SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)));
     params.subject_alt_names.push(SanType::IpAddress(IpAddr::V6(Ipv6Addr::LOCALHOST)));
-    params.subject_alt_names.push(SanType::URI(Ia5String::try_from(format!("custody:principals/{service}"))?));
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params
+        .subject_alt_names
+        .push(SanType::URI(Ia5String::try_from(format!("custody:principals/{service}"))?));
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     Ok(params)
 }

@@ -5,7 +5,9 @@ use crate::{
     output::Format,
 };
 use anyhow::Context as _;
-use custody_clients::{Audit, AuthenticatedChannel, Control, Endpoint, Identity, Operations, Storage, TokenSource, Vault};
+use custody_clients::{
+    Audit, AuthenticatedChannel, Control, Endpoint, Identity, Operations, Storage, TokenSource, Vault,
+};
 use custody_rpc::tls;
 use std::{
     path::{Path, PathBuf},
@@ -24,22 +26,38 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 impl Session {
     pub(crate) fn open(dir: &Path, principal: Option<&str>, format: Format) -> anyhow::Result<Self> {
-        Ok(Self { dir: dir.to_owned(), deployment: Deployment::read(dir)?, principal: principal.map(str::to_owned), format })
+        Ok(Self {
+            dir: dir.to_owned(),
+            deployment: Deployment::read(dir)?,
+            principal: principal.map(str::to_owned),
+            format,
+        })
     }
 
     fn endpoint(&self, service: &str) -> anyhow::Result<Endpoint> {
         let trust = tls::Credentials::trusting(&self.dir.join("pki/ca.pem"))?;
-        let url = self.deployment.endpoints.get(service).with_context(|| format!("the deployment has no {service}"))?;
+        let url = self
+            .deployment
+            .endpoints
+            .get(service)
+            .with_context(|| format!("the deployment has no {service}"))?;
         Ok(Endpoint::new(url, &trust, DEADLINE)?)
     }
 
     /// A channel to a service as the principal asked for, or else as `default`.
-    fn channel(&self, service: &str, audience: &'static str, default: &str) -> anyhow::Result<AuthenticatedChannel> {
+    fn channel(
+        &self,
+        service: &str,
+        audience: &'static str,
+        default: &str,
+    ) -> anyhow::Result<AuthenticatedChannel> {
         let id = self.principal.as_deref().unwrap_or(default);
         let path = self.dir.join(format!("credentials/{id}.json"));
-        let text = std::fs::read(&path).with_context(|| format!("no credentials of `{id}` in `{}`", path.display()))?;
+        let text = std::fs::read(&path)
+            .with_context(|| format!("no credentials of `{id}` in `{}`", path.display()))?;
         let held: Credentials = serde_json::from_slice(&text)?;
-        let tokens = TokenSource::secret(self.endpoint("identity")?, &held.client_id, &held.client_secret, audience);
+        let tokens =
+            TokenSource::secret(self.endpoint("identity")?, &held.client_id, &held.client_secret, audience);
         Ok(self.endpoint(service)?.authenticated(tokens))
     }
 

@@ -52,7 +52,12 @@ impl Running {
     pub(crate) async fn start(dir: &Path, options: &Options) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir)?;
         let lock = File::create(dir.join("lock"))?;
-        lock.try_lock().with_context(|| format!("a deployment is running in `{}` already; stop it, or choose another --dir", dir.display()))?;
+        lock.try_lock().with_context(|| {
+            format!(
+                "a deployment is running in `{}` already; stop it, or choose another --dir",
+                dir.display()
+            )
+        })?;
         Deployment::prepare(dir, options)?;
         let dir = dir.canonicalize()?;
         let mut running = Self { dir: dir.clone(), children: Vec::new(), _lock: lock };
@@ -72,7 +77,10 @@ impl Running {
                     let tail = tail.into_iter().rev().collect::<Vec<_>>().join("\n  ");
                     let service = *service;
                     running.stop().await;
-                    anyhow::bail!("custody-{service} did not begin to serve; its log `{}` ends with:\n  {tail}", log.display());
+                    anyhow::bail!(
+                        "custody-{service} did not begin to serve; its log `{}` ends with:\n  {tail}",
+                        log.display()
+                    );
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

@@ -54,13 +54,23 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
     let mut client = session.vault("officer")?;
     match verb {
         Verb::Create { id, retention_days, no_purge_protection } => {
-            let vault = wire::Vault { soft_delete_retention_days: retention_days, purge_protection: !no_purge_protection, ..wire::Vault::default() };
-            let made = client.create_vault(wire::CreateVaultRequest { vault_id: id, vault: Some(vault) }).await?;
+            let vault = wire::Vault {
+                soft_delete_retention_days: retention_days,
+                purge_protection: !no_purge_protection,
+                ..wire::Vault::default()
+            };
+            let made =
+                client.create_vault(wire::CreateVaultRequest { vault_id: id, vault: Some(vault) }).await?;
             one(session.format, &view(made.into_inner()));
         }
-        Verb::Get { name } => one(session.format, &view(client.get_vault(wire::GetVaultRequest { name }).await?.into_inner())),
+        Verb::Get { name } => {
+            one(session.format, &view(client.get_vault(wire::GetVaultRequest { name }).await?.into_inner()))
+        }
         Verb::List => {
-            let all = client.list_vaults(wire::ListVaultsRequest { page_size: 1000, page_token: String::new() }).await?.into_inner();
+            let all = client
+                .list_vaults(wire::ListVaultsRequest { page_size: 1000, page_token: String::new() })
+                .await?
+                .into_inner();
             many(session.format, all.vaults.into_iter().map(view).collect());
         }
     }
@@ -76,8 +86,11 @@ pub(crate) async fn run_access(session: &Session, verb: AccessVerb) -> anyhow::R
     match verb {
         AccessVerb::Grant { grantee: principal, role, scope } => {
             let parent = scope.split('/').take(2).collect::<Vec<_>>().join("/");
-            let role_assignment = Some(wire::RoleAssignment { principal, role, scope, ..wire::RoleAssignment::default() });
-            let made = client.create_role_assignment(wire::CreateRoleAssignmentRequest { parent, role_assignment }).await?;
+            let role_assignment =
+                Some(wire::RoleAssignment { principal, role, scope, ..wire::RoleAssignment::default() });
+            let made = client
+                .create_role_assignment(wire::CreateRoleAssignmentRequest { parent, role_assignment })
+                .await?;
             one(session.format, &assignment(made.into_inner()));
         }
         AccessVerb::Revoke { name } => {
@@ -85,7 +98,11 @@ pub(crate) async fn run_access(session: &Session, verb: AccessVerb) -> anyhow::R
             line(format!("{name} removed"));
         }
         AccessVerb::List { vault } => {
-            let request = wire::ListRoleAssignmentsRequest { parent: vault, page_size: 1000, page_token: String::new() };
+            let request = wire::ListRoleAssignmentsRequest {
+                parent: vault,
+                page_size: 1000,
+                page_token: String::new(),
+            };
             let all = client.list_role_assignments(request).await?.into_inner();
             many(session.format, all.role_assignments.into_iter().map(assignment).collect());
         }

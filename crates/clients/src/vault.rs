@@ -30,11 +30,13 @@ impl AccessError {
     #[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
     fn from_status(status: Status) -> Self {
         match status.code() {
-            Code::PermissionDenied | Code::FailedPrecondition | Code::NotFound | Code::InvalidArgument => Self::Refused {
-                reason: reason(&status),
-                message: status.message().to_owned(),
-                status: custody_rpc::status::code_name(status.code()).to_owned(),
-            },
+            Code::PermissionDenied | Code::FailedPrecondition | Code::NotFound | Code::InvalidArgument => {
+                Self::Refused {
+                    reason: reason(&status),
+                    message: status.message().to_owned(),
+                    status: custody_rpc::status::code_name(status.code()).to_owned(),
+                }
+            }
             _ => Self::Unreachable(status.message().to_owned()),
         }
     }
@@ -95,8 +97,10 @@ impl VaultAccess {
     /// # Errors
     /// See [`AccessError`].
     pub async fn wrap_key(&self, name: &str, plain: &[u8]) -> Result<WrappedKey, AccessError> {
-        let request = WrapKeyRequest { name: name.to_owned(), algorithm: String::new(), plaintext: plain.to_vec() };
-        let wrapped = self.client.clone().wrap_key(request).await.map_err(AccessError::from_status)?.into_inner();
+        let request =
+            WrapKeyRequest { name: name.to_owned(), algorithm: String::new(), plaintext: plain.to_vec() };
+        let wrapped =
+            self.client.clone().wrap_key(request).await.map_err(AccessError::from_status)?.into_inner();
         Ok(WrappedKey {
             key_version: wrapped.key_version.parse().map_err(|_| malformed())?,
             algorithm: wrapped.algorithm.parse().map_err(|_| malformed())?,

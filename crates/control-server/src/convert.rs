@@ -20,7 +20,10 @@ struct ErrorInfo {
 
 fn error_info(reason: &str) -> Any {
     let info = ErrorInfo { reason: reason.to_owned(), domain: custody_rpc::status::DOMAIN.to_owned() };
-    Any { type_url: "type.googleapis.com/google.rpc.ErrorInfo".to_owned(), value: prost::Message::encode_to_vec(&info) }
+    Any {
+        type_url: "type.googleapis.com/google.rpc.ErrorInfo".to_owned(),
+        value: prost::Message::encode_to_vec(&info),
+    }
 }
 
 fn any<M: prost::Message>(name: &str, message: &M) -> Any {
@@ -76,16 +79,28 @@ pub(crate) fn backup(b: &BackupRecord) -> wire::Backup {
 
 /// `response` is what the operation made, where it is still there.
 pub(crate) fn operation(o: &OperationRecord, response: Option<Any>) -> Operation {
-    let metadata = wire::OperationMetadata { target: o.target.clone(), step: o.step.clone(), create_time: Some(to_wire(o.create_time)) };
+    let metadata = wire::OperationMetadata {
+        target: o.target.clone(),
+        step: o.step.clone(),
+        create_time: Some(to_wire(o.create_time)),
+    };
     let result = o.result.as_ref().map(|r| match r {
         OperationResult::Error { status, reason, message } => operation::Result::Error(rpc::Status {
             code: code_named(status).into(),
             message: message.clone(),
             details: vec![error_info(reason)],
         }),
-        OperationResult::Success => operation::Result::Response(response.unwrap_or_else(|| Any { type_url: "type.googleapis.com/google.protobuf.Empty".to_owned(), value: Vec::new() })),
+        OperationResult::Success => operation::Result::Response(response.unwrap_or_else(|| Any {
+            type_url: "type.googleapis.com/google.protobuf.Empty".to_owned(),
+            value: Vec::new(),
+        })),
     });
-    Operation { name: format!("operations/{}", o.id), metadata: Some(any("OperationMetadata", &metadata)), done: result.is_some(), result }
+    Operation {
+        name: format!("operations/{}", o.id),
+        metadata: Some(any("OperationMetadata", &metadata)),
+        done: result.is_some(),
+        result,
+    }
 }
 
 pub(crate) fn cluster_any(c: &ClusterRecord) -> Any {

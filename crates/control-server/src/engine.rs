@@ -2,7 +2,10 @@
 
 use crate::steps::{self, StepError};
 use custody_clients::{Database, Identity, Storage};
-use custody_control::{BackupRecord, ClusterRecord, ClusterState, Event, Ledger, LedgerError, OperationRecord, OperationResult, Step};
+use custody_control::{
+    BackupRecord, ClusterRecord, ClusterState, Event, Ledger, LedgerError, OperationRecord, OperationResult,
+    Step,
+};
 use custody_rpc::status::{internal, status};
 use custody_types::{Clock as _, SystemClock};
 use parking_lot::Mutex;
@@ -58,13 +61,28 @@ pub(crate) fn new_id() -> Result<String, Status> {
 impl Engine {
     /// Takes up every cluster where its record says it is: a plan that was cut short runs again.
     pub(crate) fn start(ledger: Ledger, platform: Platform) -> anyhow::Result<Arc<Self>> {
-        let engine = Arc::new(Self { ledger, platform, drivers: Mutex::default(), changes: Mutex::default(), finished: Notify::new() });
+        let engine = Arc::new(Self {
+            ledger,
+            platform,
+            drivers: Mutex::default(),
+            changes: Mutex::default(),
+            finished: Notify::new(),
+        });
         for cluster in engine.ledger.clusters()? {
             engine.drive(cluster.spec.name.as_str());
         }
-        for mut operation in engine.ledger.operations()?.into_iter().filter(|o| o.result.is_none() && o.target.starts_with("backups/")) {
+        for mut operation in engine
+            .ledger
+            .operations()?
+            .into_iter()
+            .filter(|o| o.result.is_none() && o.target.starts_with("backups/"))
+        {
             let message = "the control plane ended during the backup; take another".to_owned();
-            operation.result = Some(OperationResult::Error { status: "ABORTED".to_owned(), reason: "INTERRUPTED".to_owned(), message });
+            operation.result = Some(OperationResult::Error {
+                status: "ABORTED".to_owned(),
+                reason: "INTERRUPTED".to_owned(),
+                message,
+            });
             engine.ledger.update(None, Some(&operation))?;
         }
         Ok(engine)
@@ -83,11 +101,21 @@ impl Engine {
     }
 
     pub(crate) fn new_operation(&self, target: &str) -> Result<OperationRecord, Status> {
-        Ok(OperationRecord { id: new_id()?, target: target.to_owned(), step: "waiting".to_owned(), result: None, create_time: SystemClock.now() })
+        Ok(OperationRecord {
+            id: new_id()?,
+            target: target.to_owned(),
+            step: "waiting".to_owned(),
+            result: None,
+            create_time: SystemClock.now(),
+        })
     }
 
     /// Stores a new cluster and begins to make it.
-    pub(crate) fn create(self: &Arc<Self>, cluster: &ClusterRecord, operation: &OperationRecord) -> Result<(), Status> {
+    pub(crate) fn create(
+        self: &Arc<Self>,
+        cluster: &ClusterRecord,
+        operation: &OperationRecord,
+    ) -> Result<(), Status> {
         let _one_at_a_time = self.changes.lock();
         self.ledger.add(cluster, operation).map_err(ledger_failed)?;
         self.drive(cluster.spec.name.as_str());
@@ -100,12 +128,18 @@ impl Engine {
         {
             let _one_at_a_time = self.changes.lock();
             let mut cluster = self.ledger.cluster(name).map_err(ledger_failed)?;
-            let next = cluster.state.after(event).map_err(|e| status("FAILED_PRECONDITION", "INVALID_CLUSTER_TRANSITION", &e.to_string(), None))?;
+            let next = cluster.state.after(event).map_err(|e| {
+                status("FAILED_PRECONDITION", "INVALID_CLUSTER_TRANSITION", &e.to_string(), None)
+            })?;
             if let Some(before) = cluster.operation.take()
                 && let Ok(mut superseded) = self.ledger.operation(&before)
             {
                 let message = format!("superseded: the cluster shall {event}");
-                superseded.result = Some(OperationResult::Error { status: "ABORTED".to_owned(), reason: "SUPERSEDED".to_owned(), message });
+                superseded.result = Some(OperationResult::Error {
+                    status: "ABORTED".to_owned(),
+                    reason: "SUPERSEDED".to_owned(),
+                    message,
+                });
                 self.ledger.update(None, Some(&superseded)).map_err(ledger_failed)?;
             }
             cluster.state = next.unwrap_or(cluster.state);
@@ -159,7 +193,8 @@ impl Engine {
             let _one_at_a_time = self.changes.lock();
             let result = cluster.failure.clone().unwrap_or(OperationResult::Success);
             let operation = cluster.operation.as_ref().and_then(|id| self.ledger.operation(id).ok());
-            let ended = operation.map(|o| OperationRecord { result: Some(result), step: "done".to_owned(), ..o });
+            let ended =
+                operation.map(|o| OperationRecord { result: Some(result), step: "done".to_owned(), ..o });
             if let Err(e) = self.ledger.remove(cluster, ended.as_ref()) {
                 tracing::error!(cluster = name, error = %e, "a deleted cluster's record remains");
                 return false;
@@ -192,10 +227,12 @@ impl Engine {
         tracing::warn!(cluster = name, error = e.message(), "plan failed");
         match cluster.state {
             // What was made is removed before the failure is told.
-            ClusterState::Creating => _ = self.change(name, cluster.state, |c| {
-                c.state = ClusterState::Deleting;
-                c.failure = Some(result);
-            }),
+            ClusterState::Creating => {
+                _ = self.change(name, cluster.state, |c| {
+                    c.state = ClusterState::Deleting;
+                    c.failure = Some(result);
+                })
+            }
             _ => {
                 self.end_operation(cluster.operation.as_ref(), result);
                 self.change(name, cluster.state, |c| c.operation = None);
@@ -223,12 +260,19 @@ impl Engine {
     }
 
     /// Runs a backup of all volumes of a cluster.
-    pub(crate) async fn back_up(self: Arc<Self>, cluster: ClusterRecord, backup: BackupRecord, mut operation: OperationRecord) {
+    pub(crate) async fn back_up(
+        self: Arc<Self>,
+        cluster: ClusterRecord,
+        backup: BackupRecord,
+        mut operation: OperationRecord,
+    ) {
         let mut result = OperationResult::Success;
         for node in &cluster.nodes {
             operation.step = format!("backing up {}", node.role);
             _ = self.ledger.update(None, Some(&operation));
-            if let Err(e) = steps::back_up(&self.platform, &node.id, &format!("{}/{}", backup.id, node.role)).await {
+            if let Err(e) =
+                steps::back_up(&self.platform, &node.id, &format!("{}/{}", backup.id, node.role)).await
+            {
                 result = OperationResult::Error {
                     status: custody_rpc::status::code_name(e.code()).to_owned(),
                     reason: custody_rpc::status::reason(&e),
@@ -239,7 +283,11 @@ impl Engine {
         }
         operation.step = "done".to_owned();
         operation.result = Some(result.clone());
-        let stored = if result == OperationResult::Success { self.ledger.add_backup(&backup, &operation) } else { self.ledger.update(None, Some(&operation)) };
+        let stored = if result == OperationResult::Success {
+            self.ledger.add_backup(&backup, &operation)
+        } else {
+            self.ledger.update(None, Some(&operation))
+        };
         if let Err(e) = stored {
             tracing::error!(backup = backup.id, error = %e, "a backup's end was not stored");
         }
@@ -270,7 +318,12 @@ async fn drive(engine: Arc<Engine>, name: String, wake: Arc<Notify>) {
 }
 
 /// Carries a plan out. `Ok(false)`: the cluster's state has changed meanwhile, and another plan holds.
-async fn run_plan(engine: &Engine, cluster: &ClusterRecord, plan: Vec<Step>, wake: &Notify) -> Result<bool, Status> {
+async fn run_plan(
+    engine: &Engine,
+    cluster: &ClusterRecord,
+    plan: Vec<Step>,
+    wake: &Notify,
+) -> Result<bool, Status> {
     let name = cluster.spec.name.as_str();
     for step in plan {
         engine.note_step(cluster, &step);
@@ -289,7 +342,9 @@ async fn run_plan(engine: &Engine, cluster: &ClusterRecord, plan: Vec<Step>, wak
                     tracing::debug!(cluster = name, step = steps::describe(&step), why, "step waits");
                     _ = tokio::time::timeout(RETRY, wake.notified()).await;
                 }
-                Err(StepError::NotYet) => _ = tokio::time::timeout(Duration::from_millis(50), wake.notified()).await,
+                Err(StepError::NotYet) => {
+                    _ = tokio::time::timeout(Duration::from_millis(50), wake.notified()).await
+                }
             }
         }
     }

@@ -10,7 +10,10 @@ use clap::Parser;
 use custody_audit::{Journal, Outcome, Record};
 use custody_clients::{Database, Endpoint, Identity, Storage, TokenSource};
 use custody_control::Ledger;
-use custody_rpc::{CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, server, settings, workers::Workers};
+use custody_rpc::{
+    CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, server, settings,
+    workers::Workers,
+};
 use custody_store::Store;
 use custody_types::SystemClock;
 use engine::{Engine, Platform};
@@ -69,14 +72,34 @@ async fn main() -> anyhow::Result<()> {
         .add_service(operations::OperationsService::server(engine))
         .add_service(AuditLogService::server(Arc::new(service::ControlTrail(journal.clone())), workers));
     let verifier = server::verifier(&settings.server, "custody-control")?;
-    server::serve(&settings.server, routes, verifier, Some(denial_sink(journal.clone())), server::terminated()).await?;
+    server::serve(
+        &settings.server,
+        routes,
+        verifier,
+        Some(denial_sink(journal.clone())),
+        server::terminated(),
+    )
+    .await?;
     tokio::task::spawn_blocking(move || journal.close()).await?;
     Ok(())
 }
 
 fn denial_sink(journal: Arc<Journal>) -> DenialSink {
     Arc::new(move |context: &CallContext, path: &str| {
-        let begin = Record::begin(journal.now(), path.rsplit('/').next().unwrap_or(path), &context.correlation_id, &context.caller, path);
-        journal.append(begin.finish(journal.now(), Outcome::Denied, "PERMISSION_DENIED", "the duty may not call this")).is_ok()
+        let begin = Record::begin(
+            journal.now(),
+            path.rsplit('/').next().unwrap_or(path),
+            &context.correlation_id,
+            &context.caller,
+            path,
+        );
+        journal
+            .append(begin.finish(
+                journal.now(),
+                Outcome::Denied,
+                "PERMISSION_DENIED",
+                "the duty may not call this",
+            ))
+            .is_ok()
     })
 }

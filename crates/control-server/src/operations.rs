@@ -1,6 +1,9 @@
 //! The Operations service on the wire.
 
-use crate::{convert, engine::{Engine, ledger_failed}};
+use crate::{
+    convert,
+    engine::{Engine, ledger_failed},
+};
 use custody_control::OperationRecord;
 use custody_proto::longrunning::{
     GetOperationRequest, ListOperationsRequest, ListOperationsResponse, Operation, WaitOperationRequest,
@@ -23,13 +26,17 @@ impl OperationsService {
     }
 
     fn find(&self, name: &str) -> Result<OperationRecord, Status> {
-        let id = name.strip_prefix("operations/").ok_or_else(|| invalid("name", "must be of the form operations/{operation}"))?;
+        let id = name
+            .strip_prefix("operations/")
+            .ok_or_else(|| invalid("name", "must be of the form operations/{operation}"))?;
         self.engine.ledger.operation(id).map_err(ledger_failed)
     }
 
     fn view(&self, record: &OperationRecord) -> Operation {
         let response = match record.target.split_once('/') {
-            Some(("clusters", _)) => self.engine.ledger.cluster(&record.target).ok().map(|c| convert::cluster_any(&c)),
+            Some(("clusters", _)) => {
+                self.engine.ledger.cluster(&record.target).ok().map(|c| convert::cluster_any(&c))
+            }
             Some(("backups", id)) => self.engine.ledger.backup(id).ok().map(|b| convert::backup_any(&b)),
             _ => None,
         };
@@ -39,19 +46,31 @@ impl OperationsService {
 
 #[tonic::async_trait]
 impl Operations for OperationsService {
-    async fn list_operations(&self, request: Request<ListOperationsRequest>) -> Result<Response<ListOperationsResponse>, Status> {
+    async fn list_operations(
+        &self,
+        request: Request<ListOperationsRequest>,
+    ) -> Result<Response<ListOperationsResponse>, Status> {
         let r = request.into_inner();
         let all = self.engine.ledger.operations().map_err(ledger_failed)?;
         let numbered: Vec<_> = all.into_iter().enumerate().collect();
         let (page, next_page_token) = cut(numbered, r.page_size, &r.page_token, |(i, _)| format!("{i:08}"))?;
-        Ok(Response::new(ListOperationsResponse { operations: page.iter().map(|(_, o)| self.view(o)).collect(), next_page_token }))
+        Ok(Response::new(ListOperationsResponse {
+            operations: page.iter().map(|(_, o)| self.view(o)).collect(),
+            next_page_token,
+        }))
     }
 
-    async fn get_operation(&self, request: Request<GetOperationRequest>) -> Result<Response<Operation>, Status> {
+    async fn get_operation(
+        &self,
+        request: Request<GetOperationRequest>,
+    ) -> Result<Response<Operation>, Status> {
         Ok(Response::new(self.view(&self.find(&request.get_ref().name)?)))
     }
 
-    async fn wait_operation(&self, request: Request<WaitOperationRequest>) -> Result<Response<Operation>, Status> {
+    async fn wait_operation(
+        &self,
+        request: Request<WaitOperationRequest>,
+    ) -> Result<Response<Operation>, Status> {
         let r = request.into_inner();
         let asked = r.timeout.and_then(|t| Duration::try_from(t).ok()).unwrap_or(WAIT_MAX);
         let until = tokio::time::Instant::now() + asked.min(WAIT_MAX);

@@ -1,16 +1,27 @@
 //! The ClusterManager service on the wire.
 
-use crate::{convert, engine::{Engine, ledger_failed}};
+use crate::{
+    convert,
+    engine::{Engine, ledger_failed},
+};
 use custody_audit::{Journal, Outcome, Record};
 use custody_control::{BackupRecord, ClusterRecord, ClusterSpec, ClusterState, Event};
 use custody_proto::{
     audit::AuditRecord,
-    control::{self as wire, cluster_manager_server::{ClusterManager, ClusterManagerServer}},
+    control::{
+        self as wire,
+        cluster_manager_server::{ClusterManager, ClusterManagerServer},
+    },
     identity::CreateManagedIdentityRequest,
     longrunning::Operation,
     storage::RewrapVolumeRequest,
 };
-use custody_rpc::{CallContext, audit_log::Trail, page::cut, status::{code_name, invalid, status}};
+use custody_rpc::{
+    CallContext,
+    audit_log::Trail,
+    page::cut,
+    status::{code_name, invalid, status},
+};
 use custody_types::{Clock as _, ClusterName, SystemClock};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
@@ -26,7 +37,11 @@ impl Trail for ControlTrail {
     fn read(&self, _: &CallContext, after: u64, max: usize) -> Result<Vec<AuditRecord>, Status> {
         let broken = |_| status("UNAVAILABLE", "AUDIT_UNAVAILABLE", "the audit trail cannot be read", None);
         let entries = self.0.read(after, max).map_err(broken)?;
-        let wire = |e: custody_audit::Entry| AuditRecord { sequence: e.sequence, hash: e.hash, json: serde_json::to_string(&e.record).unwrap_or_default() };
+        let wire = |e: custody_audit::Entry| AuditRecord {
+            sequence: e.sequence,
+            hash: e.hash,
+            json: serde_json::to_string(&e.record).unwrap_or_default(),
+        };
         Ok(entries.into_iter().map(wire).collect())
     }
 }
@@ -40,11 +55,22 @@ impl ClusterService {
     }
 
     /// Runs a call with its record: durable before, finished after.
-    async fn audited<T>(&self, context: &CallContext, operation: &str, resource: &str, act: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-        let unavailable = |_| status("UNAVAILABLE", "AUDIT_UNAVAILABLE", "the audit journal cannot be written", None);
-        let begin = Record::begin(SystemClock.now(), operation, &context.correlation_id, &context.caller, resource);
+    async fn audited<T>(
+        &self,
+        context: &CallContext,
+        operation: &str,
+        resource: &str,
+        act: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        let unavailable =
+            |_| status("UNAVAILABLE", "AUDIT_UNAVAILABLE", "the audit journal cannot be written", None);
+        let begin =
+            Record::begin(SystemClock.now(), operation, &context.correlation_id, &context.caller, resource);
         let (journal, record) = (self.journal.clone(), begin.clone());
-        tokio::task::spawn_blocking(move || journal.append(record)).await.map_err(|_| custody_rpc::status::internal())?.map_err(unavailable)?;
+        tokio::task::spawn_blocking(move || journal.append(record))
+            .await
+            .map_err(|_| custody_rpc::status::internal())?
+            .map_err(unavailable)?;
         let done = act.await;
         let end = match &done {
             Ok(_) => begin.finish(SystemClock.now(), Outcome::Success, "OK", ""),
@@ -55,7 +81,13 @@ impl ClusterService {
         done
     }
 
-    async fn transition(&self, context: &CallContext, operation: &str, name: &str, event: Event) -> Result<Response<Operation>, Status> {
+    async fn transition(
+        &self,
+        context: &CallContext,
+        operation: &str,
+        name: &str,
+        event: Event,
+    ) -> Result<Response<Operation>, Status> {
         let name: ClusterName = name.parse().map_err(|e| invalid("name", e))?;
         self.audited(context, operation, name.as_str(), async {
             let record = self.engine.request(name.as_str(), event)?;
@@ -69,17 +101,31 @@ impl ClusterService {
         let encryption = given.encryption.unwrap_or_default();
         let platform = &self.engine.platform;
         let service = (platform.service_key.as_str(), platform.service_identity.as_str());
-        let mut spec = ClusterSpec::check(&r.cluster_id, given.worker_count, given.volume_size_bytes, &encryption.key, &encryption.managed_identity, service)
-            .map_err(|e| invalid(e.field, e.why))?;
+        let mut spec = ClusterSpec::check(
+            &r.cluster_id,
+            given.worker_count,
+            given.volume_size_bytes,
+            &encryption.key,
+            &encryption.managed_identity,
+            service,
+        )
+        .map_err(|e| invalid(e.field, e.why))?;
         if !PASSWORD_LEN.contains(&r.administrator_password.chars().count()) {
             return Err(invalid("administrator_password", "must have 8 to 128 characters"));
         }
-        spec.password_verifier = postgres_protocol::password::scram_sha_256(r.administrator_password.as_bytes());
+        spec.password_verifier =
+            postgres_protocol::password::scram_sha_256(r.administrator_password.as_bytes());
         if !r.source_backup.is_empty() {
-            let id = r.source_backup.strip_prefix("backups/").ok_or_else(|| invalid("source_backup", "must be of the form backups/{backup}"))?;
+            let id = r
+                .source_backup
+                .strip_prefix("backups/")
+                .ok_or_else(|| invalid("source_backup", "must be of the form backups/{backup}"))?;
             let backup = self.engine.ledger.backup(id).map_err(ledger_failed)?;
             if (backup.workers, backup.volume_size_bytes) != (spec.workers, spec.volume_size_bytes) {
-                let why = format!("has {} workers and volumes of {} bytes; ask for the same", backup.workers, backup.volume_size_bytes);
+                let why = format!(
+                    "has {} workers and volumes of {} bytes; ask for the same",
+                    backup.workers, backup.volume_size_bytes
+                );
                 return Err(invalid("source_backup", why));
             }
             spec.source_backup = Some(backup.id);
@@ -90,7 +136,10 @@ impl ClusterService {
 
 #[tonic::async_trait]
 impl ClusterManager for ClusterService {
-    async fn create_cluster(&self, request: Request<wire::CreateClusterRequest>) -> Result<Response<Operation>, Status> {
+    async fn create_cluster(
+        &self,
+        request: Request<wire::CreateClusterRequest>,
+    ) -> Result<Response<Operation>, Status> {
         let context = CallContext::of(&request)?;
         let spec = self.check(request.get_ref())?;
         let name = spec.name.clone();
@@ -103,48 +152,82 @@ impl ClusterManager for ClusterService {
         .await
     }
 
-    async fn get_cluster(&self, request: Request<wire::GetClusterRequest>) -> Result<Response<wire::Cluster>, Status> {
+    async fn get_cluster(
+        &self,
+        request: Request<wire::GetClusterRequest>,
+    ) -> Result<Response<wire::Cluster>, Status> {
         let name: ClusterName = request.get_ref().name.parse().map_err(|e| invalid("name", e))?;
-        Ok(Response::new(convert::cluster(&self.engine.ledger.cluster(name.as_str()).map_err(ledger_failed)?)))
+        Ok(Response::new(convert::cluster(
+            &self.engine.ledger.cluster(name.as_str()).map_err(ledger_failed)?,
+        )))
     }
 
-    async fn list_clusters(&self, request: Request<wire::ListClustersRequest>) -> Result<Response<wire::ListClustersResponse>, Status> {
+    async fn list_clusters(
+        &self,
+        request: Request<wire::ListClustersRequest>,
+    ) -> Result<Response<wire::ListClustersResponse>, Status> {
         let r = request.into_inner();
         let all = self.engine.ledger.clusters().map_err(ledger_failed)?;
         let (page, next_page_token) = cut(all, r.page_size, &r.page_token, |c| c.spec.name.to_string())?;
-        Ok(Response::new(wire::ListClustersResponse { clusters: page.iter().map(convert::cluster).collect(), next_page_token }))
+        Ok(Response::new(wire::ListClustersResponse {
+            clusters: page.iter().map(convert::cluster).collect(),
+            next_page_token,
+        }))
     }
 
-    async fn delete_cluster(&self, request: Request<wire::DeleteClusterRequest>) -> Result<Response<Operation>, Status> {
+    async fn delete_cluster(
+        &self,
+        request: Request<wire::DeleteClusterRequest>,
+    ) -> Result<Response<Operation>, Status> {
         let context = CallContext::of(&request)?;
         self.transition(&context, "ClusterDelete", &request.get_ref().name, Event::Delete).await
     }
 
-    async fn start_cluster(&self, request: Request<wire::StartClusterRequest>) -> Result<Response<Operation>, Status> {
+    async fn start_cluster(
+        &self,
+        request: Request<wire::StartClusterRequest>,
+    ) -> Result<Response<Operation>, Status> {
         let context = CallContext::of(&request)?;
         self.transition(&context, "ClusterStart", &request.get_ref().name, Event::Start).await
     }
 
-    async fn stop_cluster(&self, request: Request<wire::StopClusterRequest>) -> Result<Response<Operation>, Status> {
+    async fn stop_cluster(
+        &self,
+        request: Request<wire::StopClusterRequest>,
+    ) -> Result<Response<Operation>, Status> {
         let context = CallContext::of(&request)?;
         self.transition(&context, "ClusterStop", &request.get_ref().name, Event::Stop).await
     }
 
-    async fn rewrap_cluster(&self, request: Request<wire::RewrapClusterRequest>) -> Result<Response<wire::Cluster>, Status> {
+    async fn rewrap_cluster(
+        &self,
+        request: Request<wire::RewrapClusterRequest>,
+    ) -> Result<Response<wire::Cluster>, Status> {
         let context = CallContext::of(&request)?;
         let name: ClusterName = request.get_ref().name.parse().map_err(|e| invalid("name", e))?;
         self.audited(&context, "ClusterRewrap", name.as_str(), async {
             let mut cluster = self.engine.ledger.cluster(name.as_str()).map_err(ledger_failed)?;
             for node in &mut cluster.nodes {
                 let request = RewrapVolumeRequest { name: format!("volumes/{}", node.id) };
-                node.key_version = self.engine.platform.storage.clone().rewrap_volume(request).await?.into_inner().key_version;
+                node.key_version = self
+                    .engine
+                    .platform
+                    .storage
+                    .clone()
+                    .rewrap_volume(request)
+                    .await?
+                    .into_inner()
+                    .key_version;
             }
             Ok(Response::new(convert::cluster(&cluster)))
         })
         .await
     }
 
-    async fn create_backup(&self, request: Request<wire::CreateBackupRequest>) -> Result<Response<Operation>, Status> {
+    async fn create_backup(
+        &self,
+        request: Request<wire::CreateBackupRequest>,
+    ) -> Result<Response<Operation>, Status> {
         let context = CallContext::of(&request)?;
         let r = request.into_inner();
         let name: ClusterName = r.parent.parse().map_err(|e| invalid("parent", e))?;
@@ -157,7 +240,12 @@ impl ClusterManager for ClusterService {
                 return Err(status("FAILED_PRECONDITION", "INVALID_CLUSTER_TRANSITION", &why, None));
             }
             if self.engine.ledger.backup(&r.backup_id).is_ok() {
-                return Err(status("ALREADY_EXISTS", "ALREADY_EXISTS", &format!("`backups/{}` exists already", r.backup_id), None));
+                return Err(status(
+                    "ALREADY_EXISTS",
+                    "ALREADY_EXISTS",
+                    &format!("`backups/{}` exists already", r.backup_id),
+                    None,
+                ));
             }
             let operation = self.engine.new_operation(&format!("backups/{}", r.backup_id))?;
             self.engine.ledger.update(None, Some(&operation)).map_err(ledger_failed)?;
@@ -175,21 +263,42 @@ impl ClusterManager for ClusterService {
         .await
     }
 
-    async fn list_backups(&self, request: Request<wire::ListBackupsRequest>) -> Result<Response<wire::ListBackupsResponse>, Status> {
+    async fn list_backups(
+        &self,
+        request: Request<wire::ListBackupsRequest>,
+    ) -> Result<Response<wire::ListBackupsResponse>, Status> {
         let r = request.into_inner();
         let all = self.engine.ledger.backups().map_err(ledger_failed)?;
         let (page, next_page_token) = cut(all, r.page_size, &r.page_token, |b| b.id.clone())?;
-        Ok(Response::new(wire::ListBackupsResponse { backups: page.iter().map(convert::backup).collect(), next_page_token }))
+        Ok(Response::new(wire::ListBackupsResponse {
+            backups: page.iter().map(convert::backup).collect(),
+            next_page_token,
+        }))
     }
 
-    async fn create_identity(&self, request: Request<wire::CreateIdentityRequest>) -> Result<Response<wire::ClusterIdentity>, Status> {
+    async fn create_identity(
+        &self,
+        request: Request<wire::CreateIdentityRequest>,
+    ) -> Result<Response<wire::ClusterIdentity>, Status> {
         let context = CallContext::of(&request)?;
         let id = request.into_inner().identity_id;
-        self.audited(&context, "IdentityCreate", &format!("managedIdentities/{}", id.chars().take(63).collect::<String>()), async {
-            let request = CreateManagedIdentityRequest { managed_identity_id: id };
-            let made = self.engine.platform.identity.clone().create_managed_identity(request).await?.into_inner();
-            Ok(Response::new(wire::ClusterIdentity { name: made.name }))
-        })
+        self.audited(
+            &context,
+            "IdentityCreate",
+            &format!("managedIdentities/{}", id.chars().take(63).collect::<String>()),
+            async {
+                let request = CreateManagedIdentityRequest { managed_identity_id: id };
+                let made = self
+                    .engine
+                    .platform
+                    .identity
+                    .clone()
+                    .create_managed_identity(request)
+                    .await?
+                    .into_inner();
+                Ok(Response::new(wire::ClusterIdentity { name: made.name }))
+            },
+        )
         .await
     }
 }

@@ -5,7 +5,10 @@ use custody_control::{ClusterRecord, NodeRecord, Step};
 use custody_proto::{
     database::{self as db, Instance, InstanceState},
     identity::{BindManagedIdentityRequest, UnbindManagedIdentityRequest},
-    storage::{self as st, BackupVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, Volume, VolumeState},
+    storage::{
+        self as st, BackupVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, Volume,
+        VolumeState,
+    },
 };
 use tonic::{Code, Status};
 
@@ -25,7 +28,12 @@ const TEMP_LEN: i64 = 1 << 30;
 impl From<Status> for StepError {
     fn from(e: Status) -> Self {
         match e.code() {
-            Code::Unavailable | Code::DeadlineExceeded | Code::Aborted | Code::Cancelled | Code::ResourceExhausted | Code::Unknown => Self::NotNow(e.message().to_owned()),
+            Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::Aborted
+            | Code::Cancelled
+            | Code::ResourceExhausted
+            | Code::Unknown => Self::NotNow(e.message().to_owned()),
             _ => Self::Refused(Box::new(e)),
         }
     }
@@ -57,21 +65,30 @@ pub(crate) fn describe(step: &Step) -> String {
 }
 
 /// Does one step and answers the nodes as they are then.
-pub(crate) async fn carry_out(platform: &Platform, engine: &Engine, cluster: &ClusterRecord, step: &Step) -> Result<Vec<NodeRecord>, StepError> {
+pub(crate) async fn carry_out(
+    platform: &Platform,
+    engine: &Engine,
+    cluster: &ClusterRecord,
+    step: &Step,
+) -> Result<Vec<NodeRecord>, StepError> {
     let mut nodes = cluster.nodes.clone();
     let encryption = &cluster.spec.encryption;
     let identity = encryption.managed_identity.to_string();
     match step {
         Step::BindIdentity => {
-            let request = BindManagedIdentityRequest { name: identity, node: platform.storage_principal.clone() };
+            let request =
+                BindManagedIdentityRequest { name: identity, node: platform.storage_principal.clone() };
             platform.identity.clone().bind_managed_identity(request).await?;
         }
         Step::UnbindIdentity => {
-            let needed = engine.ledger.clusters().map_err(|e| StepError::NotNow(e.to_string()))?.iter().any(|c| {
-                c.spec.name != cluster.spec.name && c.spec.encryption.managed_identity == encryption.managed_identity
-            });
+            let needed =
+                engine.ledger.clusters().map_err(|e| StepError::NotNow(e.to_string()))?.iter().any(|c| {
+                    c.spec.name != cluster.spec.name
+                        && c.spec.encryption.managed_identity == encryption.managed_identity
+                });
             if encryption.customer_managed && !needed {
-                let request = UnbindManagedIdentityRequest { name: identity, node: platform.storage_principal.clone() };
+                let request =
+                    UnbindManagedIdentityRequest { name: identity, node: platform.storage_principal.clone() };
                 gone_is_fine(platform.identity.clone().unbind_managed_identity(request).await.map(drop))?;
             }
         }
@@ -83,14 +100,23 @@ pub(crate) async fn carry_out(platform: &Platform, engine: &Engine, cluster: &Cl
                 customer_managed: encryption.customer_managed,
                 ..Volume::default()
             };
-            let source_backup = cluster.spec.source_backup.as_ref().map(|b| format!("{b}/{}", node.role)).unwrap_or_default();
-            let request = CreateVolumeRequest { volume_id: node.id.clone(), volume: Some(volume), source_backup };
+            let source_backup =
+                cluster.spec.source_backup.as_ref().map(|b| format!("{b}/{}", node.role)).unwrap_or_default();
+            let request =
+                CreateVolumeRequest { volume_id: node.id.clone(), volume: Some(volume), source_backup };
             let made = platform.storage.clone().create_volume(request).await?.into_inner();
-            nodes.iter_mut().filter(|n| n.id == node.id).for_each(|n| n.key_version.clone_from(&made.key_version));
+            nodes
+                .iter_mut()
+                .filter(|n| n.id == node.id)
+                .for_each(|n| n.key_version.clone_from(&made.key_version));
         }
         Step::CreateTempVolume(node) => {
             let volume = Volume { size_bytes: TEMP_LEN, ephemeral: true, ..Volume::default() };
-            let request = CreateVolumeRequest { volume_id: node.temp_id(), volume: Some(volume), source_backup: String::new() };
+            let request = CreateVolumeRequest {
+                volume_id: node.temp_id(),
+                volume: Some(volume),
+                source_backup: String::new(),
+            };
             platform.storage.clone().create_volume(request).await?;
         }
         Step::DeleteVolumes(node) => {
@@ -106,15 +132,26 @@ pub(crate) async fn carry_out(platform: &Platform, engine: &Engine, cluster: &Cl
                 password_verifier: cluster.spec.password_verifier.clone(),
                 ..Instance::default()
             };
-            let request = db::CreateInstanceRequest { instance_id: node.id.clone(), instance: Some(instance) };
+            let request =
+                db::CreateInstanceRequest { instance_id: node.id.clone(), instance: Some(instance) };
             let made = platform.database.clone().create_instance(request).await?.into_inner();
             take_endpoint(&mut nodes, node, &made)?;
         }
         Step::StartInstance(node) => {
             let name = format!("instances/{}", node.id);
-            let mut now = platform.database.clone().get_instance(db::GetInstanceRequest { name: name.clone() }).await?.into_inner();
+            let mut now = platform
+                .database
+                .clone()
+                .get_instance(db::GetInstanceRequest { name: name.clone() })
+                .await?
+                .into_inner();
             if now.state == i32::from(InstanceState::Stopped) {
-                now = platform.database.clone().start_instance(db::StartInstanceRequest { name }).await?.into_inner();
+                now = platform
+                    .database
+                    .clone()
+                    .start_instance(db::StartInstanceRequest { name })
+                    .await?
+                    .into_inner();
             }
             take_endpoint(&mut nodes, node, &now)?;
         }
@@ -151,7 +188,10 @@ async fn link_workers(platform: &Platform, cluster: &ClusterRecord) -> Result<()
     if workers.is_empty() {
         return Ok(());
     }
-    let workers = workers.iter().map(|w| db::Worker { server: w.role.replace('-', "_"), endpoint: w.endpoint.clone() }).collect();
+    let workers = workers
+        .iter()
+        .map(|w| db::Worker { server: w.role.replace('-', "_"), endpoint: w.endpoint.clone() })
+        .collect();
     let request = db::LinkWorkersRequest { name: format!("instances/{}", coordinator.id), workers };
     match platform.database.clone().link_workers(request).await {
         Err(e) if e.code() == Code::FailedPrecondition => Err(StepError::NotNow(e.message().to_owned())),
@@ -163,12 +203,22 @@ async fn link_workers(platform: &Platform, cluster: &ClusterRecord) -> Result<()
 pub(crate) async fn observe(platform: &Platform, cluster: &ClusterRecord) -> Result<Seen, Status> {
     let mut seen = Seen { nodes: cluster.nodes.clone(), lost: None, serving: true };
     for node in &mut seen.nodes {
-        let volume = platform.storage.clone().get_volume(GetVolumeRequest { name: format!("volumes/{}", node.id) }).await?.into_inner();
+        let volume = platform
+            .storage
+            .clone()
+            .get_volume(GetVolumeRequest { name: format!("volumes/{}", node.id) })
+            .await?
+            .into_inner();
         if volume.state != i32::from(VolumeState::Ready) && seen.lost.is_none() {
             seen.lost = Some(volume.state_reason);
         }
         node.key_version = volume.key_version;
-        let instance = platform.database.clone().get_instance(db::GetInstanceRequest { name: format!("instances/{}", node.id) }).await?.into_inner();
+        let instance = platform
+            .database
+            .clone()
+            .get_instance(db::GetInstanceRequest { name: format!("instances/{}", node.id) })
+            .await?
+            .into_inner();
         seen.serving &= instance.state == i32::from(InstanceState::Running);
         node.endpoint = instance.endpoint;
     }
@@ -184,5 +234,10 @@ pub(crate) async fn back_up(platform: &Platform, volume: &str, backup: &str) -> 
             return Ok(());
         }
     }
-    Err(custody_rpc::status::status("UNAVAILABLE", "BACKUP_INTERRUPTED", "the storage node ended during the backup; take another", None))
+    Err(custody_rpc::status::status(
+        "UNAVAILABLE",
+        "BACKUP_INTERRUPTED",
+        "the storage node ended during the backup; take another",
+        None,
+    ))
 }

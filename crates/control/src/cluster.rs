@@ -70,10 +70,15 @@ impl ClusterSpec {
     ) -> Result<Self, SpecError> {
         let name = format!("clusters/{id}").parse().map_err(|e| SpecError::new("cluster_id", e))?;
         let workers = u32::try_from(workers).ok().filter(|w| *w <= WORKERS_MAX);
-        let workers = workers.ok_or_else(|| SpecError::new("cluster.worker_count", format!("must be 0 to {WORKERS_MAX}")))?;
-        let size = if volume_size_bytes == 0 { 2 << 30 } else { u64::try_from(volume_size_bytes).unwrap_or(0) };
+        let workers = workers
+            .ok_or_else(|| SpecError::new("cluster.worker_count", format!("must be 0 to {WORKERS_MAX}")))?;
+        let size =
+            if volume_size_bytes == 0 { 2 << 30 } else { u64::try_from(volume_size_bytes).unwrap_or(0) };
         if !size.is_multiple_of(4096) || !(VOLUME_LEN_MIN..=VOLUME_LEN_MAX).contains(&size) {
-            return Err(SpecError::new("cluster.volume_size_bytes", "must be a multiple of 4096 from 512 MiB to 4 TiB, or 0 for 2 GiB"));
+            return Err(SpecError::new(
+                "cluster.volume_size_bytes",
+                "must be a multiple of 4096 from 512 MiB to 4 TiB, or 0 for 2 GiB",
+            ));
         }
         let customer_managed = !key.is_empty();
         let (key, identity) = if customer_managed { (key, managed_identity) } else { service };
@@ -84,9 +89,17 @@ impl ClusterSpec {
             let why = format!("must be of the form {} or {}", KeyName::PATTERN, KeyVersionName::PATTERN);
             return Err(SpecError::new("cluster.encryption.key", why));
         }
-        let managed_identity = identity.parse().map_err(|e| SpecError::new("cluster.encryption.managed_identity", e))?;
+        let managed_identity =
+            identity.parse().map_err(|e| SpecError::new("cluster.encryption.managed_identity", e))?;
         let encryption = EncryptionSpec { key: key.to_owned(), managed_identity, customer_managed };
-        Ok(Self { name, workers, volume_size_bytes: size, encryption, password_verifier: String::new(), source_backup: None })
+        Ok(Self {
+            name,
+            workers,
+            volume_size_bytes: size,
+            encryption,
+            password_verifier: String::new(),
+            source_backup: None,
+        })
     }
 }
 
@@ -134,9 +147,24 @@ impl ClusterRecord {
     /// A new cluster, about to be made.
     #[must_use]
     pub fn new(spec: ClusterSpec, operation: String, now: UnixMillis) -> Self {
-        let node = |role: String| NodeRecord { id: format!("{}-{role}", spec.name.id()), role, endpoint: String::new(), key_version: String::new() };
-        let nodes = std::iter::once(node("coordinator".to_owned())).chain((1..=spec.workers).map(|n| node(format!("worker-{n}")))).collect();
-        Self { spec, state: ClusterState::Creating, state_reason: String::new(), nodes, operation: Some(operation), failure: None, create_time: now }
+        let node = |role: String| NodeRecord {
+            id: format!("{}-{role}", spec.name.id()),
+            role,
+            endpoint: String::new(),
+            key_version: String::new(),
+        };
+        let nodes = std::iter::once(node("coordinator".to_owned()))
+            .chain((1..=spec.workers).map(|n| node(format!("worker-{n}"))))
+            .collect();
+        Self {
+            spec,
+            state: ClusterState::Creating,
+            state_reason: String::new(),
+            nodes,
+            operation: Some(operation),
+            failure: None,
+            create_time: now,
+        }
     }
 }
 

@@ -51,7 +51,11 @@ impl Ledger {
     ///
     /// # Errors
     /// The store failed.
-    pub fn update(&self, cluster: Option<&ClusterRecord>, operation: Option<&OperationRecord>) -> Result<(), LedgerError> {
+    pub fn update(
+        &self,
+        cluster: Option<&ClusterRecord>,
+        operation: Option<&OperationRecord>,
+    ) -> Result<(), LedgerError> {
         let mut batch = Batch::new();
         if let Some(cluster) = cluster {
             batch.put(CLUSTERS, cluster.spec.name.as_str(), cluster);
@@ -66,7 +70,11 @@ impl Ledger {
     ///
     /// # Errors
     /// The store failed.
-    pub fn remove(&self, cluster: &ClusterRecord, operation: Option<&OperationRecord>) -> Result<(), LedgerError> {
+    pub fn remove(
+        &self,
+        cluster: &ClusterRecord,
+        operation: Option<&OperationRecord>,
+    ) -> Result<(), LedgerError> {
         let mut batch = Batch::new();
         batch.delete(CLUSTERS, cluster.spec.name.as_str());
         if let Some(operation) = operation {
@@ -104,7 +112,8 @@ impl Ledger {
     /// # Errors
     /// The store failed.
     pub fn operations(&self) -> Result<Vec<OperationRecord>, LedgerError> {
-        let mut all: Vec<OperationRecord> = self.store.scan(OPERATIONS, "")?.into_iter().map(|(_, o)| o).collect();
+        let mut all: Vec<OperationRecord> =
+            self.store.scan(OPERATIONS, "")?.into_iter().map(|(_, o)| o).collect();
         all.sort_by_key(|o| std::cmp::Reverse(o.create_time));
         Ok(all)
     }

@@ -8,7 +8,10 @@ mod ledger;
 mod plan;
 mod state;
 
-pub use cluster::{BackupRecord, ClusterRecord, ClusterSpec, EncryptionSpec, NodeRecord, OperationRecord, OperationResult, SpecError};
+pub use cluster::{
+    BackupRecord, ClusterRecord, ClusterSpec, EncryptionSpec, NodeRecord, OperationRecord, OperationResult,
+    SpecError,
+};
 pub use ledger::{Ledger, LedgerError};
 pub use plan::{Step, steps};
 pub use state::{ClusterState, Event, TransitionError};

@@ -65,20 +65,37 @@ mod tests {
     fn deleting_undoes_all_that_creating_does() {
         let spec = ClusterSpec::check("c", 2, 0, "vaults/v/keys/k", "managedIdentities/m", ("", "")).unwrap();
         let mut cluster = ClusterRecord::new(spec, "op".into(), UnixMillis::default());
-        assert_eq!(cluster.nodes.iter().map(|n| n.id.as_str()).collect::<Vec<_>>(), ["c-coordinator", "c-worker-1", "c-worker-2"]);
+        assert_eq!(
+            cluster.nodes.iter().map(|n| n.id.as_str()).collect::<Vec<_>>(),
+            ["c-coordinator", "c-worker-1", "c-worker-2"]
+        );
         let count = |plan: &[Step], f: fn(&Step) -> bool| plan.iter().filter(|s| f(s)).count();
         let made = steps(&cluster);
         cluster.state = ClusterState::Deleting;
         let gone = steps(&cluster);
-        assert_eq!(count(&made, |s| matches!(s, Step::CreateVolume(_))), count(&gone, |s| matches!(s, Step::DeleteVolumes(_))));
-        assert_eq!(count(&made, |s| matches!(s, Step::CreateInstance(_))), count(&gone, |s| matches!(s, Step::DeleteInstance(_))));
+        assert_eq!(
+            count(&made, |s| matches!(s, Step::CreateVolume(_))),
+            count(&gone, |s| matches!(s, Step::DeleteVolumes(_)))
+        );
+        assert_eq!(
+            count(&made, |s| matches!(s, Step::CreateInstance(_))),
+            count(&gone, |s| matches!(s, Step::DeleteInstance(_)))
+        );
         assert_eq!((made.first(), gone.last()), (Some(&Step::BindIdentity), Some(&Step::UnbindIdentity)));
     }
 
     #[test]
     fn a_wrong_request_names_its_field() {
         let check = |id, workers, size, key, identity| {
-            ClusterSpec::check(id, workers, size, key, identity, ("vaults/platform/keys/service", "managedIdentities/platform")).map_err(|e| e.field)
+            ClusterSpec::check(
+                id,
+                workers,
+                size,
+                key,
+                identity,
+                ("vaults/platform/keys/service", "managedIdentities/platform"),
+            )
+            .map_err(|e| e.field)
         };
         assert_eq!(check("C", 0, 0, "", ""), Err("cluster_id"));
         assert_eq!(check("c", 17, 0, "", ""), Err("cluster.worker_count"));

@@ -52,8 +52,15 @@ pub struct TransitionError {
 
 impl ClusterState {
     /// Every state.
-    pub const ALL: [Self; 7] =
-        [Self::Creating, Self::Ready, Self::Stopping, Self::Stopped, Self::Starting, Self::Inaccessible, Self::Deleting];
+    pub const ALL: [Self; 7] = [
+        Self::Creating,
+        Self::Ready,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Starting,
+        Self::Inaccessible,
+        Self::Deleting,
+    ];
 
     /// The state after an event. `Ok(None)` from `Deleting`: the cluster is gone.
     ///
@@ -68,7 +75,9 @@ impl ClusterState {
             (Ready | Starting, Event::KeyLost) => Inaccessible,
             (Ready | Inaccessible, Event::Stop) => Stopping,
             (Stopped, Event::Start) => Starting,
-            (Creating | Ready | Stopped | Starting | Stopping | Inaccessible | Deleting, Event::Delete) => Deleting,
+            (Creating | Ready | Stopped | Starting | Stopping | Inaccessible | Deleting, Event::Delete) => {
+                Deleting
+            }
             (from, event) => return Err(TransitionError { from, event }),
         }))
     }

@@ -36,10 +36,17 @@ async fn main() -> anyhow::Result<()> {
     let _telemetry = custody_telemetry::start("custody-database", settings.server.otlp_endpoint.as_deref())?;
     std::fs::create_dir_all(&settings.server.data)?;
     let lock = std::fs::File::create(settings.server.data.join("lock"))?;
-    lock.try_lock().with_context(|| format!("the data directory `{}` is in use by another process", settings.server.data.display()))?;
-    let endpoint = Endpoint::new(&settings.storage, &server::credentials(&settings.server)?, Duration::from_secs(10))?;
+    lock.try_lock().with_context(|| {
+        format!("the data directory `{}` is in use by another process", settings.server.data.display())
+    })?;
+    let endpoint =
+        Endpoint::new(&settings.storage, &server::credentials(&settings.server)?, Duration::from_secs(10))?;
     let tokens = TokenSource::workload(server::identity_endpoint(&settings.server)?, "", "custody-node");
-    let fleet = Fleet::open(settings.server.data.clone(), Installation::find().ok(), Storage::new(endpoint.authenticated(tokens)))?;
+    let fleet = Fleet::open(
+        settings.server.data.clone(),
+        Installation::find().ok(),
+        Storage::new(endpoint.authenticated(tokens)),
+    )?;
     let routes = Routes::default().add_service(service::DatabaseService::server(fleet.clone()));
     let verifier = server::verifier(&settings.server, "custody-database")?;
     server::serve(&settings.server, routes, verifier, Some(denials()), server::terminated()).await?;

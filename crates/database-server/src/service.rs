@@ -2,8 +2,14 @@
 
 use crate::supervisor::{Command, Fleet, State, View};
 use custody_database::InstanceSpec;
-use custody_proto::database::{self as wire, database_node_server::{DatabaseNode, DatabaseNodeServer}};
-use custody_rpc::{page::cut, status::{internal, invalid}};
+use custody_proto::database::{
+    self as wire,
+    database_node_server::{DatabaseNode, DatabaseNodeServer},
+};
+use custody_rpc::{
+    page::cut,
+    status::{internal, invalid},
+};
 use custody_types::VolumeName;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -31,7 +37,8 @@ fn view(v: &View) -> wire::Instance {
         State::Inaccessible => wire::InstanceState::Inaccessible,
         State::Failed => wire::InstanceState::Failed,
     };
-    let endpoint = if v.state == State::Running { format!("127.0.0.1:{}", v.spec.port) } else { String::new() };
+    let endpoint =
+        if v.state == State::Running { format!("127.0.0.1:{}", v.spec.port) } else { String::new() };
     wire::Instance {
         name: format!("instances/{}", v.spec.id),
         volume: format!("volumes/{}", v.spec.volume),
@@ -53,7 +60,10 @@ fn volume(name: &str, field: &'static str) -> Result<String, Status> {
 
 #[tonic::async_trait]
 impl DatabaseNode for DatabaseService {
-    async fn create_instance(&self, request: Request<wire::CreateInstanceRequest>) -> Result<Response<wire::Instance>, Status> {
+    async fn create_instance(
+        &self,
+        request: Request<wire::CreateInstanceRequest>,
+    ) -> Result<Response<wire::Instance>, Status> {
         let r = request.into_inner();
         let given = r.instance.ok_or_else(|| invalid("instance", "is required"))?;
         // The grammar of an id is the same everywhere.
@@ -70,27 +80,46 @@ impl DatabaseNode for DatabaseService {
         self.answer(&id)
     }
 
-    async fn get_instance(&self, request: Request<wire::GetInstanceRequest>) -> Result<Response<wire::Instance>, Status> {
+    async fn get_instance(
+        &self,
+        request: Request<wire::GetInstanceRequest>,
+    ) -> Result<Response<wire::Instance>, Status> {
         self.answer(id(&request.get_ref().name)?)
     }
 
-    async fn list_instances(&self, request: Request<wire::ListInstancesRequest>) -> Result<Response<wire::ListInstancesResponse>, Status> {
+    async fn list_instances(
+        &self,
+        request: Request<wire::ListInstancesRequest>,
+    ) -> Result<Response<wire::ListInstancesResponse>, Status> {
         let r = request.into_inner();
-        let (page, next_page_token) = cut(self.fleet.list(), r.page_size, &r.page_token, |v| v.spec.id.clone())?;
-        Ok(Response::new(wire::ListInstancesResponse { instances: page.iter().map(view).collect(), next_page_token }))
+        let (page, next_page_token) =
+            cut(self.fleet.list(), r.page_size, &r.page_token, |v| v.spec.id.clone())?;
+        Ok(Response::new(wire::ListInstancesResponse {
+            instances: page.iter().map(view).collect(),
+            next_page_token,
+        }))
     }
 
-    async fn delete_instance(&self, request: Request<wire::DeleteInstanceRequest>) -> Result<Response<()>, Status> {
+    async fn delete_instance(
+        &self,
+        request: Request<wire::DeleteInstanceRequest>,
+    ) -> Result<Response<()>, Status> {
         self.fleet.remove(id(&request.get_ref().name)?).await.map(Response::new)
     }
 
-    async fn start_instance(&self, request: Request<wire::StartInstanceRequest>) -> Result<Response<wire::Instance>, Status> {
+    async fn start_instance(
+        &self,
+        request: Request<wire::StartInstanceRequest>,
+    ) -> Result<Response<wire::Instance>, Status> {
         let id = id(&request.get_ref().name)?;
         self.fleet.get(id)?.commands.send(Command::Start).await.map_err(|_| internal())?;
         self.answer(id)
     }
 
-    async fn stop_instance(&self, request: Request<wire::StopInstanceRequest>) -> Result<Response<wire::Instance>, Status> {
+    async fn stop_instance(
+        &self,
+        request: Request<wire::StopInstanceRequest>,
+    ) -> Result<Response<wire::Instance>, Status> {
         let id = id(&request.get_ref().name)?;
         let (done, stopped) = oneshot::channel();
         self.fleet.get(id)?.commands.send(Command::Stop(true, done)).await.map_err(|_| internal())?;
@@ -98,7 +127,10 @@ impl DatabaseNode for DatabaseService {
         self.answer(id)
     }
 
-    async fn link_workers(&self, request: Request<wire::LinkWorkersRequest>) -> Result<Response<wire::Instance>, Status> {
+    async fn link_workers(
+        &self,
+        request: Request<wire::LinkWorkersRequest>,
+    ) -> Result<Response<wire::Instance>, Status> {
         let r = request.into_inner();
         let id = id(&r.name)?;
         let (answer, linked) = oneshot::channel();

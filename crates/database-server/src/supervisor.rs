@@ -5,7 +5,13 @@ use custody_database::{Installation, Instance, InstanceSpec};
 use custody_proto::storage::{VolumeState, WatchVolumeRequest};
 use custody_rpc::status::{internal, status};
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, fs, path::{Path, PathBuf}, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -59,7 +65,11 @@ const LOOK: Duration = Duration::from_millis(250);
 
 impl Fleet {
     /// Takes up the instances found on disk.
-    pub(crate) fn open(data: PathBuf, installation: Option<Installation>, storage: Storage) -> anyhow::Result<Arc<Self>> {
+    pub(crate) fn open(
+        data: PathBuf,
+        installation: Option<Installation>,
+        storage: Storage,
+    ) -> anyhow::Result<Arc<Self>> {
         let fleet = Arc::new(Self { data, installation, storage, instances: Mutex::default() });
         for entry in fs::read_dir(&fleet.data)?.filter_map(Result::ok) {
             if let Ok(spec) = InstanceSpec::read(&entry.path()) {
@@ -75,9 +85,18 @@ impl Fleet {
 
     fn supervise(&self, spec: InstanceSpec) -> anyhow::Result<Arc<Supervised>> {
         let installation = self.installation.clone().ok_or(custody_database::NoPostgres)?;
-        let (sender, view) = watch::channel(View { spec: spec.clone(), state: State::Starting, reason: String::new() });
+        let (sender, view) =
+            watch::channel(View { spec: spec.clone(), state: State::Starting, reason: String::new() });
         let (commands, inbox) = mpsc::channel(8);
-        let supervisor = Supervisor { dir: self.dir(&spec.id), id: spec.id.clone(), spec, view: sender, storage: self.storage.clone(), instance: None, up: false };
+        let supervisor = Supervisor {
+            dir: self.dir(&spec.id),
+            id: spec.id.clone(),
+            spec,
+            view: sender,
+            storage: self.storage.clone(),
+            instance: None,
+            up: false,
+        };
         let task = tokio::spawn(supervisor.run(installation, inbox));
         let supervised = Arc::new(Supervised { view, commands, task });
         self.instances.lock().insert(supervised.view.borrow().spec.id.clone(), supervised.clone());
@@ -86,7 +105,9 @@ impl Fleet {
 
     pub(crate) fn get(&self, id: &str) -> Result<Arc<Supervised>, Status> {
         let found = self.instances.lock().get(id).cloned();
-        found.ok_or_else(|| status("NOT_FOUND", "NOT_FOUND", &format!("`instances/{id}` does not exist on this node"), None))
+        found.ok_or_else(|| {
+            status("NOT_FOUND", "NOT_FOUND", &format!("`instances/{id}` does not exist on this node"), None)
+        })
     }
 
     pub(crate) fn list(&self) -> Vec<View> {
@@ -96,14 +117,27 @@ impl Fleet {
     /// Makes an instance, or answers the one that is there if it is the same.
     pub(crate) fn create(&self, spec: InstanceSpec) -> Result<Arc<Supervised>, Status> {
         if self.installation.is_none() {
-            return Err(status("FAILED_PRECONDITION", "POSTGRES_MISSING", &custody_database::NoPostgres.to_string(), None));
+            return Err(status(
+                "FAILED_PRECONDITION",
+                "POSTGRES_MISSING",
+                &custody_database::NoPostgres.to_string(),
+                None,
+            ));
         }
         if let Ok(there) = self.get(&spec.id) {
             let same = there.view.borrow().spec.volume == spec.volume;
-            let exists = || status("ALREADY_EXISTS", "ALREADY_EXISTS", &format!("`instances/{}` exists on another volume", spec.id), None);
+            let exists = || {
+                status(
+                    "ALREADY_EXISTS",
+                    "ALREADY_EXISTS",
+                    &format!("`instances/{}` exists on another volume", spec.id),
+                    None,
+                )
+            };
             return if same { Ok(there) } else { Err(exists()) };
         }
-        spec.write(&self.dir(&spec.id)).map_err(|e| status("INTERNAL", "STORAGE_FAILED", &e.to_string(), None))?;
+        spec.write(&self.dir(&spec.id))
+            .map_err(|e| status("INTERNAL", "STORAGE_FAILED", &e.to_string(), None))?;
         self.supervise(spec).map_err(|_| internal())
     }
 
@@ -152,8 +186,10 @@ impl Supervisor {
     async fn run(mut self, installation: Installation, mut inbox: mpsc::Receiver<Command>) {
         let dir = self.dir.clone();
         self.instance = tokio::task::spawn_blocking(move || Instance::new(dir, installation)).await.ok();
-        let (news_sender, mut news) = watch::channel(VolumeNews { reason: "STARTING".to_owned(), ..VolumeNews::default() });
-        let watching = tokio::spawn(watch_volume(self.storage.clone(), self.spec.volume.clone(), news_sender));
+        let (news_sender, mut news) =
+            watch::channel(VolumeNews { reason: "STARTING".to_owned(), ..VolumeNews::default() });
+        let watching =
+            tokio::spawn(watch_volume(self.storage.clone(), self.spec.volume.clone(), news_sender));
         let mut looks = tokio::time::interval(LOOK);
         let mut retry_at = tokio::time::Instant::now();
         loop {
@@ -195,7 +231,11 @@ impl Supervisor {
             let now = news.borrow().clone();
             if !now.ready {
                 if self.view.borrow().state == State::Running {
-                    tracing::warn!(instance = self.id, reason = now.reason, "volume inaccessible; stopping PostgreSQL at once");
+                    tracing::warn!(
+                        instance = self.id,
+                        reason = now.reason,
+                        "volume inaccessible; stopping PostgreSQL at once"
+                    );
                 }
                 self.halt(true).await;
                 if self.spec.wanted {
@@ -263,7 +303,11 @@ impl Supervisor {
         }
         let Some(mut instance) = self.instance.take() else { return };
         self.instance = tokio::task::spawn_blocking(move || {
-            if at_once { instance.stop_now() } else { instance.stop() }
+            if at_once {
+                instance.stop_now()
+            } else {
+                instance.stop()
+            }
             instance
         })
         .await
@@ -297,7 +341,11 @@ async fn watch_volume(storage: Storage, volume: String, news: watch::Sender<Volu
                 let mut stream = stream.into_inner();
                 while let Ok(Some(volume)) = stream.message().await {
                     let ready = volume.state == i32::from(VolumeState::Ready);
-                    news.send_replace(VolumeNews { ready, reason: volume.state_reason, socket: volume.nbd_socket.into() });
+                    news.send_replace(VolumeNews {
+                        ready,
+                        reason: volume.state_reason,
+                        socket: volume.nbd_socket.into(),
+                    });
                 }
             }
             Err(e) => tracing::debug!(volume, error = %e.message(), "the volume cannot be watched"),

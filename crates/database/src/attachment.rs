@@ -47,7 +47,13 @@ impl Attachment {
         let file = dir.join("volume");
         let uri = format!("nbd+unix:///{}?socket={}", source.export, source.socket.display());
         let log = File::create(dir.with_extension("log"))?;
-        let bridge = Command::new("nbdfuse").arg(&file).arg(&uri).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
+        let bridge = Command::new("nbdfuse")
+            .arg(&file)
+            .arg(&uri)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
         let mut attachment = Self { dir: dir.to_owned(), device: String::new(), bridge: Some(bridge) };
         let until = Instant::now() + ATTACH_TIMEOUT;
         while fs::metadata(&file).map_or(0, |m| m.len()) == 0 {
@@ -58,7 +64,8 @@ impl Attachment {
             sleep(LOOK);
         }
         let file = file.display().to_string();
-        attachment.device = run("losetup", &["--find", "--show", "--direct-io=off", &file])?.trim().to_owned();
+        attachment.device =
+            run("losetup", &["--find", "--show", "--direct-io=off", &file])?.trim().to_owned();
         Ok(attachment)
     }
 
@@ -113,7 +120,8 @@ fn loop_devices(file: &str) -> Vec<String> {
 /// Whether something is mounted exactly here.
 pub(crate) fn is_mount_point(dir: &Path) -> bool {
     let dir = dir.display().to_string();
-    fs::read_to_string("/proc/self/mounts").is_ok_and(|mounts| mounts.lines().any(|l| l.split(' ').nth(1) == Some(dir.as_str())))
+    fs::read_to_string("/proc/self/mounts")
+        .is_ok_and(|mounts| mounts.lines().any(|l| l.split(' ').nth(1) == Some(dir.as_str())))
 }
 
 /// A kernel NBD device that nothing uses, where the kernel has them and `nbd-client` is installed.

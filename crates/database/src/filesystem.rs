@@ -1,10 +1,6 @@
 //! The file system on a volume: made once, mounted, taken away.
 
-use crate::{
-    DatabaseError,
-    attachment::is_mount_point,
-    command::run,
-};
+use crate::{DatabaseError, attachment::is_mount_point, command::run};
 use std::{
     fs::{self, File},
     io::Read as _,

@@ -122,12 +122,17 @@ impl Instance {
 
     fn bring_up(&mut self, spec: &mut InstanceSpec, socket: &Path) -> Result<(), DatabaseError> {
         let source = |export: &str| Source { socket: socket.to_owned(), export: export.to_owned() };
-        let data = self.data.insert(Attachment::attach(&source(&spec.volume), &self.dir.join("bridge-data"))?);
+        let data =
+            self.data.insert(Attachment::attach(&source(&spec.volume), &self.dir.join("bridge-data"))?);
         mount(&data.device, &self.dir.join("data"))?;
-        let temp = self.temp.insert(Attachment::attach(&source(&spec.temp_volume), &self.dir.join("bridge-temp"))?);
+        let temp =
+            self.temp.insert(Attachment::attach(&source(&spec.temp_volume), &self.dir.join("bridge-temp"))?);
         mount(&temp.device, &self.dir.join("temp"))?;
         for dir in [self.dir.join("data"), self.dir.join("temp"), self.run_dir()] {
-            run("install", &["-d", "-o", "postgres", "-g", "postgres", "-m", "0700", &dir.display().to_string()])?;
+            run(
+                "install",
+                &["-d", "-o", "postgres", "-g", "postgres", "-m", "0700", &dir.display().to_string()],
+            )?;
         }
         self.installation.init(&self.pgdata())?;
         self.prepare_temp()?;
@@ -137,7 +142,12 @@ impl Instance {
         }
         _ = fs::remove_file(self.pgdata().join("postmaster.pid"));
         let (log, run_dir) = (self.dir.join("start.log"), self.run_dir());
-        let server = self.server.insert(self.installation.start(&self.dir.join("data/pgdata"), &run_dir, spec.port, &log)?);
+        let server = self.server.insert(self.installation.start(
+            &self.dir.join("data/pgdata"),
+            &run_dir,
+            spec.port,
+            &log,
+        )?);
         fs::write(self.dir.join("server.pid"), server.id().to_string())?;
         self.installation.wait_until_serving(server, &run_dir, spec.port, &log)?;
         self.set_up_roles(spec)
@@ -150,7 +160,12 @@ impl Instance {
         let folder = space.join(self.installation.tablespace_folder(&self.pgdata())?);
         let links = self.pgdata().join("pg_tblspc");
         let known = fs::read_dir(&links)?.filter_map(Result::ok).map(|e| e.path()).collect::<Vec<_>>();
-        let own = |path: &Path| run("install", &["-d", "-o", "postgres", "-g", "postgres", "-m", "0700", &path.display().to_string()]);
+        let own = |path: &Path| {
+            run(
+                "install",
+                &["-d", "-o", "postgres", "-g", "postgres", "-m", "0700", &path.display().to_string()],
+            )
+        };
         own(&space)?;
         if !known.is_empty() {
             own(&folder)?;
@@ -165,7 +180,8 @@ impl Instance {
     }
 
     fn set_up_roles(&self, spec: &InstanceSpec) -> Result<(), DatabaseError> {
-        let sql = |database: &str, text: &str| self.installation.sql(&self.run_dir(), spec.port, database, text);
+        let sql =
+            |database: &str, text: &str| self.installation.sql(&self.run_dir(), spec.port, database, text);
         let there = |query: &str| sql("postgres", query).map(|said| !said.trim().is_empty());
         if !there("SELECT 1 FROM pg_tablespace WHERE spcname = 'custody_temp'")? {
             let location = self.dir.join("temp/space").display().to_string().replace('\'', "''");
@@ -189,13 +205,21 @@ impl Instance {
     ///
     /// # Errors
     /// A worker's endpoint is malformed, or PostgreSQL refused.
-    pub fn link_workers(&self, spec: &InstanceSpec, workers: &[(String, String)]) -> Result<(), DatabaseError> {
+    pub fn link_workers(
+        &self,
+        spec: &InstanceSpec,
+        workers: &[(String, String)],
+    ) -> Result<(), DatabaseError> {
         let mut text = "CREATE EXTENSION IF NOT EXISTS postgres_fdw;\nGRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO dba;\n".to_owned();
         for (server, endpoint) in workers {
             let good = !server.is_empty() && server.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-            let parts = endpoint.rsplit_once(':').and_then(|(h, p)| Some((h.parse::<std::net::IpAddr>().ok()?, p.parse::<u16>().ok()?)));
+            let parts = endpoint
+                .rsplit_once(':')
+                .and_then(|(h, p)| Some((h.parse::<std::net::IpAddr>().ok()?, p.parse::<u16>().ok()?)));
             let (Some((host, port)), true) = (parts, good) else {
-                return Err(DatabaseError::NotServing(format!("worker `{server}` at `{endpoint}` is malformed")));
+                return Err(DatabaseError::NotServing(format!(
+                    "worker `{server}` at `{endpoint}` is malformed"
+                )));
             };
             text += &format!(
                 "CREATE SERVER IF NOT EXISTS {server} FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{host}', port '{port}', dbname 'app');\n\
@@ -208,7 +232,8 @@ impl Instance {
     /// Whether the server and its volumes are there.
     pub fn running(&mut self) -> bool {
         let server = self.server.as_mut().is_some_and(|s| s.try_wait().is_ok_and(|e| e.is_none()));
-        server && [&mut self.data, &mut self.temp].into_iter().all(|a| a.as_mut().is_some_and(Attachment::alive))
+        server
+            && [&mut self.data, &mut self.temp].into_iter().all(|a| a.as_mut().is_some_and(Attachment::alive))
     }
 
     /// Ends the server in the ordinary way, with a checkpoint, and detaches.

@@ -36,7 +36,11 @@ impl Installation {
     /// [`NoPostgres`].
     pub fn find() -> Result<Self, NoPostgres> {
         let versions = fs::read_dir("/usr/lib/postgresql").map_err(|_| NoPostgres)?;
-        let major = versions.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok()).filter(|v| *v >= 15).max().ok_or(NoPostgres)?;
+        let major = versions
+            .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|v| *v >= 15)
+            .max()
+            .ok_or(NoPostgres)?;
         let bin = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
         if bin.join("postgres").exists() { Ok(Self { bin, major }) } else { Err(NoPostgres) }
     }
@@ -62,7 +66,17 @@ impl Installation {
         _ = fs::remove_dir_all(&partial);
         run("install", &["-d", "-o", USER, "-g", USER, "-m", "0700", &partial.display().to_string()])?;
         let at = partial.display().to_string();
-        let arguments = ["-D", &at, "--auth-local=peer", "--auth-host=scram-sha-256", "-E", "UTF8", "--no-locale", "--data-checksums", "--no-instructions"];
+        let arguments = [
+            "-D",
+            &at,
+            "--auth-local=peer",
+            "--auth-host=scram-sha-256",
+            "-E",
+            "UTF8",
+            "--no-locale",
+            "--data-checksums",
+            "--no-instructions",
+        ];
         self.as_user("initdb", &arguments, "")?;
         fs::rename(&partial, data)?;
         fs::File::open(data.parent().unwrap_or(Path::new("/")))?.sync_all()?;
@@ -73,13 +87,20 @@ impl Installation {
     pub(crate) fn tablespace_folder(&self, data: &Path) -> Result<String, DatabaseError> {
         let said = self.as_user("pg_controldata", &["-D", &data.display().to_string()], "")?;
         let line = said.lines().find_map(|l| l.strip_prefix("Catalog version number:"));
-        let catalog = line.ok_or_else(|| DatabaseError::NotServing("pg_controldata tells no catalog version".to_owned()))?;
+        let catalog = line
+            .ok_or_else(|| DatabaseError::NotServing("pg_controldata tells no catalog version".to_owned()))?;
         Ok(format!("PG_{}_{}", self.major, catalog.trim()))
     }
 
     /// Starts a server. What it logs is on its own volume; only what it says before that goes to `log`, and never
     /// a statement.
-    pub(crate) fn start(&self, data: &Path, run_dir: &Path, port: u16, log: &Path) -> Result<Child, DatabaseError> {
+    pub(crate) fn start(
+        &self,
+        data: &Path,
+        run_dir: &Path,
+        port: u16,
+        log: &Path,
+    ) -> Result<Child, DatabaseError> {
         let log = fs::File::create(log)?;
         let settings = [
             "listen_addresses=127.0.0.1".to_owned(),
@@ -94,7 +115,11 @@ impl Installation {
             "password_encryption=scram-sha-256".to_owned(),
         ];
         let mut command = Command::new("setpriv");
-        command.args(["--reuid", USER, "--regid", USER, "--init-groups", "--"]).arg(self.bin.join("postgres")).arg("-D").arg(data);
+        command
+            .args(["--reuid", USER, "--regid", USER, "--init-groups", "--"])
+            .arg(self.bin.join("postgres"))
+            .arg("-D")
+            .arg(data);
         for setting in settings {
             command.arg("-c").arg(setting);
         }
@@ -104,7 +129,13 @@ impl Installation {
     }
 
     /// Waits until a server answers.
-    pub(crate) fn wait_until_serving(&self, child: &mut Child, run_dir: &Path, port: u16, log: &Path) -> Result<(), DatabaseError> {
+    pub(crate) fn wait_until_serving(
+        &self,
+        child: &mut Child,
+        run_dir: &Path,
+        port: u16,
+        log: &Path,
+    ) -> Result<(), DatabaseError> {
         let until = Instant::now() + START_TIMEOUT;
         let (dir, port) = (run_dir.display().to_string(), port.to_string());
         loop {
@@ -122,8 +153,18 @@ impl Installation {
 
     /// Runs SQL as the superuser, over the local socket. The text goes by standard input, so that no password is
     /// among a process's arguments.
-    pub(crate) fn sql(&self, run_dir: &Path, port: u16, database: &str, text: &str) -> Result<String, DatabaseError> {
+    pub(crate) fn sql(
+        &self,
+        run_dir: &Path,
+        port: u16,
+        database: &str,
+        text: &str,
+    ) -> Result<String, DatabaseError> {
         let (dir, port) = (run_dir.display().to_string(), port.to_string());
-        self.as_user("psql", &["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", &dir, "-p", &port, "-d", database], text)
+        self.as_user(
+            "psql",
+            &["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", &dir, "-p", &port, "-d", database],
+            text,
+        )
     }
 }

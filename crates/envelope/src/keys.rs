@@ -1,7 +1,8 @@
 //! The key hierarchy below the KEK: a volume key, what is derived from it, and one data key an extent.
 
 use crate::{
-    Aead, BlockSealer, CryptoProvider, KEY_LEN, Mac, Nonce, OpenError, Provider, RandomError, TAG_LEN, Tag, random,
+    Aead, BlockSealer, CryptoProvider, KEY_LEN, Mac, Nonce, OpenError, Provider, RandomError, TAG_LEN, Tag,
+    random,
 };
 use std::fmt;
 use zeroize::Zeroizing;

@@ -18,7 +18,14 @@ pub trait Aead: Send + Sync {
     ///
     /// # Errors
     /// The tag does not authenticate.
-    fn open(&self, nonce: &[u8; 12], aad: &[u8], sealed: &[u8], tag: &Tag, out: &mut [u8]) -> Result<(), OpenError>;
+    fn open(
+        &self,
+        nonce: &[u8; 12],
+        aad: &[u8],
+        sealed: &[u8],
+        tag: &Tag,
+        out: &mut [u8],
+    ) -> Result<(), OpenError>;
 }
 
 /// HMAC-SHA-256 under one key (FIPS 198-1).
@@ -103,7 +110,14 @@ impl Aead for AwsLcAead {
         out
     }
 
-    fn open(&self, nonce: &[u8; 12], aad: &[u8], sealed: &[u8], tag: &Tag, out: &mut [u8]) -> Result<(), OpenError> {
+    fn open(
+        &self,
+        nonce: &[u8; 12],
+        aad: &[u8],
+        sealed: &[u8],
+        tag: &Tag,
+        out: &mut [u8],
+    ) -> Result<(), OpenError> {
         let nonce = aws_lc_rs::aead::Nonce::assume_unique_for_key(*nonce);
         self.0.open_separate_gather(nonce, aws_lc_rs::aead::Aad::from(aad), sealed, tag, out).map_err(|_| {
             out.fill(0);
@@ -136,7 +150,14 @@ impl Aead for RustCryptoAead {
             .into()
     }
 
-    fn open(&self, nonce: &[u8; 12], aad: &[u8], sealed: &[u8], tag: &Tag, out: &mut [u8]) -> Result<(), OpenError> {
+    fn open(
+        &self,
+        nonce: &[u8; 12],
+        aad: &[u8],
+        sealed: &[u8],
+        tag: &Tag,
+        out: &mut [u8],
+    ) -> Result<(), OpenError> {
         let buffers = InOutBuf::new(sealed, out).map_err(|_| OpenError)?;
         let opened = self.0.decrypt_inout_detached(nonce.into(), aad, buffers, tag.into());
         opened.map_err(|_| {

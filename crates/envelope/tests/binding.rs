@@ -44,7 +44,11 @@ fn every_bit_flip_of_a_wrapped_data_key_is_found() {
         bytes[bit / 8] ^= 1 << (bit % 8);
         assert!(keys.unwrap_dek(at, &WrappedDek::from_bytes(bytes)).is_err());
     }
-    for at in [DekAddress { extent: 4, ..at }, DekAddress { generation: 2, ..at }, DekAddress { volume: [0; 16], ..at }] {
+    for at in [
+        DekAddress { extent: 4, ..at },
+        DekAddress { generation: 2, ..at },
+        DekAddress { volume: [0; 16], ..at },
+    ] {
         assert!(keys.unwrap_dek(at, &wrapped).is_err());
     }
 }
@@ -54,7 +58,8 @@ fn the_associated_data_is_frozen() {
     assert_eq!(
         hex::encode(address().aad()),
         "637573746f64790107070707070707070707070707070707030000000900010\
-         02a00000000000000".replace(' ', "")
+         02a00000000000000"
+            .replace(' ', "")
     );
 }
 

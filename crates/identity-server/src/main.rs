@@ -5,7 +5,10 @@ mod service;
 use clap::Parser;
 use custody_audit::{Journal, Outcome, Record};
 use custody_identity::{Bootstrap, Registry, Signer};
-use custody_rpc::{CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, server, settings, token::TokenVerifier, workers::Workers};
+use custody_rpc::{
+    CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, server, settings,
+    token::TokenVerifier, workers::Workers,
+};
 use custody_types::SystemClock;
 use serde::Deserialize;
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -37,26 +40,57 @@ struct Settings {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let settings: Settings = settings::read(&Arguments::parse().config)?;
-    anyhow::ensure!((10..=3600).contains(&settings.token_lifetime_s), "`token_lifetime_s` must be 10 to 3600");
+    anyhow::ensure!(
+        (10..=3600).contains(&settings.token_lifetime_s),
+        "`token_lifetime_s` must be 10 to 3600"
+    );
     let _telemetry = custody_telemetry::start("custody-identity", settings.server.otlp_endpoint.as_deref())?;
     let data = &settings.server.data;
     let store = custody_store::Store::open(&data.join("store"))?;
     let journal = Arc::new(Journal::open(&data.join("audit"), Arc::new(SystemClock))?);
     let signer = Signer::open(data, &settings.server.issuer, Duration::from_secs(settings.token_lifetime_s))?;
-    let registry = Arc::new(Registry::open(store, signer, journal.clone(), Arc::new(SystemClock), &settings.bootstrap, &settings.managed)?);
-    let verifier = Arc::new(TokenVerifier::fixed(&settings.server.issuer, "custody-identity", registry.jwks()));
+    let registry = Arc::new(Registry::open(
+        store,
+        signer,
+        journal.clone(),
+        Arc::new(SystemClock),
+        &settings.bootstrap,
+        &settings.managed,
+    )?);
+    let verifier =
+        Arc::new(TokenVerifier::fixed(&settings.server.issuer, "custody-identity", registry.jwks()));
     let workers = Workers::new(512);
     let routes = Routes::default()
         .add_service(service::IdentityService::server(registry.clone(), workers.clone()))
         .add_service(AuditLogService::server(Arc::new(service::IdentityTrail(registry)), workers));
-    server::serve(&settings.server, routes, verifier, Some(denial_sink(journal.clone())), server::terminated()).await?;
+    server::serve(
+        &settings.server,
+        routes,
+        verifier,
+        Some(denial_sink(journal.clone())),
+        server::terminated(),
+    )
+    .await?;
     tokio::task::spawn_blocking(move || journal.close()).await?;
     Ok(())
 }
 
 fn denial_sink(journal: Arc<Journal>) -> DenialSink {
     Arc::new(move |context: &CallContext, path: &str| {
-        let begin = Record::begin(journal.now(), path.rsplit('/').next().unwrap_or(path), &context.correlation_id, &context.caller, path);
-        journal.append(begin.finish(journal.now(), Outcome::Denied, "PERMISSION_DENIED", "the duty may not call this")).is_ok()
+        let begin = Record::begin(
+            journal.now(),
+            path.rsplit('/').next().unwrap_or(path),
+            &context.correlation_id,
+            &context.caller,
+            path,
+        );
+        journal
+            .append(begin.finish(
+                journal.now(),
+                Outcome::Denied,
+                "PERMISSION_DENIED",
+                "the duty may not call this",
+            ))
+            .is_ok()
     })
 }

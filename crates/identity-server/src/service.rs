@@ -3,9 +3,14 @@
 use custody_identity::{IdentityError, IssuedToken, ManagedIdentityRecord, PrincipalRecord, Registry};
 use custody_proto::{
     audit::AuditRecord,
-    identity::{self as wire, identity_server::{Identity, IdentityServer}},
+    identity::{
+        self as wire,
+        identity_server::{Identity, IdentityServer},
+    },
 };
-use custody_rpc::{CallContext, audit_log::Trail, page::cut, status::status, timestamp::to_wire, workers::Workers};
+use custody_rpc::{
+    CallContext, audit_log::Trail, page::cut, status::status, timestamp::to_wire, workers::Workers,
+};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -19,7 +24,11 @@ pub(crate) struct IdentityTrail(pub(crate) Arc<Registry>);
 impl Trail for IdentityTrail {
     fn read(&self, _: &CallContext, after: u64, max: usize) -> Result<Vec<AuditRecord>, Status> {
         let entries = self.0.read_audit(after, max).map_err(failed)?;
-        let wire = |e: custody_audit::Entry| AuditRecord { sequence: e.sequence, hash: e.hash, json: serde_json::to_string(&e.record).unwrap_or_default() };
+        let wire = |e: custody_audit::Entry| AuditRecord {
+            sequence: e.sequence,
+            hash: e.hash,
+            json: serde_json::to_string(&e.record).unwrap_or_default(),
+        };
         Ok(entries.into_iter().map(wire).collect())
     }
 }
@@ -55,27 +64,54 @@ fn token(t: IssuedToken) -> wire::Token {
 }
 
 fn principal(p: PrincipalRecord) -> wire::Principal {
-    wire::Principal { name: p.name.to_string(), duty: p.duty.to_string(), create_time: Some(to_wire(p.create_time)) }
+    wire::Principal {
+        name: p.name.to_string(),
+        duty: p.duty.to_string(),
+        create_time: Some(to_wire(p.create_time)),
+    }
 }
 
 fn managed(m: ManagedIdentityRecord) -> wire::ManagedIdentity {
-    wire::ManagedIdentity { name: m.name.to_string(), nodes: m.nodes.iter().map(ToString::to_string).collect(), create_time: Some(to_wire(m.create_time)) }
+    wire::ManagedIdentity {
+        name: m.name.to_string(),
+        nodes: m.nodes.iter().map(ToString::to_string).collect(),
+        create_time: Some(to_wire(m.create_time)),
+    }
 }
 
 #[tonic::async_trait]
 impl Identity for IdentityService {
-    async fn issue_token(&self, request: Request<wire::IssueTokenRequest>) -> Result<Response<wire::Token>, Status> {
+    async fn issue_token(
+        &self,
+        request: Request<wire::IssueTokenRequest>,
+    ) -> Result<Response<wire::Token>, Status> {
         self.run(request, |registry, context, r| {
-            registry.issue_token(&r.client_id, &r.client_secret, &r.audience, &context.caller.address).map(token).map_err(failed)
+            registry
+                .issue_token(&r.client_id, &r.client_secret, &r.audience, &context.caller.address)
+                .map(token)
+                .map_err(failed)
         })
         .await
     }
 
-    async fn issue_workload_token(&self, request: Request<wire::IssueWorkloadTokenRequest>) -> Result<Response<wire::Token>, Status> {
+    async fn issue_workload_token(
+        &self,
+        request: Request<wire::IssueWorkloadTokenRequest>,
+    ) -> Result<Response<wire::Token>, Status> {
         self.run(request, |registry, context, r| {
-            let bad = || status("UNAUTHENTICATED", "CLIENT_CERTIFICATE_REQUIRED", "the client certificate names no principal", None);
+            let bad = || {
+                status(
+                    "UNAUTHENTICATED",
+                    "CLIENT_CERTIFICATE_REQUIRED",
+                    "the client certificate names no principal",
+                    None,
+                )
+            };
             let workload = context.certificate.as_deref().and_then(|c| c.parse().ok()).ok_or_else(bad)?;
-            registry.issue_workload_token(&workload, &r.managed_identity, &r.audience, &context.caller.address).map(token).map_err(failed)
+            registry
+                .issue_workload_token(&workload, &r.managed_identity, &r.audience, &context.caller.address)
+                .map(token)
+                .map_err(failed)
         })
         .await
     }
@@ -84,60 +120,116 @@ impl Identity for IdentityService {
         Ok(Response::new(wire::Jwks { json: self.registry.jwks().to_owned() }))
     }
 
-    async fn create_principal(&self, request: Request<wire::CreatePrincipalRequest>) -> Result<Response<wire::CreatePrincipalResponse>, Status> {
+    async fn create_principal(
+        &self,
+        request: Request<wire::CreatePrincipalRequest>,
+    ) -> Result<Response<wire::CreatePrincipalResponse>, Status> {
         self.run(request, |registry, context, r| {
-            let (made, client_secret) = registry.create_principal(&context.caller, &r.principal_id, &r.duty).map_err(failed)?;
+            let (made, client_secret) =
+                registry.create_principal(&context.caller, &r.principal_id, &r.duty).map_err(failed)?;
             Ok(wire::CreatePrincipalResponse { principal: Some(principal(made)), client_secret })
         })
         .await
     }
 
-    async fn get_principal(&self, request: Request<wire::GetPrincipalRequest>) -> Result<Response<wire::Principal>, Status> {
-        self.run(request, |registry, _, r| registry.get_principal(&r.name).map(principal).map_err(failed)).await
+    async fn get_principal(
+        &self,
+        request: Request<wire::GetPrincipalRequest>,
+    ) -> Result<Response<wire::Principal>, Status> {
+        self.run(request, |registry, _, r| registry.get_principal(&r.name).map(principal).map_err(failed))
+            .await
     }
 
-    async fn list_principals(&self, request: Request<wire::ListPrincipalsRequest>) -> Result<Response<wire::ListPrincipalsResponse>, Status> {
+    async fn list_principals(
+        &self,
+        request: Request<wire::ListPrincipalsRequest>,
+    ) -> Result<Response<wire::ListPrincipalsResponse>, Status> {
         self.run(request, |registry, _, r| {
             let all = registry.list_principals().map_err(failed)?;
             let (page, next_page_token) = cut(all, r.page_size, &r.page_token, |p| p.name.to_string())?;
-            Ok(wire::ListPrincipalsResponse { principals: page.into_iter().map(principal).collect(), next_page_token })
+            Ok(wire::ListPrincipalsResponse {
+                principals: page.into_iter().map(principal).collect(),
+                next_page_token,
+            })
         })
         .await
     }
 
-    async fn delete_principal(&self, request: Request<wire::DeletePrincipalRequest>) -> Result<Response<()>, Status> {
-        self.run(request, |registry, context, r| registry.delete_principal(&context.caller, &r.name).map_err(failed)).await
-    }
-
-    async fn create_managed_identity(&self, request: Request<wire::CreateManagedIdentityRequest>) -> Result<Response<wire::ManagedIdentity>, Status> {
+    async fn delete_principal(
+        &self,
+        request: Request<wire::DeletePrincipalRequest>,
+    ) -> Result<Response<()>, Status> {
         self.run(request, |registry, context, r| {
-            registry.create_managed_identity(&context.caller, &r.managed_identity_id).map(managed).map_err(failed)
+            registry.delete_principal(&context.caller, &r.name).map_err(failed)
         })
         .await
     }
 
-    async fn get_managed_identity(&self, request: Request<wire::GetManagedIdentityRequest>) -> Result<Response<wire::ManagedIdentity>, Status> {
-        self.run(request, |registry, _, r| registry.get_managed_identity(&r.name).map(managed).map_err(failed)).await
+    async fn create_managed_identity(
+        &self,
+        request: Request<wire::CreateManagedIdentityRequest>,
+    ) -> Result<Response<wire::ManagedIdentity>, Status> {
+        self.run(request, |registry, context, r| {
+            registry
+                .create_managed_identity(&context.caller, &r.managed_identity_id)
+                .map(managed)
+                .map_err(failed)
+        })
+        .await
     }
 
-    async fn list_managed_identities(&self, request: Request<wire::ListManagedIdentitiesRequest>) -> Result<Response<wire::ListManagedIdentitiesResponse>, Status> {
+    async fn get_managed_identity(
+        &self,
+        request: Request<wire::GetManagedIdentityRequest>,
+    ) -> Result<Response<wire::ManagedIdentity>, Status> {
+        self.run(request, |registry, _, r| {
+            registry.get_managed_identity(&r.name).map(managed).map_err(failed)
+        })
+        .await
+    }
+
+    async fn list_managed_identities(
+        &self,
+        request: Request<wire::ListManagedIdentitiesRequest>,
+    ) -> Result<Response<wire::ListManagedIdentitiesResponse>, Status> {
         self.run(request, |registry, _, r| {
             let all = registry.list_managed_identities().map_err(failed)?;
             let (page, next_page_token) = cut(all, r.page_size, &r.page_token, |m| m.name.to_string())?;
-            Ok(wire::ListManagedIdentitiesResponse { managed_identities: page.into_iter().map(managed).collect(), next_page_token })
+            Ok(wire::ListManagedIdentitiesResponse {
+                managed_identities: page.into_iter().map(managed).collect(),
+                next_page_token,
+            })
         })
         .await
     }
 
-    async fn delete_managed_identity(&self, request: Request<wire::DeleteManagedIdentityRequest>) -> Result<Response<()>, Status> {
-        self.run(request, |registry, context, r| registry.delete_managed_identity(&context.caller, &r.name).map_err(failed)).await
+    async fn delete_managed_identity(
+        &self,
+        request: Request<wire::DeleteManagedIdentityRequest>,
+    ) -> Result<Response<()>, Status> {
+        self.run(request, |registry, context, r| {
+            registry.delete_managed_identity(&context.caller, &r.name).map_err(failed)
+        })
+        .await
     }
 
-    async fn bind_managed_identity(&self, request: Request<wire::BindManagedIdentityRequest>) -> Result<Response<wire::ManagedIdentity>, Status> {
-        self.run(request, |registry, context, r| registry.bind(&context.caller, &r.name, &r.node, true).map(managed).map_err(failed)).await
+    async fn bind_managed_identity(
+        &self,
+        request: Request<wire::BindManagedIdentityRequest>,
+    ) -> Result<Response<wire::ManagedIdentity>, Status> {
+        self.run(request, |registry, context, r| {
+            registry.bind(&context.caller, &r.name, &r.node, true).map(managed).map_err(failed)
+        })
+        .await
     }
 
-    async fn unbind_managed_identity(&self, request: Request<wire::UnbindManagedIdentityRequest>) -> Result<Response<wire::ManagedIdentity>, Status> {
-        self.run(request, |registry, context, r| registry.bind(&context.caller, &r.name, &r.node, false).map(managed).map_err(failed)).await
+    async fn unbind_managed_identity(
+        &self,
+        request: Request<wire::UnbindManagedIdentityRequest>,
+    ) -> Result<Response<wire::ManagedIdentity>, Status> {
+        self.run(request, |registry, context, r| {
+            registry.bind(&context.caller, &r.name, &r.node, false).map(managed).map_err(failed)
+        })
+        .await
     }
 }

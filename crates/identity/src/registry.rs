@@ -57,7 +57,9 @@ pub enum IdentityError {
     #[error("the client credentials are not valid")]
     BadCredentials,
     /// The workload may not act as that identity, or it does not exist.
-    #[error("`{workload}` may not act as `{identity}` (or it might not exist); the control plane binds identities to nodes")]
+    #[error(
+        "`{workload}` may not act as `{identity}` (or it might not exist); the control plane binds identities to nodes"
+    )]
     NotBound {
         /// Who asked.
         workload: String,
@@ -152,20 +154,41 @@ impl Registry {
     ///
     /// # Errors
     /// The store failed, or a bootstrap entry is malformed.
-    pub fn open(store: Store, signer: Signer, journal: Arc<Journal>, clock: Arc<dyn Clock>, bootstrap: &[Bootstrap], managed: &[(String, String)]) -> Result<Self, IdentityError> {
+    pub fn open(
+        store: Store,
+        signer: Signer,
+        journal: Arc<Journal>,
+        clock: Arc<dyn Clock>,
+        bootstrap: &[Bootstrap],
+        managed: &[(String, String)],
+    ) -> Result<Self, IdentityError> {
         let registry = Self { store, signer, journal, clock };
         let mut batch = Batch::new();
         for entry in bootstrap {
-            let name: PrincipalName = format!("principals/{}", entry.id).parse().map_err(|e| IdentityError::invalid("bootstrap.id", e))?;
+            let name: PrincipalName = format!("principals/{}", entry.id)
+                .parse()
+                .map_err(|e| IdentityError::invalid("bootstrap.id", e))?;
             if registry.store.get::<PrincipalRecord>(PRINCIPALS, name.as_str())?.is_none() {
-                let record = PrincipalRecord { name: name.clone(), duty: entry.duty, secret_hash: entry.secret_sha256.clone(), create_time: registry.clock.now() };
+                let record = PrincipalRecord {
+                    name: name.clone(),
+                    duty: entry.duty,
+                    secret_hash: entry.secret_sha256.clone(),
+                    create_time: registry.clock.now(),
+                };
                 batch.put(PRINCIPALS, name.as_str(), &record);
             }
         }
         for (id, node) in managed {
-            let name: ManagedIdentityName = format!("managedIdentities/{id}").parse().map_err(|e| IdentityError::invalid("bootstrap.managed", e))?;
-            let node: PrincipalName = node.parse().map_err(|e| IdentityError::invalid("bootstrap.managed", e))?;
-            let mut record = registry.store.get(MANAGED, name.as_str())?.unwrap_or(ManagedIdentityRecord { name: name.clone(), nodes: BTreeSet::new(), create_time: registry.clock.now() });
+            let name: ManagedIdentityName = format!("managedIdentities/{id}")
+                .parse()
+                .map_err(|e| IdentityError::invalid("bootstrap.managed", e))?;
+            let node: PrincipalName =
+                node.parse().map_err(|e| IdentityError::invalid("bootstrap.managed", e))?;
+            let mut record = registry.store.get(MANAGED, name.as_str())?.unwrap_or(ManagedIdentityRecord {
+                name: name.clone(),
+                nodes: BTreeSet::new(),
+                create_time: registry.clock.now(),
+            });
             record.nodes.insert(node);
             batch.put(MANAGED, name.as_str(), &record);
         }
@@ -174,8 +197,20 @@ impl Registry {
     }
 
     /// Writes a record, acts, and finishes it.
-    fn audited<T>(&self, caller: &Caller, operation: &str, resource: &str, act: impl FnOnce() -> Result<T, IdentityError>) -> Result<T, IdentityError> {
-        let pending = self.journal.begin(Record::begin(self.clock.now(), operation, &random_hex()?, caller, resource))?;
+    fn audited<T>(
+        &self,
+        caller: &Caller,
+        operation: &str,
+        resource: &str,
+        act: impl FnOnce() -> Result<T, IdentityError>,
+    ) -> Result<T, IdentityError> {
+        let pending = self.journal.begin(Record::begin(
+            self.clock.now(),
+            operation,
+            &random_hex()?,
+            caller,
+            resource,
+        ))?;
         match act() {
             Ok(done) => {
                 pending.finish(Outcome::Success, "OK", "");
@@ -183,18 +218,34 @@ impl Registry {
             }
             Err(e) => {
                 let denied = matches!(e, IdentityError::BadCredentials | IdentityError::NotBound { .. });
-                pending.finish(if denied { Outcome::Denied } else { Outcome::Failed }, e.status(), &e.to_string());
+                pending.finish(
+                    if denied { Outcome::Denied } else { Outcome::Failed },
+                    e.status(),
+                    &e.to_string(),
+                );
                 Err(e)
             }
         }
     }
 
-    fn sign(&self, subject: &str, duty: Duty, audience: &str, actor: Option<&str>) -> Result<IssuedToken, IdentityError> {
-        self.signer.sign(subject, duty, audience, actor, self.clock.now(), random_hex()?).ok_or(IdentityError::Backend)
+    fn sign(
+        &self,
+        subject: &str,
+        duty: Duty,
+        audience: &str,
+        actor: Option<&str>,
+    ) -> Result<IssuedToken, IdentityError> {
+        self.signer
+            .sign(subject, duty, audience, actor, self.clock.now(), random_hex()?)
+            .ok_or(IdentityError::Backend)
     }
 
     fn check_audience(audience: &str) -> Result<(), IdentityError> {
-        if AUDIENCES.contains(&audience) { Ok(()) } else { Err(IdentityError::invalid("audience", format!("must be one of {}", AUDIENCES.join(", ")))) }
+        if AUDIENCES.contains(&audience) {
+            Ok(())
+        } else {
+            Err(IdentityError::invalid("audience", format!("must be one of {}", AUDIENCES.join(", "))))
+        }
     }
 
     /// The public keys that verify tokens.
@@ -207,12 +258,28 @@ impl Registry {
     ///
     /// # Errors
     /// Bad credentials, or an unknown audience.
-    pub fn issue_token(&self, client_id: &str, secret: &str, audience: &str, address: &str) -> Result<IssuedToken, IdentityError> {
+    pub fn issue_token(
+        &self,
+        client_id: &str,
+        secret: &str,
+        audience: &str,
+        address: &str,
+    ) -> Result<IssuedToken, IdentityError> {
         Self::check_audience(audience)?;
         let shown: String = client_id.chars().take(120).collect();
-        let caller = Caller { principal: shown.clone(), duty: Duty::Workload, token_id: String::new(), address: address.to_owned() };
+        let caller = Caller {
+            principal: shown.clone(),
+            duty: Duty::Workload,
+            token_id: String::new(),
+            address: address.to_owned(),
+        };
         self.audited(&caller, "TokenIssue", &shown, || {
-            let record = client_id.parse::<PrincipalName>().ok().map(|n| self.store.get::<PrincipalRecord>(PRINCIPALS, n.as_str())).transpose()?.flatten();
+            let record = client_id
+                .parse::<PrincipalName>()
+                .ok()
+                .map(|n| self.store.get::<PrincipalRecord>(PRINCIPALS, n.as_str()))
+                .transpose()?
+                .flatten();
             // The comparison is made also for unknown principals, so that time does not tell who exists.
             let stored = record.as_ref().map_or_else(|| hash(""), |r| r.secret_hash.clone());
             let good = bool::from(hash(secret).as_bytes().ct_eq(stored.as_bytes()));
@@ -227,17 +294,34 @@ impl Registry {
     ///
     /// # Errors
     /// The identity is not bound to it, or an unknown audience.
-    pub fn issue_workload_token(&self, workload: &PrincipalName, identity: &str, audience: &str, address: &str) -> Result<IssuedToken, IdentityError> {
+    pub fn issue_workload_token(
+        &self,
+        workload: &PrincipalName,
+        identity: &str,
+        audience: &str,
+        address: &str,
+    ) -> Result<IssuedToken, IdentityError> {
         Self::check_audience(audience)?;
-        let caller = Caller { principal: workload.to_string(), duty: Duty::Workload, token_id: String::new(), address: address.to_owned() };
+        let caller = Caller {
+            principal: workload.to_string(),
+            duty: Duty::Workload,
+            token_id: String::new(),
+            address: address.to_owned(),
+        };
         if identity.is_empty() {
-            return self.audited(&caller, "TokenIssue", workload.as_str(), || self.sign(workload.as_str(), Duty::Workload, audience, None));
+            return self.audited(&caller, "TokenIssue", workload.as_str(), || {
+                self.sign(workload.as_str(), Duty::Workload, audience, None)
+            });
         }
-        let identity: ManagedIdentityName = identity.parse().map_err(|e| IdentityError::invalid("managed_identity", e))?;
+        let identity: ManagedIdentityName =
+            identity.parse().map_err(|e| IdentityError::invalid("managed_identity", e))?;
         self.audited(&caller, "TokenIssue", identity.as_str(), || {
             let record = self.store.get::<ManagedIdentityRecord>(MANAGED, identity.as_str())?;
             if !record.is_some_and(|r| r.nodes.contains(workload)) {
-                return Err(IdentityError::NotBound { workload: workload.to_string(), identity: identity.to_string() });
+                return Err(IdentityError::NotBound {
+                    workload: workload.to_string(),
+                    identity: identity.to_string(),
+                });
             }
             self.sign(identity.as_str(), Duty::Workload, audience, Some(workload.as_str()))
         })
@@ -247,8 +331,14 @@ impl Registry {
     ///
     /// # Errors
     /// The id is malformed or taken, or the duty is `workload`, which certificates have.
-    pub fn create_principal(&self, caller: &Caller, id: &str, duty: &str) -> Result<(PrincipalRecord, String), IdentityError> {
-        let name: PrincipalName = format!("principals/{id}").parse().map_err(|e| IdentityError::invalid("principal_id", e))?;
+    pub fn create_principal(
+        &self,
+        caller: &Caller,
+        id: &str,
+        duty: &str,
+    ) -> Result<(PrincipalRecord, String), IdentityError> {
+        let name: PrincipalName =
+            format!("principals/{id}").parse().map_err(|e| IdentityError::invalid("principal_id", e))?;
         let duty: Duty = duty.parse().map_err(|e| IdentityError::invalid("duty", e))?;
         if duty == Duty::Workload {
             return Err(IdentityError::invalid("duty", "workloads are given certificates, not secrets"));
@@ -258,14 +348,20 @@ impl Registry {
             let mut bytes = [0; 32];
             getrandom::fill(&mut bytes).map_err(|_| IdentityError::Backend)?;
             let secret = URL_SAFE_NO_PAD.encode(bytes);
-            let record = PrincipalRecord { name: name.clone(), duty, secret_hash: hash(&secret), create_time: self.clock.now() };
+            let record = PrincipalRecord {
+                name: name.clone(),
+                duty,
+                secret_hash: hash(&secret),
+                create_time: self.clock.now(),
+            };
             self.put(PRINCIPALS, name.as_str(), &record)?;
             Ok((record, secret))
         })
     }
 
     fn check_free(&self, table: &'static str, name: &str) -> Result<(), IdentityError> {
-        let there = self.store.get::<serde_json::Value>(table, name)?.is_some() || self.store.get::<bool>(RETIRED, name)?.is_some();
+        let there = self.store.get::<serde_json::Value>(table, name)?.is_some()
+            || self.store.get::<bool>(RETIRED, name)?.is_some();
         if there { Err(IdentityError::AlreadyExists(name.to_owned())) } else { Ok(()) }
     }
 
@@ -304,18 +400,30 @@ impl Registry {
     /// Malformed, or does not exist.
     pub fn delete_principal(&self, caller: &Caller, name: &str) -> Result<(), IdentityError> {
         let record = self.get_principal(name)?;
-        self.audited(caller, "PrincipalDelete", record.name.as_str(), || self.retire(PRINCIPALS, record.name.as_str()))
+        self.audited(caller, "PrincipalDelete", record.name.as_str(), || {
+            self.retire(PRINCIPALS, record.name.as_str())
+        })
     }
 
     /// Makes a managed identity.
     ///
     /// # Errors
     /// The id is malformed or taken.
-    pub fn create_managed_identity(&self, caller: &Caller, id: &str) -> Result<ManagedIdentityRecord, IdentityError> {
-        let name: ManagedIdentityName = format!("managedIdentities/{id}").parse().map_err(|e| IdentityError::invalid("managed_identity_id", e))?;
+    pub fn create_managed_identity(
+        &self,
+        caller: &Caller,
+        id: &str,
+    ) -> Result<ManagedIdentityRecord, IdentityError> {
+        let name: ManagedIdentityName = format!("managedIdentities/{id}")
+            .parse()
+            .map_err(|e| IdentityError::invalid("managed_identity_id", e))?;
         self.audited(caller, "ManagedIdentityCreate", name.as_str(), || {
             self.check_free(MANAGED, name.as_str())?;
-            let record = ManagedIdentityRecord { name: name.clone(), nodes: BTreeSet::new(), create_time: self.clock.now() };
+            let record = ManagedIdentityRecord {
+                name: name.clone(),
+                nodes: BTreeSet::new(),
+                create_time: self.clock.now(),
+            };
             self.put(MANAGED, name.as_str(), &record)?;
             Ok(record)
         })
@@ -356,7 +464,13 @@ impl Registry {
     ///
     /// # Errors
     /// Malformed, or the identity does not exist.
-    pub fn bind(&self, caller: &Caller, name: &str, node: &str, bound: bool) -> Result<ManagedIdentityRecord, IdentityError> {
+    pub fn bind(
+        &self,
+        caller: &Caller,
+        name: &str,
+        node: &str,
+        bound: bool,
+    ) -> Result<ManagedIdentityRecord, IdentityError> {
         let node: PrincipalName = node.parse().map_err(|e| IdentityError::invalid("node", e))?;
         let mut record = self.get_managed_identity(name)?;
         let operation = if bound { "ManagedIdentityBind" } else { "ManagedIdentityUnbind" };

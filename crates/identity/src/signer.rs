@@ -92,8 +92,9 @@ impl Signer {
         let pkcs8 = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let made = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
-                    .map_err(|_| SignerError::Malformed)?;
+                let made =
+                    EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
+                        .map_err(|_| SignerError::Malformed)?;
                 let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
                 file.write_all(made.as_ref())?;
                 file.sync_all()?;
@@ -101,13 +102,15 @@ impl Signer {
             }
             Err(e) => return Err(e.into()),
         };
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &pkcs8).map_err(|_| SignerError::Malformed)?;
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &pkcs8)
+            .map_err(|_| SignerError::Malformed)?;
         let point = pair.public_key().as_ref();
         let (x, y) = point.get(1..33).zip(point.get(33..65)).ok_or(SignerError::Malformed)?;
         let (x, y) = (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y));
         // RFC 7638: the thumbprint of the required members names the key.
         let thumb = format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#);
-        let kid = URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, thumb.as_bytes()));
+        let kid =
+            URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, thumb.as_bytes()));
         let jwks = format!(
             r#"{{"keys":[{{"kty":"EC","crv":"P-256","alg":"ES256","use":"sig","kid":"{kid}","x":"{x}","y":"{y}"}}]}}"#
         );
@@ -121,7 +124,15 @@ impl Signer {
     }
 
     /// Signs a token that begins now.
-    pub(crate) fn sign(&self, subject: &str, duty: Duty, audience: &str, actor: Option<&str>, now: UnixMillis, id: String) -> Option<IssuedToken> {
+    pub(crate) fn sign(
+        &self,
+        subject: &str,
+        duty: Duty,
+        audience: &str,
+        actor: Option<&str>,
+        now: UnixMillis,
+        id: String,
+    ) -> Option<IssuedToken> {
         let expire_time = now.plus(self.lifetime);
         let claims = Claims {
             iss: self.issuer.clone(),

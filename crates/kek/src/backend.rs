@@ -2,8 +2,8 @@
 
 use crate::{UnwrapFailed, WrapError, oaep};
 use aws_lc_rs::rsa::{
-    OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepAlgorithm, OaepPrivateDecryptingKey, OaepPublicEncryptingKey,
-    PrivateDecryptingKey,
+    OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepAlgorithm, OaepPrivateDecryptingKey,
+    OaepPublicEncryptingKey, PrivateDecryptingKey,
 };
 use custody_types::WrapAlgorithm;
 use rsa::{pkcs8::DecodePrivateKey as _, traits::PublicKeyParts as _};
@@ -22,7 +22,11 @@ pub enum Backend {
 /// A loaded private key, parsed and checked once.
 pub(crate) trait KekBackend: Send + Sync {
     fn wrap_key(&self, algorithm: WrapAlgorithm, plain: &[u8]) -> Result<Vec<u8>, WrapError>;
-    fn unwrap_key(&self, algorithm: WrapAlgorithm, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed>;
+    fn unwrap_key(
+        &self,
+        algorithm: WrapAlgorithm,
+        wrapped: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed>;
 }
 
 impl Backend {
@@ -63,7 +67,11 @@ impl KekBackend for AwsLcKek {
         Ok(out)
     }
 
-    fn unwrap_key(&self, algorithm: WrapAlgorithm, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
+    fn unwrap_key(
+        &self,
+        algorithm: WrapAlgorithm,
+        wrapped: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
         let mut out = Zeroizing::new(vec![0; self.private.min_output_size()]);
         let len = self
             .private
@@ -89,7 +97,11 @@ impl KekBackend for RustCryptoKek {
 
     // `rsa` 0.10.0 does not look at the first byte of the padded message (Wycheproof's `InvalidOaepPadding` case 23
     // opens), so the padding is taken off by `oaep` and `rsa` does the blinded private operation only.
-    fn unwrap_key(&self, algorithm: WrapAlgorithm, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
+    fn unwrap_key(
+        &self,
+        algorithm: WrapAlgorithm,
+        wrapped: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
         let bits = u32::try_from(self.0.size() * 8).map_err(|_| UnwrapFailed)?;
         if wrapped.len() != self.0.size() {
             return Err(UnwrapFailed);

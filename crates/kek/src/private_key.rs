@@ -150,7 +150,11 @@ impl KekPrivateKey {
     ///
     /// # Errors
     /// One answer for every cause.
-    pub fn unwrap_key(&self, algorithm: WrapAlgorithm, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
+    pub fn unwrap_key(
+        &self,
+        algorithm: WrapAlgorithm,
+        wrapped: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
         self.backend.unwrap_key(algorithm, wrapped)
     }
 

@@ -20,7 +20,10 @@ fn backends_open_each_other_and_bound_the_length() {
             let wrapped = twin.wrap_key(algorithm, &plain).unwrap();
             assert_eq!(key.unwrap_key(algorithm, &wrapped).unwrap()[..], plain[..]);
         }
-        assert_eq!(key.wrap_key(algorithm, &vec![7; len_max + 1]), Err(WrapError::TooLong { len: len_max + 1, len_max }));
+        assert_eq!(
+            key.wrap_key(algorithm, &vec![7; len_max + 1]),
+            Err(WrapError::TooLong { len: len_max + 1, len_max })
+        );
         assert_eq!(key.wrap_key(algorithm, &[]), Err(WrapError::Empty));
     }
 }
@@ -39,7 +42,12 @@ fn every_failing_unwrap_says_the_same() {
 
 #[test]
 fn rubbish_is_not_imported() {
-    for bytes in [&b""[..], b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----", &[0x30, 0x82, 0xff, 0xff], &[0; 20_000]] {
+    for bytes in [
+        &b""[..],
+        b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----",
+        &[0x30, 0x82, 0xff, 0xff],
+        &[0; 20_000],
+    ] {
         assert_eq!(KekPrivateKey::import(bytes, Backend::AwsLc).unwrap_err(), ImportError::Unreadable);
     }
     assert!(RsaSize::try_from(1024).is_err());

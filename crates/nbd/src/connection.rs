@@ -22,12 +22,22 @@ const OUTPUT_LEN_MAX: usize = 1 << 20;
 
 impl Connection {
     pub(crate) fn new(socket: Box<dyn Socket>) -> Self {
-        Self { socket, input: vec![0; INPUT_LEN], start: 0, end: 0, output: Vec::with_capacity(OUTPUT_LEN_MAX) }
+        Self {
+            socket,
+            input: vec![0; INPUT_LEN],
+            start: 0,
+            end: 0,
+            output: Vec::with_capacity(OUTPUT_LEN_MAX),
+        }
     }
 
     /// The socket back, to start TLS on it. What was read ahead would be lost, so there must be nothing.
     pub(crate) fn into_socket(self) -> Result<Box<dyn Socket>, ConnectionError> {
-        if self.start == self.end { Ok(self.socket) } else { Err(ConnectionError::Protocol("data before the TLS handshake")) }
+        if self.start == self.end {
+            Ok(self.socket)
+        } else {
+            Err(ConnectionError::Protocol("data before the TLS handshake"))
+        }
     }
 
     fn buffered(&self) -> &[u8] {

@@ -44,10 +44,20 @@ pub(crate) enum Outcome {
 }
 
 /// Greets and negotiates. `secure` says that nothing more is needed for trust: the socket is local or is TLS.
-pub(crate) fn negotiate(mut connection: Connection, exports: &dyn Exports, secure: bool, tls_offered: bool, greet: bool) -> Result<Outcome, ConnectionError> {
+pub(crate) fn negotiate(
+    mut connection: Connection,
+    exports: &dyn Exports,
+    secure: bool,
+    tls_offered: bool,
+    greet: bool,
+) -> Result<Outcome, ConnectionError> {
     let mut no_zeroes = true;
     if greet {
-        connection.put(&[&INIT.to_be_bytes(), &OPTION.to_be_bytes(), &(FIXED_NEWSTYLE | NO_ZEROES).to_be_bytes()])?;
+        connection.put(&[
+            &INIT.to_be_bytes(),
+            &OPTION.to_be_bytes(),
+            &(FIXED_NEWSTYLE | NO_ZEROES).to_be_bytes(),
+        ])?;
         let flags = connection.u32()?;
         if flags & !u32::from(FIXED_NEWSTYLE | NO_ZEROES) != 0 || flags & u32::from(FIXED_NEWSTYLE) == 0 {
             return Err(ConnectionError::Protocol("unknown client flags"));
@@ -77,7 +87,9 @@ pub(crate) fn negotiate(mut connection: Connection, exports: &dyn Exports, secur
                 connection.flush()?;
                 return Ok(Outcome::StartTls(connection));
             }
-            OPT_EXPORT_NAME if !secure => return Err(ConnectionError::Protocol("an export was asked for without TLS")),
+            OPT_EXPORT_NAME if !secure => {
+                return Err(ConnectionError::Protocol("an export was asked for without TLS"));
+            }
             _ if !secure => reply(&mut connection, option, REP_ERR_TLS_REQD, b"this server needs TLS")?,
             OPT_EXPORT_NAME => {
                 let export = find(exports, &data).ok_or(ConnectionError::Protocol("unknown export"))?;
@@ -93,13 +105,20 @@ pub(crate) fn negotiate(mut connection: Connection, exports: &dyn Exports, secur
             OPT_LIST if data.is_empty() => {
                 for name in exports.names() {
                     let len = u32::try_from(name.len()).unwrap_or(0);
-                    reply(&mut connection, option, REP_SERVER, &[&len.to_be_bytes(), name.as_bytes()].concat())?;
+                    reply(
+                        &mut connection,
+                        option,
+                        REP_SERVER,
+                        &[&len.to_be_bytes(), name.as_bytes()].concat(),
+                    )?;
                 }
                 reply(&mut connection, option, REP_ACK, &[])?;
             }
             OPT_INFO | OPT_GO => match info_name(&data).map(|name| find(exports, name)) {
                 None => reply(&mut connection, option, REP_ERR_INVALID, b"malformed option")?,
-                Some(None) => reply(&mut connection, option, REP_ERR_UNKNOWN, b"unknown or inaccessible export")?,
+                Some(None) => {
+                    reply(&mut connection, option, REP_ERR_UNKNOWN, b"unknown or inaccessible export")?
+                }
                 Some(Some(export)) => {
                     inform(&mut connection, option, &*export, mode)?;
                     if option == OPT_GO {
@@ -125,7 +144,12 @@ fn info_name(data: &[u8]) -> Option<&[u8]> {
     (rest.len() == usize::from(u16::from_be_bytes(*count)) * 2).then_some(name)
 }
 
-fn inform(connection: &mut Connection, option: u32, export: &dyn Export, mode: Mode) -> Result<(), ConnectionError> {
+fn inform(
+    connection: &mut Connection,
+    option: u32,
+    export: &dyn Export,
+    mode: Mode,
+) -> Result<(), ConnectionError> {
     let mut info = INFO_EXPORT.to_be_bytes().to_vec();
     info.extend_from_slice(&export.size_bytes().to_be_bytes());
     info.extend_from_slice(&mode.flags().to_be_bytes());
@@ -140,5 +164,11 @@ fn inform(connection: &mut Connection, option: u32, export: &dyn Export, mode: M
 
 fn reply(connection: &mut Connection, option: u32, kind: u32, data: &[u8]) -> Result<(), ConnectionError> {
     let len = u32::try_from(data.len()).unwrap_or(0);
-    connection.put(&[&REPLY.to_be_bytes(), &option.to_be_bytes(), &kind.to_be_bytes(), &len.to_be_bytes(), data])
+    connection.put(&[
+        &REPLY.to_be_bytes(),
+        &option.to_be_bytes(),
+        &kind.to_be_bytes(),
+        &len.to_be_bytes(),
+        data,
+    ])
 }

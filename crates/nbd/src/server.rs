@@ -36,13 +36,20 @@ pub struct ServerOptions {
 
 impl fmt::Debug for ServerOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerOptions").field("connections_max", &self.connections_max).finish_non_exhaustive()
+        f.debug_struct("ServerOptions")
+            .field("connections_max", &self.connections_max)
+            .finish_non_exhaustive()
     }
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { connections_max: 256, negotiation_timeout: Duration::from_secs(10), tls: None, admits: Arc::new(|_| false) }
+        Self {
+            connections_max: 256,
+            negotiation_timeout: Duration::from_secs(10),
+            tls: None,
+            admits: Arc::new(|_| false),
+        }
     }
 }
 
@@ -116,7 +123,9 @@ impl Server {
             open: Mutex::new(HashMap::new()),
         });
         let accepting = shared.clone();
-        let thread = std::thread::Builder::new().name("nbd-accept".to_owned()).spawn(move || accept(&accepting, &listener))?;
+        let thread = std::thread::Builder::new()
+            .name("nbd-accept".to_owned())
+            .spawn(move || accept(&accepting, &listener))?;
         Ok(Self { shared, wake, thread: Some(thread) })
     }
 
@@ -183,7 +192,10 @@ fn admit(shared: &Arc<Shared>, stream: Stream) {
     {
         let mut open = shared.open.lock();
         if open.len() >= shared.options.connections_max {
-            tracing::warn!(connections_max = shared.options.connections_max, "nbd connection refused: too many");
+            tracing::warn!(
+                connections_max = shared.options.connections_max,
+                "nbd connection refused: too many"
+            );
             return;
         }
         open.insert(id, twin);

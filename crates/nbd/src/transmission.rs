@@ -45,7 +45,11 @@ struct Request {
 }
 
 /// Serves requests until the client is done.
-pub(crate) fn transmit(mut connection: Connection, export: &dyn Export, mode: Mode) -> Result<(), ConnectionError> {
+pub(crate) fn transmit(
+    mut connection: Connection,
+    export: &dyn Export,
+    mode: Mode,
+) -> Result<(), ConnectionError> {
     let mut data = Vec::new();
     loop {
         if connection.u32()? != REQUEST {
@@ -76,7 +80,8 @@ pub(crate) fn transmit(mut connection: Connection, export: &dyn Export, mode: Mo
                 answer(&mut connection, &request, export.flush())?;
             }
             CMD_TRIM | CMD_WRITE_ZEROES => {
-                let done = check(export, &request).and_then(|()| export.zero(request.offset, u64::from(request.len)));
+                let done = check(export, &request)
+                    .and_then(|()| export.zero(request.offset, u64::from(request.len)));
                 answer(&mut connection, &request, done.and_then(|()| force(export, &request)))?;
             }
             _ => answer(&mut connection, &request, Err(ExportError::Invalid))?,
@@ -93,12 +98,21 @@ fn force(export: &dyn Export, request: &Request) -> Result<(), ExportError> {
     if request.flags & FLAG_FUA != 0 { export.flush() } else { Ok(()) }
 }
 
-fn answer(connection: &mut Connection, request: &Request, done: Result<(), ExportError>) -> Result<(), ConnectionError> {
+fn answer(
+    connection: &mut Connection,
+    request: &Request,
+    done: Result<(), ExportError>,
+) -> Result<(), ConnectionError> {
     let code = done.map_or_else(ExportError::code, |()| 0);
     connection.put(&[&SIMPLE_REPLY.to_be_bytes(), &code.to_be_bytes(), &request.cookie])
 }
 
-fn read(connection: &mut Connection, export: &dyn Export, mode: Mode, request: &Request) -> Result<(), ConnectionError> {
+fn read(
+    connection: &mut Connection,
+    export: &dyn Export,
+    mode: Mode,
+    request: &Request,
+) -> Result<(), ConnectionError> {
     let mut header = Vec::with_capacity(28);
     if mode.structured {
         chunk(&mut header, CHUNK_OFFSET_DATA, &request.cookie, request.len.saturating_add(8));
@@ -108,9 +122,12 @@ fn read(connection: &mut Connection, export: &dyn Export, mode: Mode, request: &
         header.extend_from_slice(&0u32.to_be_bytes());
         header.extend_from_slice(&request.cookie);
     }
-    let allowed = if request.len > REQUEST_LEN_MAX { Err(ExportError::Invalid) } else { check(export, request) };
+    let allowed =
+        if request.len > REQUEST_LEN_MAX { Err(ExportError::Invalid) } else { check(export, request) };
     let read = match allowed {
-        Ok(()) => connection.put_filled(&header, request.len as usize, |out| export.read(request.offset, out))?,
+        Ok(()) => {
+            connection.put_filled(&header, request.len as usize, |out| export.read(request.offset, out))?
+        }
         Err(e) => Err(e),
     };
     match read {

@@ -1,6 +1,9 @@
 //! Backing volumes up and restoring them.
 
-use crate::{managed::Managed, node::{Node, blocking, failed, key_of, refused}};
+use crate::{
+    managed::Managed,
+    node::{Node, blocking, failed, key_of, refused},
+};
 use custody_envelope::{OpenError, StreamKey, random};
 use custody_node::{BackupError, BackupManifest, Snapshot, Volume, read_backup, write_backup};
 use custody_proto::storage::BackupProgress;
@@ -21,38 +24,59 @@ pub(crate) struct Restore {
 fn backup_failed(e: BackupError) -> Status {
     match e {
         BackupError::Exists => status("ALREADY_EXISTS", "ALREADY_EXISTS", &e.to_string(), None),
-        BackupError::Corrupt | BackupError::Manifest => status("DATA_LOSS", "BACKUP_CORRUPT", &e.to_string(), None),
+        BackupError::Corrupt | BackupError::Manifest => {
+            status("DATA_LOSS", "BACKUP_CORRUPT", &e.to_string(), None)
+        }
         other => failed(other),
     }
 }
 
 impl Restore {
     pub(crate) fn new(dir: PathBuf, manifest: BackupManifest, plain: &[u8]) -> Result<Self, Status> {
-        let key = StreamKey::from_bytes(plain).map_err(|OpenError| invalid("source_backup", "its key is malformed"))?;
+        let key = StreamKey::from_bytes(plain)
+            .map_err(|OpenError| invalid("source_backup", "its key is malformed"))?;
         Ok(Self { dir, manifest, key })
     }
 
     /// Writes everything into a new volume and makes it durable.
     pub(crate) fn fill(self, volume: &Volume) -> Result<(), Status> {
-        read_backup(&self.dir, &self.manifest, &self.key, |offset, block| volume.write_at(offset, block)).map_err(backup_failed)?;
+        read_backup(&self.dir, &self.manifest, &self.key, |offset, block| volume.write_at(offset, block))
+            .map_err(backup_failed)?;
         volume.flush().map_err(failed)
     }
 }
 
 /// Begins a backup; progress comes on the channel, an error ends it.
-pub(crate) async fn begin(node: &Arc<Node>, managed: Arc<Managed>, backup: &str) -> Result<mpsc::Receiver<Result<BackupProgress, Status>>, Status> {
+pub(crate) async fn begin(
+    node: &Arc<Node>,
+    managed: Arc<Managed>,
+    backup: &str,
+) -> Result<mpsc::Receiver<Result<BackupProgress, Status>>, Status> {
     let dir = node.backup_dir(backup)?;
     if dir.exists() {
         return Err(backup_failed(BackupError::Exists));
     }
-    let inaccessible = || status("FAILED_PRECONDITION", "VOLUME_INACCESSIBLE", &format!("`{}` is inaccessible", managed.name), None);
+    let inaccessible = || {
+        status(
+            "FAILED_PRECONDITION",
+            "VOLUME_INACCESSIBLE",
+            &format!("`{}` is inaccessible", managed.name),
+            None,
+        )
+    };
     let volume = managed.volume().ok_or_else(inaccessible)?;
     let protector = managed.protector();
-    let key_name = key_of(&protector.key).ok_or_else(|| invalid("name", "an ephemeral volume is not backed up"))?;
+    let key_name =
+        key_of(&protector.key).ok_or_else(|| invalid("name", "an ephemeral volume is not backed up"))?;
     // A backup has a key of its own, wrapped by the KEK version of this moment.
     let key = StreamKey::generate().map_err(failed)?;
-    let target = if protector.key.contains("/versions/") { protector.key.clone() } else { key_name.to_string() };
-    let wrapped = node.access(&protector.managed_identity).wrap_key(&target, key.expose_to_wrap()).await.map_err(refused)?;
+    let target =
+        if protector.key.contains("/versions/") { protector.key.clone() } else { key_name.to_string() };
+    let wrapped = node
+        .access(&protector.managed_identity)
+        .wrap_key(&target, key.expose_to_wrap())
+        .await
+        .map_err(refused)?;
     let mut backup_id = [0; 16];
     random(&mut backup_id).map_err(failed)?;
     let manifest = BackupManifest {
@@ -72,12 +96,15 @@ pub(crate) async fn begin(node: &Arc<Node>, managed: Arc<Managed>, backup: &str)
         let done = blocking(move || {
             let snapshot = Snapshot::take(volume).map_err(failed)?;
             let total = snapshot.blocks();
-            let tell = |done_blocks, total_blocks| _ = progress.try_send(Ok(BackupProgress { done_blocks, total_blocks, complete: false }));
+            let tell = |done_blocks, total_blocks| {
+                _ = progress.try_send(Ok(BackupProgress { done_blocks, total_blocks, complete: false }))
+            };
             write_backup(&dir, &manifest, &key, snapshot, tell).map_err(backup_failed)?;
             Ok(total)
         })
         .await;
-        let last = done.map(|total| BackupProgress { done_blocks: total, total_blocks: total, complete: true });
+        let last =
+            done.map(|total| BackupProgress { done_blocks: total, total_blocks: total, complete: true });
         _ = sender.send(last).await;
     });
     Ok(receiver)

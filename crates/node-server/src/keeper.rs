@@ -1,10 +1,16 @@
 //! The keeper of one volume: renews its lease, erases its keys when access ends, opens it when access is back.
 
-use crate::{managed::{Managed, VolumeStatus}, node::{Node, blocking, failed, key_of, vault_of}};
+use crate::{
+    managed::{Managed, VolumeStatus},
+    node::{Node, blocking, failed, key_of, vault_of},
+};
 use custody_clients::AccessError;
 use custody_envelope::VolumeKey;
 use custody_node::{Lease, LeaseEvent, LeaseState, Protector, RevokeReason, Volume, VolumeOptions};
-use std::{sync::Arc, time::{Duration, Instant}};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::time::MissedTickBehavior;
 use tonic::Status;
 use zeroize::Zeroizing;
@@ -17,7 +23,11 @@ pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
     let started = Instant::now();
     let open = managed.volume().is_some();
     let span = node.config.lease;
-    let mut lease = if open { Lease::granted(Duration::ZERO, span) } else { Lease::waiting(span, RevokeReason::VaultUnreachable) };
+    let mut lease = if open {
+        Lease::granted(Duration::ZERO, span)
+    } else {
+        Lease::waiting(span, RevokeReason::VaultUnreachable)
+    };
     let protector = managed.protector();
     let Some(vault) = vault_of(&protector.key) else { return };
     let mut changes = node.watches.subscribe(&node, vault.as_str(), &protector.managed_identity);
@@ -70,7 +80,11 @@ pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
 
 /// Unwraps the volume key: proof of access now. Opens the volume if it is closed, and follows the key to a new
 /// version if it must.
-async fn ask(node: &Node, managed: &Arc<Managed>, look_at_version: bool) -> Result<Option<Volume>, AccessError> {
+async fn ask(
+    node: &Node,
+    managed: &Arc<Managed>,
+    look_at_version: bool,
+) -> Result<Option<Volume>, AccessError> {
     let protector = managed.protector();
     let access = node.access(&protector.managed_identity);
     let Some(wrapped) = &protector.wrapped else { return Ok(None) };
@@ -84,11 +98,18 @@ async fn ask(node: &Node, managed: &Arc<Managed>, look_at_version: bool) -> Resu
             Volume::open(&path, &key, VolumeOptions::default()).map_err(failed)
         };
         // A volume that is damaged is not open, whatever the vault says.
-        let volume = blocking(open).await.map_err(|e| AccessError::Refused { reason: "VOLUME_DAMAGED".to_owned(), message: e.message().to_owned(), status: "DATA_LOSS".to_owned() })?;
+        let volume = blocking(open).await.map_err(|e| AccessError::Refused {
+            reason: "VOLUME_DAMAGED".to_owned(),
+            message: e.message().to_owned(),
+            status: "DATA_LOSS".to_owned(),
+        })?;
         opened = Some(volume);
     }
     let follows = !protector.key.contains("/versions/");
-    if look_at_version && follows && let Some(key) = key_of(&protector.key) {
+    if look_at_version
+        && follows
+        && let Some(key) = key_of(&protector.key)
+    {
         let facts = access.get_key(key.as_str()).await?;
         if facts.active && facts.current_version != wrapped.key_version {
             let moved = access.wrap_key(facts.current_version.as_str(), &plain).await?;
@@ -115,7 +136,9 @@ async fn rewrap(managed: &Arc<Managed>, opened: Option<&Volume>, next: Protector
             tracing::info!(volume = %managed.name, custody.key.version = version, "volume key re-wrapped");
             managed.set_protector(next);
         }
-        Err(e) => tracing::error!(volume = %managed.name, error = e.message(), "the re-wrapped key was not stored"),
+        Err(e) => {
+            tracing::error!(volume = %managed.name, error = e.message(), "the re-wrapped key was not stored")
+        }
     }
 }
 
@@ -142,7 +165,9 @@ async fn rotate_due(managed: &Arc<Managed>) {
         return;
     }
     let name = managed.name.clone();
-    let done = blocking(move || due.into_iter().try_for_each(|extent| volume.rotate_extent(extent)).map_err(failed)).await;
+    let done =
+        blocking(move || due.into_iter().try_for_each(|extent| volume.rotate_extent(extent)).map_err(failed))
+            .await;
     if let Err(e) = done {
         tracing::error!(volume = %name, error = e.message(), "a data key was not rotated");
     }

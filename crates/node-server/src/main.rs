@@ -11,7 +11,9 @@ mod watch;
 use anyhow::Context as _;
 use clap::Parser;
 use custody_nbd::{Listener, Server, ServerOptions};
-use custody_rpc::{ServerSettings, authentication::DenialSink, server, settings, tls::principal_of, workers::Workers};
+use custody_rpc::{
+    ServerSettings, authentication::DenialSink, server, settings, tls::principal_of, workers::Workers,
+};
 use node::{Node, NodeConfig};
 use serde::Deserialize;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -48,13 +50,18 @@ struct Settings {
 async fn main() -> anyhow::Result<()> {
     let settings: Settings = settings::read(&Arguments::parse().config)?;
     anyhow::ensure!((1_000..=3_600_000).contains(&settings.lease_ms), "`lease_ms` must be 1000 to 3600000");
-    anyhow::ensure!((100..settings.lease_ms).contains(&settings.renew_every_ms), "`renew_every_ms` must be 100 or more and less than `lease_ms`");
+    anyhow::ensure!(
+        (100..settings.lease_ms).contains(&settings.renew_every_ms),
+        "`renew_every_ms` must be 100 or more and less than `lease_ms`"
+    );
     let _telemetry = custody_telemetry::start("custody-node", settings.server.otlp_endpoint.as_deref())?;
     let credentials = server::credentials(&settings.server)?;
     std::fs::create_dir_all(&settings.backups)?;
     std::fs::create_dir_all(&settings.server.data)?;
     let lock = std::fs::File::create(settings.server.data.join("lock"))?;
-    lock.try_lock().with_context(|| format!("the data directory `{}` is in use by another process", settings.server.data.display()))?;
+    lock.try_lock().with_context(|| {
+        format!("the data directory `{}` is in use by another process", settings.server.data.display())
+    })?;
     let nbd_tcp = std::net::TcpListener::bind(settings.nbd_listen).context("nbd_listen")?;
     let node = Node::open(NodeConfig {
         data: settings.server.data.clone(),
@@ -78,7 +85,8 @@ async fn main() -> anyhow::Result<()> {
     };
     let local = Server::start(Listener::Unix(unix), exports.clone(), options.clone())?;
     let remote = Server::start(Listener::Tcp(nbd_tcp), exports, options)?;
-    let routes = Routes::default().add_service(service::StorageService::server(node.clone(), Workers::new(512)));
+    let routes =
+        Routes::default().add_service(service::StorageService::server(node.clone(), Workers::new(512)));
     let verifier = server::verifier(&settings.server, "custody-node")?;
     server::serve(&settings.server, routes, verifier, Some(denials()), server::terminated()).await?;
     tokio::task::spawn_blocking(move || drop((local, remote))).await?;

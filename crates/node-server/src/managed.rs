@@ -42,8 +42,15 @@ pub(crate) struct Managed {
 }
 
 impl Managed {
-    fn new(name: VolumeName, path: PathBuf, size_bytes: u64, protector: Protector, volume: Option<Volume>) -> Self {
-        let status = if volume.is_some() { VolumeStatus::ready() } else { VolumeStatus::inaccessible("STARTING") };
+    fn new(
+        name: VolumeName,
+        path: PathBuf,
+        size_bytes: u64,
+        protector: Protector,
+        volume: Option<Volume>,
+    ) -> Self {
+        let status =
+            if volume.is_some() { VolumeStatus::ready() } else { VolumeStatus::inaccessible("STARTING") };
         let (nudge, nudges) = mpsc::channel(16);
         Self {
             name,

@@ -1,6 +1,10 @@
 //! The node: its volumes, and how they are made, found and removed.
 
-use crate::{keeper, managed::{Managed, VolumeStatus}, watch::Watches};
+use crate::{
+    keeper,
+    managed::{Managed, VolumeStatus},
+    watch::Watches,
+};
 use custody_clients::{AccessError, Endpoint, TokenSource, VaultAccess};
 use custody_envelope::VolumeKey;
 use custody_node::{BackupManifest, Protector, ProtectorKind, Superblock, Volume, VolumeOptions};
@@ -124,14 +128,21 @@ impl Node {
     }
 
     fn make_ephemeral(path: &Path, size_bytes: u64) -> anyhow::Result<Volume> {
-        let protector = Protector { kind: ProtectorKind::Ephemeral, key: String::new(), managed_identity: String::new(), wrapped: None };
+        let protector = Protector {
+            kind: ProtectorKind::Ephemeral,
+            key: String::new(),
+            managed_identity: String::new(),
+            wrapped: None,
+        };
         Ok(Volume::create(path, size_bytes, &VolumeKey::generate()?, protector, VolumeOptions::default())?)
     }
 
     pub(crate) fn volume(&self, name: &str) -> Result<Arc<Managed>, Status> {
         let name: VolumeName = name.parse().map_err(|e| invalid("name", e))?;
         let found = self.volumes.read().get(&name).cloned();
-        found.ok_or_else(|| status("NOT_FOUND", "NOT_FOUND", &format!("`{name}` does not exist on this node"), None))
+        found.ok_or_else(|| {
+            status("NOT_FOUND", "NOT_FOUND", &format!("`{name}` does not exist on this node"), None)
+        })
     }
 
     pub(crate) fn volumes(&self) -> Vec<Arc<Managed>> {
@@ -144,7 +155,8 @@ impl Node {
         access
             .entry(managed_identity.to_owned())
             .or_insert_with(|| {
-                let tokens = TokenSource::workload(self.config.identity.clone(), managed_identity, "custody-vault");
+                let tokens =
+                    TokenSource::workload(self.config.identity.clone(), managed_identity, "custody-vault");
                 VaultAccess::new(self.config.vault.authenticated(tokens))
             })
             .clone()
@@ -153,7 +165,12 @@ impl Node {
     fn reserve(&self, name: &VolumeName) -> Result<Busy<'_>, Status> {
         let mut busy = self.busy.lock();
         if busy.contains(name) {
-            return Err(status("ABORTED", "OPERATION_IN_PROGRESS", &format!("`{name}` is being made or removed; try again"), None));
+            return Err(status(
+                "ABORTED",
+                "OPERATION_IN_PROGRESS",
+                &format!("`{name}` is being made or removed; try again"),
+                None,
+            ));
         }
         busy.push(name.clone());
         Ok(Busy(self, name.clone()))
@@ -164,8 +181,19 @@ impl Node {
         let _busy = self.reserve(&new.name)?;
         if let Some(there) = self.volumes.read().get(&new.name).cloned() {
             let p = there.protector();
-            let same = there.size_bytes() == new.size_bytes && p.key == new.key && p.managed_identity == new.managed_identity;
-            return if same { Ok(there) } else { Err(status("ALREADY_EXISTS", "ALREADY_EXISTS", &format!("`{}` exists with another size or key", new.name), None)) };
+            let same = there.size_bytes() == new.size_bytes
+                && p.key == new.key
+                && p.managed_identity == new.managed_identity;
+            return if same {
+                Ok(there)
+            } else {
+                Err(status(
+                    "ALREADY_EXISTS",
+                    "ALREADY_EXISTS",
+                    &format!("`{}` exists with another size or key", new.name),
+                    None,
+                ))
+            };
         }
         Superblock::check_size(new.size_bytes).map_err(|e| invalid("volume.size_bytes", e))?;
         let path = self.config.data.join(format!("{}.volume", new.name.id()));
@@ -192,12 +220,19 @@ impl Node {
             "" => None,
             backup => Some(self.open_backup(&access, backup, new.size_bytes).await?),
         };
-        let kind = if new.customer_managed { ProtectorKind::CustomerManaged } else { ProtectorKind::ServiceManaged };
-        let protector = Protector { kind, key: new.key.clone(), managed_identity: new.managed_identity.clone(), wrapped: Some(wrapped) };
+        let kind =
+            if new.customer_managed { ProtectorKind::CustomerManaged } else { ProtectorKind::ServiceManaged };
+        let protector = Protector {
+            kind,
+            key: new.key.clone(),
+            managed_identity: new.managed_identity.clone(),
+            wrapped: Some(wrapped),
+        };
         let (partial, path, size) = (path.with_extension("partial"), path.to_owned(), new.size_bytes);
         blocking(move || {
             _ = fs::remove_file(&partial);
-            let made = Volume::create(&partial, size, &key, protector, VolumeOptions::default()).map_err(failed)?;
+            let made =
+                Volume::create(&partial, size, &key, protector, VolumeOptions::default()).map_err(failed)?;
             let filled = restore.map_or(Ok(()), |r| r.fill(&made)).and_then(|()| {
                 fs::rename(&partial, &path).map_err(failed)?;
                 let parent = path.parent().unwrap_or(Path::new("."));
@@ -215,7 +250,9 @@ impl Node {
     /// The rules that Azure has for a key that protects a database (azure-reference 1.2).
     async fn check_key(&self, new: &NewVolume) -> Result<VaultAccess, Status> {
         let base = key_of(&new.key).ok_or_else(|| invalid("volume.key", "must be a key or a key version"))?;
-        new.managed_identity.parse::<ManagedIdentityName>().map_err(|e| invalid("volume.managed_identity", e))?;
+        new.managed_identity
+            .parse::<ManagedIdentityName>()
+            .map_err(|e| invalid("volume.managed_identity", e))?;
         let access = self.access(&new.managed_identity);
         let facts = access.get_key(base.as_str()).await.map_err(refused)?;
         let unusable = |reason, why: &str| Err(status("FAILED_PRECONDITION", reason, why, None));
@@ -223,20 +260,34 @@ impl Node {
             return unusable("KEY_SIZE", "the key must be RSA of 2048, 3072 or 4096 bits");
         }
         if new.customer_managed && !facts.purge_protected {
-            return unusable("PURGE_PROTECTION_REQUIRED", "the key's vault must have purge protection, or the data could be lost at once and for good; make the key in a vault that has it");
+            return unusable(
+                "PURGE_PROTECTION_REQUIRED",
+                "the key's vault must have purge protection, or the data could be lost at once and for good; make the key in a vault that has it",
+            );
         }
         if !new.key.contains("/versions/") && !facts.active {
-            return unusable("KEY_NOT_ACTIVE", "the key's current version is not active: enable it, and check its dates");
+            return unusable(
+                "KEY_NOT_ACTIVE",
+                "the key's current version is not active: enable it, and check its dates",
+            );
         }
         Ok(access)
     }
 
     /// Unwraps a backup's key.
-    pub(crate) async fn open_backup(&self, access: &VaultAccess, backup: &str, size_bytes: u64) -> Result<crate::backup::Restore, Status> {
+    pub(crate) async fn open_backup(
+        &self,
+        access: &VaultAccess,
+        backup: &str,
+        size_bytes: u64,
+    ) -> Result<crate::backup::Restore, Status> {
         let dir = self.backup_dir(backup)?;
         let manifest = BackupManifest::read(&dir).map_err(|e| invalid("source_backup", e))?;
         if manifest.size_bytes != size_bytes {
-            return Err(invalid("volume.size_bytes", format!("must be {}, as the backup's volume had", manifest.size_bytes)));
+            return Err(invalid(
+                "volume.size_bytes",
+                format!("must be {}, as the backup's volume had", manifest.size_bytes),
+            ));
         }
         let plain = access.unwrap_key(&manifest.wrapped).await.map_err(refused)?;
         crate::backup::Restore::new(dir, manifest, &plain)
@@ -248,7 +299,10 @@ impl Node {
         if backup.split('/').count() <= 2 && backup.split('/').all(good) {
             Ok(self.config.backups.join(backup))
         } else {
-            Err(invalid("backup", "must be an id, or two with a slash between: a-z, 0-9 and -, beginning with a letter"))
+            Err(invalid(
+                "backup",
+                "must be an id, or two with a slash between: a-z, 0-9 and -, beginning with a letter",
+            ))
         }
     }
 
@@ -289,6 +343,8 @@ pub(crate) fn vault_of(name: &str) -> Option<VaultName> {
 }
 
 /// Runs work that blocks.
-pub(crate) async fn blocking<T: Send + 'static>(job: impl FnOnce() -> Result<T, Status> + Send + 'static) -> Result<T, Status> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
     tokio::task::spawn_blocking(job).await.map_err(|_| custody_rpc::status::internal())?
 }

@@ -1,9 +1,21 @@
 //! The StorageNode service on the wire.
 
-use crate::{backup, keeper, managed::Managed, node::{NewVolume, Node, failed}};
+use crate::{
+    backup, keeper,
+    managed::Managed,
+    node::{NewVolume, Node, failed},
+};
 use custody_node::{ProtectorKind, VolumeError};
-use custody_proto::storage::{self as wire, storage_node_server::{StorageNode, StorageNodeServer}};
-use custody_rpc::{page::cut, server::MESSAGE_LEN_MAX, status::{invalid, status}, workers::Workers};
+use custody_proto::storage::{
+    self as wire,
+    storage_node_server::{StorageNode, StorageNodeServer},
+};
+use custody_rpc::{
+    page::cut,
+    server::MESSAGE_LEN_MAX,
+    status::{invalid, status},
+    workers::Workers,
+};
 use std::{pin::Pin, sync::Arc};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
@@ -55,7 +67,9 @@ fn inaccessible(managed: &Managed) -> Status {
 
 fn volume_failed(e: VolumeError) -> Status {
     match e {
-        VolumeError::OutOfRange { .. } => status("OUT_OF_RANGE", "OUT_OF_RANGE", &e.to_string(), Some("offset")),
+        VolumeError::OutOfRange { .. } => {
+            status("OUT_OF_RANGE", "OUT_OF_RANGE", &e.to_string(), Some("offset"))
+        }
         VolumeError::NoSpace => status("RESOURCE_EXHAUSTED", "DISK_FULL", &e.to_string(), None),
         VolumeError::Corrupt { .. } => status("DATA_LOSS", "BLOCK_CORRUPT", &e.to_string(), None),
         other => failed(other),
@@ -68,11 +82,15 @@ impl StorageNode for StorageService {
     type ReadBlocksStream = Parts<wire::ReadBlocksResponse>;
     type BackupVolumeStream = Parts<wire::BackupProgress>;
 
-    async fn create_volume(&self, request: Request<wire::CreateVolumeRequest>) -> Result<Response<wire::Volume>, Status> {
+    async fn create_volume(
+        &self,
+        request: Request<wire::CreateVolumeRequest>,
+    ) -> Result<Response<wire::Volume>, Status> {
         let r = request.into_inner();
         let given = r.volume.ok_or_else(|| invalid("volume", "is required"))?;
         let name = format!("volumes/{}", r.volume_id).parse().map_err(|e| invalid("volume_id", e))?;
-        let size_bytes = u64::try_from(given.size_bytes).map_err(|_| invalid("volume.size_bytes", "must be positive"))?;
+        let size_bytes =
+            u64::try_from(given.size_bytes).map_err(|_| invalid("volume.size_bytes", "must be positive"))?;
         let new = NewVolume {
             name,
             size_bytes,
@@ -85,21 +103,37 @@ impl StorageNode for StorageService {
         Ok(Response::new(self.view(&*self.node.create(new).await?)))
     }
 
-    async fn get_volume(&self, request: Request<wire::GetVolumeRequest>) -> Result<Response<wire::Volume>, Status> {
+    async fn get_volume(
+        &self,
+        request: Request<wire::GetVolumeRequest>,
+    ) -> Result<Response<wire::Volume>, Status> {
         Ok(Response::new(self.view(&*self.node.volume(&request.get_ref().name)?)))
     }
 
-    async fn list_volumes(&self, request: Request<wire::ListVolumesRequest>) -> Result<Response<wire::ListVolumesResponse>, Status> {
+    async fn list_volumes(
+        &self,
+        request: Request<wire::ListVolumesRequest>,
+    ) -> Result<Response<wire::ListVolumesResponse>, Status> {
         let r = request.into_inner();
-        let (page, next_page_token) = cut(self.node.volumes(), r.page_size, &r.page_token, |m| m.name.to_string())?;
-        Ok(Response::new(wire::ListVolumesResponse { volumes: page.iter().map(|m| self.view(m)).collect(), next_page_token }))
+        let (page, next_page_token) =
+            cut(self.node.volumes(), r.page_size, &r.page_token, |m| m.name.to_string())?;
+        Ok(Response::new(wire::ListVolumesResponse {
+            volumes: page.iter().map(|m| self.view(m)).collect(),
+            next_page_token,
+        }))
     }
 
-    async fn delete_volume(&self, request: Request<wire::DeleteVolumeRequest>) -> Result<Response<()>, Status> {
+    async fn delete_volume(
+        &self,
+        request: Request<wire::DeleteVolumeRequest>,
+    ) -> Result<Response<()>, Status> {
         self.node.delete(&request.get_ref().name).await.map(Response::new)
     }
 
-    async fn watch_volume(&self, request: Request<wire::WatchVolumeRequest>) -> Result<Response<Self::WatchVolumeStream>, Status> {
+    async fn watch_volume(
+        &self,
+        request: Request<wire::WatchVolumeRequest>,
+    ) -> Result<Response<Self::WatchVolumeStream>, Status> {
         let managed = self.node.volume(&request.get_ref().name)?;
         let mut status = managed.status.subscribe();
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
@@ -119,20 +153,29 @@ impl StorageNode for StorageService {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
-    async fn revalidate_volume(&self, request: Request<wire::RevalidateVolumeRequest>) -> Result<Response<wire::Volume>, Status> {
+    async fn revalidate_volume(
+        &self,
+        request: Request<wire::RevalidateVolumeRequest>,
+    ) -> Result<Response<wire::Volume>, Status> {
         let managed = self.node.volume(&request.get_ref().name)?;
         keeper::nudge(&managed).await?;
         Ok(Response::new(self.view(&managed)))
     }
 
-    async fn rewrap_volume(&self, request: Request<wire::RewrapVolumeRequest>) -> Result<Response<wire::Volume>, Status> {
+    async fn rewrap_volume(
+        &self,
+        request: Request<wire::RewrapVolumeRequest>,
+    ) -> Result<Response<wire::Volume>, Status> {
         let managed = self.node.volume(&request.get_ref().name)?;
         keeper::nudge(&managed).await?;
         managed.volume().ok_or_else(|| inaccessible(&managed))?;
         Ok(Response::new(self.view(&managed)))
     }
 
-    async fn rotate_extent_key(&self, request: Request<wire::RotateExtentKeyRequest>) -> Result<Response<wire::RotateExtentKeyResponse>, Status> {
+    async fn rotate_extent_key(
+        &self,
+        request: Request<wire::RotateExtentKeyRequest>,
+    ) -> Result<Response<wire::RotateExtentKeyResponse>, Status> {
         let r = request.into_inner();
         let managed = self.node.volume(&r.name)?;
         let volume = managed.volume().ok_or_else(|| inaccessible(&managed))?;
@@ -148,11 +191,16 @@ impl StorageNode for StorageService {
             .await
     }
 
-    async fn read_blocks(&self, request: Request<wire::ReadBlocksRequest>) -> Result<Response<Self::ReadBlocksStream>, Status> {
+    async fn read_blocks(
+        &self,
+        request: Request<wire::ReadBlocksRequest>,
+    ) -> Result<Response<Self::ReadBlocksStream>, Status> {
         let r = request.into_inner();
         let managed = self.node.volume(&r.name)?;
         let end = r.offset.checked_add(r.length).filter(|end| *end <= managed.size_bytes());
-        let end = end.ok_or_else(|| status("OUT_OF_RANGE", "OUT_OF_RANGE", "`length` reaches beyond the volume", Some("length")))?;
+        let end = end.ok_or_else(|| {
+            status("OUT_OF_RANGE", "OUT_OF_RANGE", "`length` reaches beyond the volume", Some("length"))
+        })?;
         managed.volume().ok_or_else(|| inaccessible(&managed))?;
         let (sender, receiver) = tokio::sync::mpsc::channel(2);
         let workers = self.workers.clone();
@@ -165,7 +213,11 @@ impl StorageNode for StorageService {
                 let part = workers
                     .run(move || {
                         let mut data = vec![0; len];
-                        managed.volume().ok_or_else(|| inaccessible(&managed))?.read_at(at, &mut data).map_err(volume_failed)?;
+                        managed
+                            .volume()
+                            .ok_or_else(|| inaccessible(&managed))?
+                            .read_at(at, &mut data)
+                            .map_err(volume_failed)?;
                         Ok(wire::ReadBlocksResponse { data })
                     })
                     .await;
@@ -179,7 +231,10 @@ impl StorageNode for StorageService {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
-    async fn write_blocks(&self, request: Request<Streaming<wire::WriteBlocksRequest>>) -> Result<Response<wire::WriteBlocksResponse>, Status> {
+    async fn write_blocks(
+        &self,
+        request: Request<Streaming<wire::WriteBlocksRequest>>,
+    ) -> Result<Response<wire::WriteBlocksResponse>, Status> {
         let mut parts = request.into_inner();
         let mut managed: Option<Arc<Managed>> = None;
         let (mut written_bytes, mut flush) = (0, false);
@@ -194,22 +249,40 @@ impl StorageNode for StorageService {
             flush = part.flush;
             written_bytes += part.data.len() as u64;
             self.workers
-                .run(move || target.volume().ok_or_else(|| inaccessible(&target))?.write_at(part.offset, &part.data).map_err(volume_failed))
+                .run(move || {
+                    target
+                        .volume()
+                        .ok_or_else(|| inaccessible(&target))?
+                        .write_at(part.offset, &part.data)
+                        .map_err(volume_failed)
+                })
                 .await?;
         }
         let target = managed.ok_or_else(|| invalid("name", "is required in the first message"))?;
         if flush {
-            self.workers.run(move || target.volume().ok_or_else(|| inaccessible(&target))?.flush().map_err(volume_failed)).await?;
+            self.workers
+                .run(move || {
+                    target.volume().ok_or_else(|| inaccessible(&target))?.flush().map_err(volume_failed)
+                })
+                .await?;
         }
         Ok(Response::new(wire::WriteBlocksResponse { written_bytes }))
     }
 
     async fn flush_volume(&self, request: Request<wire::FlushVolumeRequest>) -> Result<Response<()>, Status> {
         let managed = self.node.volume(&request.get_ref().name)?;
-        self.workers.run(move || managed.volume().ok_or_else(|| inaccessible(&managed))?.flush().map_err(volume_failed)).await.map(Response::new)
+        self.workers
+            .run(move || {
+                managed.volume().ok_or_else(|| inaccessible(&managed))?.flush().map_err(volume_failed)
+            })
+            .await
+            .map(Response::new)
     }
 
-    async fn backup_volume(&self, request: Request<wire::BackupVolumeRequest>) -> Result<Response<Self::BackupVolumeStream>, Status> {
+    async fn backup_volume(
+        &self,
+        request: Request<wire::BackupVolumeRequest>,
+    ) -> Result<Response<Self::BackupVolumeStream>, Status> {
         let r = request.into_inner();
         let managed = self.node.volume(&r.name)?;
         let progress = backup::begin(&self.node, managed, &r.backup).await?;

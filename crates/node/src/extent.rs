@@ -1,7 +1,7 @@
 //! One extent in memory: its header, its live blocks, its slots.
 
-use crate::layout::{BLOCK_LEN, ENTRY_LEN, EXTENT_BLOCKS, SECTOR_LEN};
 use crate::allocation::Slots;
+use crate::layout::{BLOCK_LEN, ENTRY_LEN, EXTENT_BLOCKS, SECTOR_LEN};
 use custody_envelope::{BlockSealer, Nonce, TAG_LEN, Tag, VolumeKeys, WrappedDek};
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::{fmt, sync::Arc, sync::atomic::AtomicU64};
@@ -61,7 +61,12 @@ impl Header {
     }
 
     /// The header, if these bytes are one of this extent, written under these keys.
-    pub(crate) fn decode(bytes: &[u8; SECTOR_LEN], volume: &[u8; 16], extent: u32, keys: &VolumeKeys) -> Option<Self> {
+    pub(crate) fn decode(
+        bytes: &[u8; SECTOR_LEN],
+        volume: &[u8; 16],
+        extent: u32,
+        keys: &VolumeKeys,
+    ) -> Option<Self> {
         let mut reader = Reader(bytes.get(16 + 16..)?);
         let mut header = Self {
             header_sequence: u64::from_le_bytes(reader.take()?),
@@ -171,7 +176,9 @@ pub(crate) struct State {
 impl State {
     /// The sealer that opens blocks of a generation.
     pub(crate) fn sealer(&self, generation: u16) -> Option<&Arc<Sealer>> {
-        std::iter::once(&self.current).chain(self.previous.as_ref()).find(|s| s.record.generation == generation)
+        std::iter::once(&self.current)
+            .chain(self.previous.as_ref())
+            .find(|s| s.record.generation == generation)
     }
 
     pub(crate) fn block(&self, block: u16) -> Option<&Live> {

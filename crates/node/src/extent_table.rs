@@ -35,7 +35,12 @@ impl ExtentTable {
     }
 
     /// Reads the table of a volume of this size.
-    pub(crate) fn read(file: &File, volume: [u8; 16], size_bytes: u64, keys: &VolumeKeys) -> Result<Self, VolumeError> {
+    pub(crate) fn read(
+        file: &File,
+        volume: [u8; 16],
+        size_bytes: u64,
+        keys: &VolumeKeys,
+    ) -> Result<Self, VolumeError> {
         let extents = u32::try_from(size_bytes.div_ceil(EXTENT_LEN)).unwrap_or(u32::MAX);
         let mut table = Self { volume, pages: Vec::new(), pending: BTreeSet::new() };
         for page in 0..extents.div_ceil(PER_PAGE) {
@@ -64,7 +69,13 @@ impl ExtentTable {
         Ok(table)
     }
 
-    fn encode(&self, page: u32, sequence: u64, bitmap: &[u8; BITMAP_LEN], keys: &VolumeKeys) -> [u8; SECTOR_LEN] {
+    fn encode(
+        &self,
+        page: u32,
+        sequence: u64,
+        bitmap: &[u8; BITMAP_LEN],
+        keys: &VolumeKeys,
+    ) -> [u8; SECTOR_LEN] {
         let mut body = Vec::with_capacity(SECTOR_LEN);
         body.extend_from_slice(&sequence.to_le_bytes());
         body.extend_from_slice(bitmap);
@@ -106,7 +117,9 @@ impl ExtentTable {
         for extent in std::mem::take(&mut self.pending) {
             let bit = extent % PER_PAGE;
             let page = extent / PER_PAGE;
-            if let Some(byte) = self.pages.get_mut(page as usize).and_then(|p| p.bitmap.get_mut((bit / 8) as usize)) {
+            if let Some(byte) =
+                self.pages.get_mut(page as usize).and_then(|p| p.bitmap.get_mut((bit / 8) as usize))
+            {
                 *byte |= 1 << (bit % 8);
                 touched.insert(page);
             }

@@ -31,7 +31,8 @@ pub const ENTRY_LEN: usize = 40;
 /// Entries in a sector.
 pub const ENTRIES_PER_SECTOR: usize = 12;
 /// Bytes of all entries of an extent, in whole pages.
-pub const ENTRIES_LEN: usize = (EXTENT_SLOTS.div_ceil(ENTRIES_PER_SECTOR) * SECTOR_LEN).next_multiple_of(BLOCK_LEN);
+pub const ENTRIES_LEN: usize =
+    (EXTENT_SLOTS.div_ceil(ENTRIES_PER_SECTOR) * SECTOR_LEN).next_multiple_of(BLOCK_LEN);
 /// Bytes that a disk writes whole or not at all.
 pub const SECTOR_LEN: usize = 512;
 /// Bytes of a superblock.

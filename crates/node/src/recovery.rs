@@ -4,7 +4,10 @@ use crate::{
     VolumeError,
     allocation::Slots,
     extent::{DekRecord, Entry, Extent, Header, Live, Sealer, State},
-    layout::{BLOCK_LEN, ENTRIES_LEN, ENTRY_LEN, EXTENT_BLOCKS, EXTENT_SLOTS, SECTOR_LEN, entries_start, entry_offset, header_start, slot_start},
+    layout::{
+        BLOCK_LEN, ENTRIES_LEN, ENTRY_LEN, EXTENT_BLOCKS, EXTENT_SLOTS, SECTOR_LEN, entries_start,
+        entry_offset, header_start, slot_start,
+    },
 };
 use custody_envelope::{BlockAddress, Dek, DekAddress, VolumeKeys};
 use parking_lot::{Condvar, Mutex, RwLock};

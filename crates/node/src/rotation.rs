@@ -20,7 +20,12 @@ impl Volume {
             // The header to be written must speak of durable writes only.
             self.flush()?;
             let mut state = extent.state.write();
-            let generation = state.header.current.generation.checked_add(1).ok_or(VolumeError::Corrupt { extent: index, block: None })?;
+            let generation = state
+                .header
+                .current
+                .generation
+                .checked_add(1)
+                .ok_or(VolumeError::Corrupt { extent: index, block: None })?;
             let current = self.loader().new_dek(index, generation)?;
             let header = Header {
                 header_sequence: state.header.header_sequence + 1,
@@ -64,11 +69,16 @@ impl Volume {
             let state = extent.state.read();
             (state.block(number).copied(), state.current.clone())
         };
-        let Some(live) = live.filter(|l| l.entry.generation != sealer.record.generation) else { return Ok(true) };
+        let Some(live) = live.filter(|l| l.entry.generation != sealer.record.generation) else {
+            return Ok(true);
+        };
         let data = if live.entry.hole {
             None
         } else {
-            self.read_at(u64::from(extent.index) * EXTENT_LEN + u64::from(number) * BLOCK_LEN as u64, buffer)?;
+            self.read_at(
+                u64::from(extent.index) * EXTENT_LEN + u64::from(number) * BLOCK_LEN as u64,
+                buffer,
+            )?;
             Some(&*buffer)
         };
         self.seal_and_store(extent, &sealer, number, data, 1)
@@ -83,7 +93,8 @@ impl Volume {
             self.rotation_due.lock().push(index);
             return Ok(());
         }
-        let header = Header { header_sequence: state.header.header_sequence + 1, previous: None, ..state.header };
+        let header =
+            Header { header_sequence: state.header.header_sequence + 1, previous: None, ..state.header };
         self.loader().write_header(index, &header)?;
         self.file.sync_data()?;
         state.header = header;

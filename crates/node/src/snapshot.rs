@@ -33,8 +33,10 @@ impl Snapshot {
     /// # Errors
     /// An extent does not authenticate, or the disk failed.
     pub fn take(volume: Arc<Volume>) -> Result<Self, VolumeError> {
-        let known: BTreeSet<u32> = volume.table.lock().all().into_iter().chain(volume.extents.read().keys().copied()).collect();
-        let loaded: Vec<_> = known.into_iter().map(|index| volume.existing(index)).collect::<Result<_, _>>()?;
+        let known: BTreeSet<u32> =
+            volume.table.lock().all().into_iter().chain(volume.extents.read().keys().copied()).collect();
+        let loaded: Vec<_> =
+            known.into_iter().map(|index| volume.existing(index)).collect::<Result<_, _>>()?;
         let alone = volume.gate.write();
         // Extents made since the list was read have been written since, and belong to this moment too.
         let mut all: Vec<Arc<Extent>> = loaded.into_iter().flatten().collect();
@@ -73,21 +75,33 @@ impl Snapshot {
     ///
     /// # Errors
     /// A block does not authenticate, the disk failed, or `visit` did.
-    pub fn read<E: From<VolumeError>>(self, mut visit: impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
+    pub fn read<E: From<VolumeError>>(
+        self,
+        mut visit: impl FnMut(u64, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let Self { volume, extents } = self;
         let (mut sealed, mut plain) = (vec![0; BLOCK_LEN], vec![0; BLOCK_LEN]);
         for frozen in extents {
             let index = frozen.extent.index;
             for live in &frozen.lives {
                 let corrupt = VolumeError::Corrupt { extent: index, block: Some(live.entry.block) };
-                let Some(sealer) = frozen.sealers.iter().find(|s| s.record.generation == live.entry.generation) else {
+                let Some(sealer) =
+                    frozen.sealers.iter().find(|s| s.record.generation == live.entry.generation)
+                else {
                     return Err(corrupt.into());
                 };
-                volume.file.read_exact_at(&mut sealed, slot_start(index, live.slot)).map_err(VolumeError::from)?;
+                volume
+                    .file
+                    .read_exact_at(&mut sealed, slot_start(index, live.slot))
+                    .map_err(VolumeError::from)?;
                 let address = volume.loader().address(index, &live.entry);
-                let opened = sealer.sealer.open(&address, &live.entry.nonce, &sealed, &live.entry.tag, &mut plain);
+                let opened =
+                    sealer.sealer.open(&address, &live.entry.nonce, &sealed, &live.entry.tag, &mut plain);
                 opened.map_err(|_| corrupt)?;
-                visit(u64::from(index) * EXTENT_LEN + u64::from(live.entry.block) * BLOCK_LEN as u64, &plain)?;
+                visit(
+                    u64::from(index) * EXTENT_LEN + u64::from(live.entry.block) * BLOCK_LEN as u64,
+                    &plain,
+                )?;
             }
         }
         Ok(())

@@ -108,7 +108,9 @@ impl Superblock {
                 return Err(e.into());
             }
             match Self::decode(&bytes) {
-                Some(Ok(found)) if best.as_ref().is_none_or(|b| found.sequence > b.sequence) => best = Some(found),
+                Some(Ok(found)) if best.as_ref().is_none_or(|b| found.sequence > b.sequence) => {
+                    best = Some(found)
+                }
                 Some(Err(other)) => version = other,
                 _ => {}
             }

@@ -36,7 +36,11 @@ pub struct VolumeOptions {
 impl Default for VolumeOptions {
     fn default() -> Self {
         // Half of what NIST SP 800-38D §8.3 allows, so that re-encryption itself fits below the limit.
-        Self { provider: Provider::default(), seals_per_key_max: SEALS_PER_KEY_MAX / 2, extents_loaded_max: 512 }
+        Self {
+            provider: Provider::default(),
+            seals_per_key_max: SEALS_PER_KEY_MAX / 2,
+            extents_loaded_max: 512,
+        }
     }
 }
 
@@ -127,7 +131,8 @@ impl Volume {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let superblock = Superblock::read(&file)?;
         superblock.authenticate(&file, &key.derive(options.provider))?;
-        let whole = extent_start(u32::try_from(superblock.size_bytes.div_ceil(EXTENT_LEN)).unwrap_or(u32::MAX));
+        let whole =
+            extent_start(u32::try_from(superblock.size_bytes.div_ceil(EXTENT_LEN)).unwrap_or(u32::MAX));
         let len = file.metadata()?.len();
         if len < whole {
             return Err(SuperblockError::Cut { len, whole });
@@ -135,7 +140,12 @@ impl Volume {
         Self::with(file, superblock, key, options)
     }
 
-    fn with(file: File, superblock: Superblock, key: &VolumeKey, options: VolumeOptions) -> Result<Self, SuperblockError> {
+    fn with(
+        file: File,
+        superblock: Superblock,
+        key: &VolumeKey,
+        options: VolumeOptions,
+    ) -> Result<Self, SuperblockError> {
         let keys = key.derive(options.provider);
         let (id, size_bytes) = (superblock.volume_id, superblock.size_bytes);
         let table = ExtentTable::read(&file, id, size_bytes, &keys).map_err(|e| match e {
@@ -263,7 +273,9 @@ impl Volume {
                 let mut block = [0; BLOCK_LEN];
                 self.read_blocks(at - block_at, &mut block)?;
                 let (head, tail) = rest.split_at_mut(len);
-                head.copy_from_slice(block.get(block_at as usize..block_at as usize + len).unwrap_or_default());
+                head.copy_from_slice(
+                    block.get(block_at as usize..block_at as usize + len).unwrap_or_default(),
+                );
                 (rest, at) = (tail, at + len as u64);
             } else {
                 let in_extent = (EXTENT_LEN - at % EXTENT_LEN) as usize;
@@ -299,7 +311,14 @@ impl Volume {
                         Some((live, state.sealer(live.entry.generation).unwrap_or(&state.current).clone()))
                     })
                     .collect();
-                let slot = |i: usize| lives.get(i).and_then(Option::as_ref).map(|(l, _)| l).filter(|l| !l.entry.hole).map(|l| l.slot);
+                let slot = |i: usize| {
+                    lives
+                        .get(i)
+                        .and_then(Option::as_ref)
+                        .map(|(l, _)| l)
+                        .filter(|l| !l.entry.hole)
+                        .map(|l| l.slot)
+                };
                 let mut i = 0;
                 while i < count {
                     let Some(start) = slot(i) else {
@@ -324,10 +343,16 @@ impl Volume {
                 let address = self.loader().address(index, &live.entry);
                 let corrupt = |_| VolumeError::Corrupt { extent: index, block: Some(live.entry.block) };
                 if live.entry.hole {
-                    sealer.sealer.open(&address, &live.entry.nonce, &[], &live.entry.tag, &mut []).map_err(corrupt)?;
+                    sealer
+                        .sealer
+                        .open(&address, &live.entry.nonce, &[], &live.entry.tag, &mut [])
+                        .map_err(corrupt)?;
                     plain.fill(0);
                 } else {
-                    sealer.sealer.open(&address, &live.entry.nonce, sealed, &live.entry.tag, plain).map_err(corrupt)?;
+                    sealer
+                        .sealer
+                        .open(&address, &live.entry.nonce, sealed, &live.entry.tag, plain)
+                        .map_err(corrupt)?;
                 }
             }
             Ok(())
@@ -484,14 +509,23 @@ impl Volume {
 
     /// Writes the sealed run to free slots, then its entries, then takes it into the map. False where there are
     /// too few free slots, or the data key has changed twice meanwhile: nothing was written that counts.
-    fn store_run(&self, extent: &Extent, sealer: &Sealer, with_data: bool, scratch: &Scratch) -> Result<bool, VolumeError> {
+    fn store_run(
+        &self,
+        extent: &Extent,
+        sealer: &Sealer,
+        with_data: bool,
+        scratch: &Scratch,
+    ) -> Result<bool, VolumeError> {
         let mut state = extent.state.write();
-        if state.slots.free_len() < scratch.entries.len() || state.sealer(sealer.record.generation).is_none() {
+        if state.slots.free_len() < scratch.entries.len() || state.sealer(sealer.record.generation).is_none()
+        {
             return Ok(false);
         }
         let mut done = 0;
         while done < scratch.entries.len() {
-            let Some((slot, run)) = state.slots.take_run(scratch.entries.len() - done) else { return Ok(false) };
+            let Some((slot, run)) = state.slots.take_run(scratch.entries.len() - done) else {
+                return Ok(false);
+            };
             let entries = scratch.entries.get(done..done + run).unwrap_or_default();
             let bytes = scratch.bytes.get(done * BLOCK_LEN..(done + run) * BLOCK_LEN).filter(|_| with_data);
             if let Err(e) = self.write_slots(extent.index, slot, entries, bytes.unwrap_or_default()) {
@@ -506,7 +540,8 @@ impl Volume {
             }
             done += run;
         }
-        let used = extent.sequence.load(Ordering::Relaxed).saturating_sub(state.header.current_first_sequence);
+        let used =
+            extent.sequence.load(Ordering::Relaxed).saturating_sub(state.header.current_first_sequence);
         if used >= self.options.seals_per_key_max && state.previous.is_none() {
             let mut due = self.rotation_due.lock();
             if !due.contains(&extent.index) {

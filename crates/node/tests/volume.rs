@@ -2,7 +2,12 @@
 use custody_envelope::VolumeKey;
 use custody_node::{layout::*, *};
 use proptest::prelude::*;
-use std::{fs, os::unix::fs::FileExt as _, path::{Path, PathBuf}, sync::Arc};
+use std::{
+    fs,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 const KEY: [u8; 32] = [9; 32];
 
@@ -11,7 +16,12 @@ fn key() -> VolumeKey {
 }
 
 fn protector() -> Protector {
-    Protector { kind: ProtectorKind::CustomerManaged, key: "vaults/v/keys/k".into(), managed_identity: "managedIdentities/m".into(), wrapped: None }
+    Protector {
+        kind: ProtectorKind::CustomerManaged,
+        key: "vaults/v/keys/k".into(),
+        managed_identity: "managedIdentities/m".into(),
+        wrapped: None,
+    }
 }
 
 fn make(dir: &Path, size: u64) -> (PathBuf, Volume) {
@@ -105,8 +115,17 @@ fn every_altered_byte_is_found() {
     let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
     let entries = entries_start(0);
     let slots = slot_start(0, 0);
-    let ranges = [(0, 900), (16384, 900), (TABLE_START, 512), (TABLE_START + 4096, 512), (header_start(0, 0), 512),
-        (header_start(0, 1), 512), (entries, 600), (slots, 64), (slots + 4096 * 4, 4096)];
+    let ranges = [
+        (0, 900),
+        (16384, 900),
+        (TABLE_START, 512),
+        (TABLE_START + 4096, 512),
+        (header_start(0, 0), 512),
+        (header_start(0, 1), 512),
+        (entries, 600),
+        (slots, 64),
+        (slots + 4096 * 4, 4096),
+    ];
     let (mut refused, mut same) = (0, 0);
     for (start, len) in ranges {
         for at in (start..start + len).step_by(if len > 1000 { 97 } else { 1 }) {
@@ -114,7 +133,9 @@ fn every_altered_byte_is_found() {
             file.read_exact_at(&mut byte, at).unwrap();
             file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
             let mut out = vec![0; expected.len()];
-            let outcome = Volume::open(&path, &key(), VolumeOptions::default()).map_err(|_| ()).and_then(|v| v.read_at(0, &mut out).map_err(|_| ()));
+            let outcome = Volume::open(&path, &key(), VolumeOptions::default())
+                .map_err(|_| ())
+                .and_then(|v| v.read_at(0, &mut out).map_err(|_| ()));
             match outcome {
                 Ok(()) => {
                     assert!(out == expected, "byte {at} altered: wrong data was read");
@@ -151,16 +172,32 @@ fn wiped_extents_blocks_and_moved_entries_are_missed() {
     assert!(attempt(&wipe(extent_start(1), ENTRIES_LEN), EXTENT_LEN), "an extent was wiped");
     assert!(attempt(&wipe(entries_start(0), 40), 0), "an entry was wiped");
     assert!(attempt(&wipe(entries_start(0), 40), 4096), "an entry of the same extent was wiped");
-    assert!(attempt(&|b: &mut Vec<u8>| {
-        let (a, z) = (slot_start(0, 0) as usize, slot_start(0, 1) as usize);
-        for i in 0..4096 { b.swap(a + i, z + i); }
-    }, 0), "two blocks were swapped");
-    assert!(attempt(&|b: &mut Vec<u8>| {
-        let (a, z) = (extent_start(0) as usize, extent_start(1) as usize);
-        let first = b[a..a + EXTENT_STRIDE as usize].to_vec();
-        b[z..z + EXTENT_STRIDE as usize].copy_from_slice(&first);
-    }, EXTENT_LEN), "an extent was copied over another");
-    assert!(Volume::open(&path, &VolumeKey::from_bytes(&[1; 32]).unwrap(), VolumeOptions::default()).is_err());
+    assert!(
+        attempt(
+            &|b: &mut Vec<u8>| {
+                let (a, z) = (slot_start(0, 0) as usize, slot_start(0, 1) as usize);
+                for i in 0..4096 {
+                    b.swap(a + i, z + i);
+                }
+            },
+            0
+        ),
+        "two blocks were swapped"
+    );
+    assert!(
+        attempt(
+            &|b: &mut Vec<u8>| {
+                let (a, z) = (extent_start(0) as usize, extent_start(1) as usize);
+                let first = b[a..a + EXTENT_STRIDE as usize].to_vec();
+                b[z..z + EXTENT_STRIDE as usize].copy_from_slice(&first);
+            },
+            EXTENT_LEN
+        ),
+        "an extent was copied over another"
+    );
+    assert!(
+        Volume::open(&path, &VolumeKey::from_bytes(&[1; 32]).unwrap(), VolumeOptions::default()).is_err()
+    );
     let cut = path.with_extension("cut");
     for len in [0, 100, 20_000, 40_000, whole.len() / 2] {
         fs::write(&cut, &whole[..len]).unwrap();
@@ -186,7 +223,9 @@ fn a_power_cut_keeps_flushed_data_and_never_tears() {
     }
     drop(volume);
     let after = fs::read(&path).unwrap();
-    let changed: Vec<usize> = (0..after.len() / 512).filter(|s| before[s * 512..s * 512 + 512] != after[s * 512..s * 512 + 512]).collect();
+    let changed: Vec<usize> = (0..after.len() / 512)
+        .filter(|s| before[s * 512..s * 512 + 512] != after[s * 512..s * 512 + 512])
+        .collect();
     let mut seed = 0x9E37_79B9_7F4A_7C15u64;
     let copy = path.with_extension("cut");
     for _ in 0..200 {
@@ -196,7 +235,8 @@ fn a_power_cut_keeps_flushed_data_and_never_tears() {
             seed ^= seed >> 7;
             seed ^= seed << 17;
             if seed & 1 == 0 {
-                disk[sector * 512..sector * 512 + 512].copy_from_slice(&after[sector * 512..sector * 512 + 512]);
+                disk[sector * 512..sector * 512 + 512]
+                    .copy_from_slice(&after[sector * 512..sector * 512 + 512]);
             }
         }
         fs::write(&copy, disk).unwrap();
@@ -229,8 +269,19 @@ fn a_data_key_rotates_alone_online_and_resumes() {
         rotating.join().unwrap();
     });
     volume.rotate_extent(0).unwrap();
-    assert_eq!((volume.dek_generation(0).unwrap(), volume.dek_generation(1).unwrap(), volume.dek_generation(2).unwrap()), (3, 1, 0));
-    assert_eq!(fs::read(&path).unwrap()[slot_start(1, 0) as usize..][..4096], other[..], "another extent was touched");
+    assert_eq!(
+        (
+            volume.dek_generation(0).unwrap(),
+            volume.dek_generation(1).unwrap(),
+            volume.dek_generation(2).unwrap()
+        ),
+        (3, 1, 0)
+    );
+    assert_eq!(
+        fs::read(&path).unwrap()[slot_start(1, 0) as usize..][..4096],
+        other[..],
+        "another extent was touched"
+    );
     drop(volume);
     let volume = open(&path);
     assert_eq!(read(&volume, 8192, 4096), vec![3; 4096]);
@@ -275,8 +326,12 @@ fn many_writers_and_flushers_lose_nothing() {
             let volume = &volume;
             scope.spawn(move || {
                 for i in 0..300u64 {
-                    volume.write_at((t * 300 + i) * 1024 * 8, &(t * 1000 + i).to_le_bytes().repeat(128)).unwrap();
-                    if i % 50 == 0 { volume.flush().unwrap(); }
+                    volume
+                        .write_at((t * 300 + i) * 1024 * 8, &(t * 1000 + i).to_le_bytes().repeat(128))
+                        .unwrap();
+                    if i % 50 == 0 {
+                        volume.flush().unwrap();
+                    }
                 }
             });
         }
@@ -305,14 +360,31 @@ fn a_backup_is_of_one_moment_and_restores_elsewhere() {
     volume.flush().unwrap();
     let stream = StreamKey::generate().unwrap();
     let manifest = BackupManifest {
-        version: 1, backup_id: [3; 16], source: "volumes/v".into(), size_bytes: 40 << 20,
+        version: 1,
+        backup_id: [3; 16],
+        source: "volumes/v".into(),
+        size_bytes: 40 << 20,
         create_time: custody_types::UnixMillis::from_secs(1),
-        wrapped: custody_types::WrappedKey { key_version: "vaults/v/keys/k/versions/00000000000000000000000000000000".parse().unwrap(), algorithm: custody_types::WrapAlgorithm::RsaOaep256, ciphertext: vec![1] },
+        wrapped: custody_types::WrappedKey {
+            key_version: "vaults/v/keys/k/versions/00000000000000000000000000000000".parse().unwrap(),
+            algorithm: custody_types::WrapAlgorithm::RsaOaep256,
+            ciphertext: vec![1],
+        },
     };
     let at = dir.path().join("backup");
     write_backup(&at, &manifest, &stream, snapshot, |_, _| {}).unwrap();
-    assert!(matches!(write_backup(&at, &manifest, &stream, Snapshot::take(volume.clone()).unwrap(), |_, _| {}), Err(BackupError::Exists)));
-    let restored = Volume::create(&dir.path().join("r"), 40 << 20, &VolumeKey::generate().unwrap(), protector(), VolumeOptions::default()).unwrap();
+    assert!(matches!(
+        write_backup(&at, &manifest, &stream, Snapshot::take(volume.clone()).unwrap(), |_, _| {}),
+        Err(BackupError::Exists)
+    ));
+    let restored = Volume::create(
+        &dir.path().join("r"),
+        40 << 20,
+        &VolumeKey::generate().unwrap(),
+        protector(),
+        VolumeOptions::default(),
+    )
+    .unwrap();
     let found = BackupManifest::read(&at).unwrap();
     read_backup(&at, &found, &stream, |offset, block| restored.write_at(offset, block)).unwrap();
     assert_eq!(read(&restored, 0, 3 << 20), vec![1; 3 << 20]);

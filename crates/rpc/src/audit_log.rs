@@ -48,13 +48,18 @@ const FETCH: usize = 1000;
 impl<T: Trail> AuditLog for AuditLogService<T> {
     type TailRecordsStream = Pin<Box<dyn Stream<Item = Result<AuditRecord, Status>> + Send>>;
 
-    async fn list_records(&self, request: Request<ListRecordsRequest>) -> Result<Response<ListRecordsResponse>, Status> {
+    async fn list_records(
+        &self,
+        request: Request<ListRecordsRequest>,
+    ) -> Result<Response<ListRecordsResponse>, Status> {
         let context = CallContext::of(&request)?;
         let request = request.into_inner();
         let size = page::size(request.page_size)?;
         let after = match page::after(&request.page_token)?.as_str() {
             "" => 0,
-            number => number.parse().map_err(|_| invalid("page_token", "must come from an earlier answer"))?,
+            number => {
+                number.parse().map_err(|_| invalid("page_token", "must come from an earlier answer"))?
+            }
         };
         let trail = self.trail.clone();
         self.workers
@@ -69,7 +74,10 @@ impl<T: Trail> AuditLog for AuditLogService<T> {
                             || record.json.contains(&format!("\"resourceId\":\"{}", request.resource_prefix));
                         if wanted && records.len() == size {
                             let token = page_token(records.last());
-                            return Ok(Response::new(ListRecordsResponse { records, next_page_token: token }));
+                            return Ok(Response::new(ListRecordsResponse {
+                                records,
+                                next_page_token: token,
+                            }));
                         }
                         if wanted {
                             records.push(record);
@@ -82,7 +90,10 @@ impl<T: Trail> AuditLog for AuditLogService<T> {
             .await
     }
 
-    async fn tail_records(&self, request: Request<TailRecordsRequest>) -> Result<Response<Self::TailRecordsStream>, Status> {
+    async fn tail_records(
+        &self,
+        request: Request<TailRecordsRequest>,
+    ) -> Result<Response<Self::TailRecordsStream>, Status> {
         let context = CallContext::of(&request)?;
         let mut after = request.into_inner().after_sequence;
         let (sender, receiver) = tokio::sync::mpsc::channel(64);

@@ -71,11 +71,22 @@ impl AuthenticationLayer {
     pub fn new(verifier: Arc<TokenVerifier>, denied: Option<DenialSink>) -> Self {
         let meter = global::meter("custody");
         let duration = meter.f64_histogram("rpc.server.call.duration").with_unit("s").build();
-        Self { verifier, duration, denied, next_id: Arc::default(), process: RandomState::new().build_hasher().finish() }
+        Self {
+            verifier,
+            duration,
+            denied,
+            next_id: Arc::default(),
+            process: RandomState::new().build_hasher().finish(),
+        }
     }
 
     /// Authenticates and decides.
-    async fn admit(&self, path: &str, mut context: CallContext, bearer: Option<String>) -> Result<CallContext, Status> {
+    async fn admit(
+        &self,
+        path: &str,
+        mut context: CallContext,
+        bearer: Option<String>,
+    ) -> Result<CallContext, Status> {
         let Some(method) = policy::method(path) else { return Ok(context) };
         let rule = policy::rule(method);
         if rule == Rule::Public {
@@ -108,11 +119,17 @@ impl AuthenticationLayer {
             let (told, path) = (context.clone(), path.to_owned());
             let written = tokio::task::spawn_blocking(move || sink(&told, &path)).await;
             if !written.unwrap_or(false) {
-                return Err(status::status("UNAVAILABLE", "AUDIT_UNAVAILABLE", "the audit journal cannot be written", None));
+                return Err(status::status(
+                    "UNAVAILABLE",
+                    "AUDIT_UNAVAILABLE",
+                    "the audit journal cannot be written",
+                    None,
+                ));
             }
         }
         let duty = context.caller.duty;
-        let why = format!("the duty {duty} may not call {}; it is for another duty", path.trim_start_matches('/'));
+        let why =
+            format!("the duty {duty} may not call {}; it is for another duty", path.trim_start_matches('/'));
         Err(status::status("PERMISSION_DENIED", "DUTY_NOT_ALLOWED", &why, None))
     }
 }
@@ -170,11 +187,21 @@ where
         let number = layer.next_id.fetch_add(1, Ordering::Relaxed);
         let id = trace::trace_id(&span).unwrap_or_else(|| format!("{:016x}", layer.process));
         let context = CallContext {
-            caller: Caller { principal: String::new(), duty: Duty::Workload, token_id: String::new(), address: address(&request) },
+            caller: Caller {
+                principal: String::new(),
+                duty: Duty::Workload,
+                token_id: String::new(),
+                address: address(&request),
+            },
             certificate: certificate(&request),
             correlation_id: format!("{id}-{:08x}-{number:x}", layer.process as u32),
         };
-        let bearer = request.headers().get("authorization").and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer ")).map(str::to_owned);
+        let bearer = request
+            .headers()
+            .get("authorization")
+            .and_then(|v| v.to_str().ok())
+            .and_then(|v| v.strip_prefix("Bearer "))
+            .map(str::to_owned);
         let recorded = span.clone();
         Box::pin(
             async move {
@@ -188,12 +215,26 @@ where
                 };
                 let code = Status::from_header_map(answer.headers()).map_or(Code::Ok, |s| s.code());
                 recorded.record("rpc.status_code", code_name(code));
-                let failed = matches!(code, Code::Unknown | Code::DeadlineExceeded | Code::Unimplemented | Code::Internal | Code::Unavailable | Code::DataLoss);
+                let failed = matches!(
+                    code,
+                    Code::Unknown
+                        | Code::DeadlineExceeded
+                        | Code::Unimplemented
+                        | Code::Internal
+                        | Code::Unavailable
+                        | Code::DataLoss
+                );
                 if failed {
                     recorded.record("error.type", code_name(code));
                 }
                 let known = policy::method(&path).map_or("other", custody_proto::Method::path);
-                layer.duration.record(started.elapsed().as_secs_f64(), &[KeyValue::new("rpc.method", known.trim_start_matches('/')), KeyValue::new("rpc.status_code", code_name(code))]);
+                layer.duration.record(
+                    started.elapsed().as_secs_f64(),
+                    &[
+                        KeyValue::new("rpc.method", known.trim_start_matches('/')),
+                        KeyValue::new("rpc.status_code", code_name(code)),
+                    ],
+                );
                 Ok(answer)
             }
             .instrument(span),

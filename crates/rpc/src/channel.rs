@@ -1,7 +1,9 @@
 //! Client channels: TLS, a deadline for every call, a token, the trace context.
 
 use crate::{tls::Credentials, trace};
-use custody_proto::identity::{IssueTokenRequest, IssueWorkloadTokenRequest, identity_client::IdentityClient};
+use custody_proto::identity::{
+    IssueTokenRequest, IssueWorkloadTokenRequest, identity_client::IdentityClient,
+};
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Request, Response};
 use std::{
@@ -29,7 +31,11 @@ impl Endpoint {
     ///
     /// # Errors
     /// The address or the certificates are malformed.
-    pub fn new(url: &str, credentials: &Credentials, deadline: Duration) -> Result<Self, tonic::transport::Error> {
+    pub fn new(
+        url: &str,
+        credentials: &Credentials,
+        deadline: Duration,
+    ) -> Result<Self, tonic::transport::Error> {
         let channel = Channel::from_shared(url.to_owned())
             .map_err(|_| bad_uri())
             .or_else(|e| e)?
@@ -82,7 +88,8 @@ impl TokenSource {
     /// With client credentials.
     #[must_use]
     pub fn secret(identity: Endpoint, client_id: &str, client_secret: &str, audience: &'static str) -> Self {
-        let grant = Grant::Secret { client_id: client_id.to_owned(), client_secret: client_secret.to_owned() };
+        let grant =
+            Grant::Secret { client_id: client_id.to_owned(), client_secret: client_secret.to_owned() };
         Self(Arc::new(Source { identity, grant, audience, held: Mutex::new(None) }))
     }
 
@@ -105,15 +112,25 @@ impl TokenSource {
         let audience = self.0.audience.to_owned();
         let answer = match &self.0.grant {
             Grant::Secret { client_id, client_secret } => {
-                let request = IssueTokenRequest { client_id: client_id.clone(), client_secret: client_secret.clone(), audience };
+                let request = IssueTokenRequest {
+                    client_id: client_id.clone(),
+                    client_secret: client_secret.clone(),
+                    audience,
+                };
                 client.issue_token(request).await?
             }
             Grant::Workload { managed_identity } => {
-                client.issue_workload_token(IssueWorkloadTokenRequest { audience, managed_identity: managed_identity.clone() }).await?
+                client
+                    .issue_workload_token(IssueWorkloadTokenRequest {
+                        audience,
+                        managed_identity: managed_identity.clone(),
+                    })
+                    .await?
             }
         }
         .into_inner();
-        let mut value = HeaderValue::try_from(format!("Bearer {}", answer.access_token)).map_err(|_| crate::status::internal())?;
+        let mut value = HeaderValue::try_from(format!("Bearer {}", answer.access_token))
+            .map_err(|_| crate::status::internal())?;
         value.set_sensitive(true);
         let lifetime = answer.expire_time.map_or(0, |t| t.seconds.saturating_sub(unix_now()));
         let until = Instant::now() + Duration::from_secs(u64::try_from(lifetime).unwrap_or(0)) * 4 / 5;
@@ -168,7 +185,13 @@ impl Service<Request<Body>> for AuthenticatedChannel {
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         let tokens = self.tokens.clone();
         let method = request.uri().path().trim_start_matches('/').to_owned();
-        let span = info_span!("rpc.client", otel.name = method, otel.kind = "client", rpc.system.name = "grpc", rpc.method = method);
+        let span = info_span!(
+            "rpc.client",
+            otel.name = method,
+            otel.kind = "client",
+            rpc.system.name = "grpc",
+            rpc.method = method
+        );
         trace::inject(&span, request.headers_mut());
         Box::pin(
             async move {

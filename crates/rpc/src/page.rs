@@ -26,7 +26,9 @@ pub fn size(asked: i32) -> Result<usize, Status> {
 /// # Errors
 /// The token is none of ours.
 pub fn after(token: &str) -> Result<String, Status> {
-    let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| invalid("page_token", "must come from an earlier answer"))?;
+    let bytes = URL_SAFE_NO_PAD
+        .decode(token)
+        .map_err(|_| invalid("page_token", "must come from an earlier answer"))?;
     String::from_utf8(bytes).map_err(|_| invalid("page_token", "must come from an earlier answer"))
 }
 
@@ -34,11 +36,20 @@ pub fn after(token: &str) -> Result<String, Status> {
 ///
 /// # Errors
 /// As [`size`] and [`after`].
-pub fn cut<T>(items: Vec<T>, page_size: i32, page_token: &str, key: impl Fn(&T) -> String) -> Result<(Vec<T>, String), Status> {
+pub fn cut<T>(
+    items: Vec<T>,
+    page_size: i32,
+    page_token: &str,
+    key: impl Fn(&T) -> String,
+) -> Result<(Vec<T>, String), Status> {
     let (size, after) = (size(page_size)?, after(page_token)?);
     let mut rest = items.into_iter().skip_while(|i| !after.is_empty() && key(i) <= after).peekable();
     let page: Vec<T> = rest.by_ref().take(size).collect();
-    let next = if rest.peek().is_some() { page.last().map(|i| URL_SAFE_NO_PAD.encode(key(i))).unwrap_or_default() } else { String::new() };
+    let next = if rest.peek().is_some() {
+        page.last().map(|i| URL_SAFE_NO_PAD.encode(key(i))).unwrap_or_default()
+    } else {
+        String::new()
+    };
     Ok((page, next))
 }
 

@@ -1,7 +1,9 @@
 //! Who may call which RPC: one table for all services. An RPC without a row does not compile.
 
 use custody_proto::Method::{self, *};
-use custody_types::Duty::{self, Auditor, DatabaseAdministrator, SecurityOfficer, SystemAdministrator, Workload};
+use custody_types::Duty::{
+    self, Auditor, DatabaseAdministrator, SecurityOfficer, SystemAdministrator, Workload,
+};
 
 /// Who may call an RPC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +86,9 @@ pub fn rule(method: Method) -> Rule {
         | StorageNodeRewrapVolume
         | StorageNodeBackupVolume => Rule::Services(CONTROL),
         StorageNodeRotateExtentKey => Rule::Duties(&[SystemAdministrator]),
-        StorageNodeGetVolume | StorageNodeListVolumes => Rule::Duties(&[SystemAdministrator, Auditor, Workload]),
+        StorageNodeGetVolume | StorageNodeListVolumes => {
+            Rule::Duties(&[SystemAdministrator, Auditor, Workload])
+        }
         StorageNodeWatchVolume | StorageNodeReadBlocks | StorageNodeWriteBlocks | StorageNodeFlushVolume => {
             Rule::Services(&["principals/database"])
         }
@@ -94,7 +98,9 @@ pub fn rule(method: Method) -> Rule {
         | DatabaseNodeStartInstance
         | DatabaseNodeStopInstance
         | DatabaseNodeLinkWorkers => Rule::Services(CONTROL),
-        DatabaseNodeGetInstance | DatabaseNodeListInstances => Rule::Duties(&[SystemAdministrator, Auditor, Workload]),
+        DatabaseNodeGetInstance | DatabaseNodeListInstances => {
+            Rule::Duties(&[SystemAdministrator, Auditor, Workload])
+        }
     }
 }
 

@@ -64,6 +64,8 @@ pub enum SettingsError {
 /// # Errors
 /// See [`SettingsError`].
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, SettingsError> {
-    let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
-    toml::from_str(&text).map_err(|e| SettingsError::Malformed { path: path.to_owned(), message: e.to_string() })
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text)
+        .map_err(|e| SettingsError::Malformed { path: path.to_owned(), message: e.to_string() })
 }

@@ -1,8 +1,7 @@
 //! Certificates: loading them, and the principal that one names.
 
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    crypto::aws_lc_rs::default_provider,
+    ClientConfig, RootCertStore, ServerConfig, crypto::aws_lc_rs::default_provider,
     server::WebPkiClientVerifier,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
@@ -65,7 +64,8 @@ impl Credentials {
     /// For a gRPC server: clients may show a certificate of the authority.
     #[must_use]
     pub fn server(&self) -> ServerTlsConfig {
-        let config = ServerTlsConfig::new().client_ca_root(Certificate::from_pem(&self.ca)).client_auth_optional(true);
+        let config =
+            ServerTlsConfig::new().client_ca_root(Certificate::from_pem(&self.ca)).client_auth_optional(true);
         match &self.own {
             Some((certificate, key)) => config.identity(Identity::from_pem(certificate, key)),
             None => config,
@@ -82,14 +82,18 @@ impl Credentials {
         }
     }
 
-    fn parts(&self) -> Result<(RootCertStore, Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    fn parts(
+        &self,
+    ) -> Result<(RootCertStore, Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
         let bad = |e: &dyn std::fmt::Display| TlsError::Unusable(e.to_string());
         let mut roots = RootCertStore::empty();
         for ca in CertificateDer::pem_slice_iter(&self.ca) {
             roots.add(ca.map_err(|e| bad(&e))?).map_err(|e| bad(&e))?;
         }
-        let (certificate, key) = self.own.as_ref().ok_or_else(|| TlsError::Unusable("no certificate".to_owned()))?;
-        let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>().map_err(|e| bad(&e))?;
+        let (certificate, key) =
+            self.own.as_ref().ok_or_else(|| TlsError::Unusable("no certificate".to_owned()))?;
+        let chain =
+            CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>().map_err(|e| bad(&e))?;
         Ok((roots, chain, PrivateKeyDer::from_pem_slice(key).map_err(|e| bad(&e))?))
     }
 
@@ -101,9 +105,17 @@ impl Credentials {
         let bad = |e: &dyn std::fmt::Display| TlsError::Unusable(e.to_string());
         let (roots, chain, key) = self.parts()?;
         let provider = Arc::new(default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().map_err(|e| bad(&e))?;
-        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(|e| bad(&e))?;
-        config.with_client_cert_verifier(verifier).with_single_cert(chain, key).map(Arc::new).map_err(|e| bad(&e))
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .build()
+            .map_err(|e| bad(&e))?;
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| bad(&e))?;
+        config
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .map(Arc::new)
+            .map_err(|e| bad(&e))
     }
 
     /// For a client of another protocol.
@@ -113,8 +125,14 @@ impl Credentials {
     pub fn mutual_client(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let bad = |e: &dyn std::fmt::Display| TlsError::Unusable(e.to_string());
         let (roots, chain, key) = self.parts()?;
-        let config = ClientConfig::builder_with_provider(Arc::new(default_provider())).with_safe_default_protocol_versions().map_err(|e| bad(&e))?;
-        config.with_root_certificates(roots).with_client_auth_cert(chain, key).map(Arc::new).map_err(|e| bad(&e))
+        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|e| bad(&e))?;
+        config
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .map(Arc::new)
+            .map_err(|e| bad(&e))
     }
 }
 

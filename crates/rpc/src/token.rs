@@ -51,7 +51,12 @@ impl TokenVerifier {
     /// Asks the identity service for its keys, as needed.
     #[must_use]
     pub fn remote(issuer: &str, audience: &'static str, identity: Endpoint) -> Self {
-        Self { issuer: issuer.to_owned(), audience, source: Source::Remote(identity), keys: RwLock::new(Keys { by_id: HashMap::new(), asked: None }) }
+        Self {
+            issuer: issuer.to_owned(),
+            audience,
+            source: Source::Remote(identity),
+            keys: RwLock::new(Keys { by_id: HashMap::new(), asked: None }),
+        }
     }
 
     /// With keys that are at hand: for the issuer itself.
@@ -114,7 +119,14 @@ impl TokenVerifier {
             }
             keys.asked = Some(Instant::now());
         }
-        let unavailable = |_| status("UNAVAILABLE", "IDENTITY_UNAVAILABLE", "the identity service cannot be asked for its keys", None);
+        let unavailable = |_| {
+            status(
+                "UNAVAILABLE",
+                "IDENTITY_UNAVAILABLE",
+                "the identity service cannot be asked for its keys",
+                None,
+            )
+        };
         let mut client = IdentityClient::new(endpoint.channel());
         let jwks = client.get_jwks(()).await.map_err(unavailable)?.into_inner().json;
         self.keys.write().by_id = parse(&jwks);
@@ -124,7 +136,10 @@ impl TokenVerifier {
 
 fn parse(jwks: &str) -> HashMap<String, DecodingKey> {
     let Ok(set) = serde_json::from_str::<JwkSet>(jwks) else { return HashMap::new() };
-    set.keys.iter().filter_map(|jwk| Some((jwk.common.key_id.clone()?, DecodingKey::from_jwk(jwk).ok()?))).collect()
+    set.keys
+        .iter()
+        .filter_map(|jwk| Some((jwk.common.key_id.clone()?, DecodingKey::from_jwk(jwk).ok()?)))
+        .collect()
 }
 
 impl fmt::Debug for TokenVerifier {

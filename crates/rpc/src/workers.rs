@@ -24,8 +24,18 @@ impl Workers {
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` where there is no room; else the job's own error.
-    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> Result<T, Status> + Send + 'static) -> Result<T, Status> {
-        let full = |_| status::status("RESOURCE_EXHAUSTED", "LOAD_SHED", "the service is busy; try again with backoff", None);
+    pub async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> Result<T, Status> + Send + 'static,
+    ) -> Result<T, Status> {
+        let full = |_| {
+            status::status(
+                "RESOURCE_EXHAUSTED",
+                "LOAD_SHED",
+                "the service is busy; try again with backoff",
+                None,
+            )
+        };
         let place = self.room.clone().try_acquire_owned().map_err(full)?;
         let span = Span::current();
         tokio::task::spawn_blocking(move || {

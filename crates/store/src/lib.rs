@@ -58,7 +58,9 @@ impl Store {
         // sled flushes by itself every half second; commits here flush at once, so that is only noise.
         let config = sled::Config::new().path(dir).flush_every_ms(None).cache_capacity(64 << 20);
         let db = config.open().map_err(|e| match e {
-            sled::Error::Io(io) if io.kind() == io::ErrorKind::WouldBlock || io.to_string().contains("lock") => {
+            sled::Error::Io(io)
+                if io.kind() == io::ErrorKind::WouldBlock || io.to_string().contains("lock") =>
+            {
                 StoreError::InUse(dir.to_owned())
             }
             other => StoreError::Engine(other),
@@ -156,7 +158,11 @@ fn row(table: &str, key: &str) -> Vec<u8> {
 }
 
 fn decode<V: DeserializeOwned>(table: &'static str, key: &str, bytes: &[u8]) -> Result<V, StoreError> {
-    serde_json::from_slice(bytes).map_err(|source| StoreError::Unreadable { table, key: key.to_owned(), source })
+    serde_json::from_slice(bytes).map_err(|source| StoreError::Unreadable {
+        table,
+        key: key.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

@@ -44,7 +44,8 @@ pub struct Telemetry {
 /// The endpoint is malformed.
 pub fn start(service: &'static str, otlp_endpoint: Option<&str>) -> Result<Telemetry, TelemetryError> {
     let filter = EnvFilter::try_from_env("CUSTODY_LOG").unwrap_or_else(|_| EnvFilter::new("info,h2=warn,hyper=warn,tonic=warn,sled=warn,opentelemetry=warn,opentelemetry_sdk=warn,opentelemetry-otlp=warn"));
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(filter);
+    let log =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(filter);
     global::set_text_map_propagator(TraceContextPropagator::new());
     let Some(endpoint) = otlp_endpoint else {
         tracing_subscriber::registry().with(log).init();
@@ -57,12 +58,23 @@ pub fn start(service: &'static str, otlp_endpoint: Option<&str>) -> Result<Telem
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
         .with_attribute(KeyValue::new("service.instance.id", i64::from(std::process::id())))
         .build();
-    let spans = opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint).build().map_err(bad)?;
-    let traces = SdkTracerProvider::builder().with_batch_exporter(spans).with_resource(resource.clone()).build();
-    let points = opentelemetry_otlp::MetricExporter::builder().with_tonic().with_endpoint(endpoint).build().map_err(bad)?;
+    let spans = opentelemetry_otlp::SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .build()
+        .map_err(bad)?;
+    let traces =
+        SdkTracerProvider::builder().with_batch_exporter(spans).with_resource(resource.clone()).build();
+    let points = opentelemetry_otlp::MetricExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .build()
+        .map_err(bad)?;
     let metrics = SdkMeterProvider::builder().with_periodic_exporter(points).with_resource(resource).build();
     global::set_meter_provider(metrics.clone());
-    let otel = tracing_opentelemetry::layer().with_tracer(traces.tracer("custody")).with_filter(EnvFilter::new("info,h2=off,hyper=off,tonic=off,tower=off"));
+    let otel = tracing_opentelemetry::layer()
+        .with_tracer(traces.tracer("custody"))
+        .with_filter(EnvFilter::new("info,h2=off,hyper=off,tonic=off,tower=off"));
     tracing_subscriber::registry().with(log).with(otel).init();
     Ok(Telemetry { traces: Some(traces), metrics: Some(metrics) })
 }

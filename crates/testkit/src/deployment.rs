@@ -80,7 +80,8 @@ impl Deployment {
     #[must_use]
     pub fn start_with(arguments: &[&str]) -> Self {
         // Not below the target directory: the path of a Unix socket is short.
-        let dir = tempfile::Builder::new().prefix("custody-test-").tempdir().expect("a temporary directory").keep();
+        let dir =
+            tempfile::Builder::new().prefix("custody-test-").tempdir().expect("a temporary directory").keep();
         Self::start_in(dir, arguments).expect("the deployment starts")
     }
 
@@ -92,7 +93,14 @@ impl Deployment {
         fs::create_dir_all(&dir)?;
         let log = File::create(dir.join("up.log"))?;
         let mut command = Command::new(target_program("custody"));
-        command.arg("--dir").arg(&dir).args(arguments).arg("up").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command
+            .arg("--dir")
+            .arg(&dir)
+            .args(arguments)
+            .arg("up")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
         let deployment = Self { supervisor: command.spawn()?, dir };
         let until = Instant::now() + Duration::from_secs(60);
         loop {
@@ -117,7 +125,12 @@ impl Deployment {
     /// It failed: the error has what it said.
     pub fn cli(&self, arguments: &[&str]) -> anyhow::Result<Value> {
         let mut command = Command::new(target_program("custody"));
-        command.arg("--dir").arg(&self.dir).args(["--output", "json"]).args(arguments).env("CUSTODY_DBA_PASSWORD", "test-Password-1");
+        command
+            .arg("--dir")
+            .arg(&self.dir)
+            .args(["--output", "json"])
+            .args(arguments)
+            .env("CUSTODY_DBA_PASSWORD", "test-Password-1");
         let output = command.stdin(Stdio::null()).output()?;
         if !output.status.success() {
             bail!("custody {arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -154,7 +167,9 @@ impl Deployment {
         let address = self.dir.join(service).join("address");
         _ = fs::remove_file(&address);
         kill_process(pid, Signal::KILL).expect("the service runs");
-        eventually(&format!("{service} serves again"), Duration::from_secs(60), || (address.exists() && self.pid(service) != pid).then_some(()));
+        eventually(&format!("{service} serves again"), Duration::from_secs(60), || {
+            (address.exists() && self.pid(service) != pid).then_some(())
+        });
     }
 
     /// Where a service is.
@@ -163,7 +178,11 @@ impl Deployment {
     /// The deployment's file is malformed.
     pub fn url(&self, service: &str) -> anyhow::Result<String> {
         let text: Value = serde_json::from_slice(&fs::read(self.dir.join("deployment.json"))?)?;
-        Ok(text.pointer(&format!("/endpoints/{service}")).and_then(Value::as_str).context("no such service")?.to_owned())
+        Ok(text
+            .pointer(&format!("/endpoints/{service}"))
+            .and_then(Value::as_str)
+            .context("no such service")?
+            .to_owned())
     }
 
     /// An endpoint without credentials.
@@ -171,7 +190,11 @@ impl Deployment {
     /// # Errors
     /// The deployment's files are malformed.
     pub fn endpoint(&self, service: &str) -> anyhow::Result<Endpoint> {
-        Ok(Endpoint::new(&self.url(service)?, &Credentials::trusting(&self.dir.join("pki/ca.pem"))?, Duration::from_secs(30))?)
+        Ok(Endpoint::new(
+            &self.url(service)?,
+            &Credentials::trusting(&self.dir.join("pki/ca.pem"))?,
+            Duration::from_secs(30),
+        )?)
     }
 
     /// An endpoint with a service's certificate.
@@ -180,7 +203,11 @@ impl Deployment {
     /// The deployment's files are malformed.
     pub fn endpoint_as(&self, service: &str, workload: &str) -> anyhow::Result<Endpoint> {
         let pki = self.dir.join("pki");
-        let credentials = Credentials::load(&pki.join("ca.pem"), &pki.join(format!("{workload}.pem")), &pki.join(format!("{workload}.key")))?;
+        let credentials = Credentials::load(
+            &pki.join("ca.pem"),
+            &pki.join(format!("{workload}.pem")),
+            &pki.join(format!("{workload}.key")),
+        )?;
         Ok(Endpoint::new(&self.url(service)?, &credentials, Duration::from_secs(30))?)
     }
 
@@ -196,9 +223,15 @@ impl Deployment {
         if who.starts_with("managedIdentities/") {
             return Ok(TokenSource::workload(self.endpoint_as("identity", "storage")?, who, audience));
         }
-        let held: Value = serde_json::from_slice(&fs::read(self.dir.join(format!("credentials/{who}.json")))?)?;
+        let held: Value =
+            serde_json::from_slice(&fs::read(self.dir.join(format!("credentials/{who}.json")))?)?;
         let field = |name: &str| held.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        Ok(TokenSource::secret(self.endpoint("identity")?, &field("client_id"), &field("client_secret"), audience))
+        Ok(TokenSource::secret(
+            self.endpoint("identity")?,
+            &field("client_id"),
+            &field("client_secret"),
+            audience,
+        ))
     }
 
     /// A channel to a service as someone: see [`Deployment::tokens`].
@@ -228,7 +261,8 @@ impl Deployment {
         let identity = format!("managedIdentities/{id}");
         _ = self.run(&["key", "create", &key]);
         _ = self.run(&["identity", "create", id]);
-        let made = self.run(&["access", "grant", &identity, "Key Vault Crypto Service Encryption User", &key]);
+        let made =
+            self.run(&["access", "grant", &identity, "Key Vault Crypto Service Encryption User", &key]);
         (key, identity, made.get("name").and_then(Value::as_str).unwrap_or_default().to_owned())
     }
 
@@ -238,7 +272,19 @@ impl Deployment {
     /// It could not be made.
     #[must_use]
     pub fn cluster(&self, id: &str, key: &str, identity: &str, workers: u32) -> String {
-        let made = self.run(&["cluster", "create", id, "--key", key, "--identity", identity, "--workers", &workers.to_string(), "--size-mib", "512"]);
+        let made = self.run(&[
+            "cluster",
+            "create",
+            id,
+            "--key",
+            key,
+            "--identity",
+            identity,
+            "--workers",
+            &workers.to_string(),
+            "--size-mib",
+            "512",
+        ]);
         made.pointer("/nodes/0/endpoint").and_then(Value::as_str).unwrap_or_default().to_owned()
     }
 
@@ -249,7 +295,24 @@ impl Deployment {
     pub fn sql(&self, endpoint: &str, text: &str) -> anyhow::Result<String> {
         let (host, port) = endpoint.rsplit_once(':').context("no endpoint")?;
         let output = Command::new("psql")
-            .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", host, "-p", port, "-U", "dba", "-d", "app", "-c", text])
+            .args([
+                "-X",
+                "-q",
+                "-A",
+                "-t",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-h",
+                host,
+                "-p",
+                port,
+                "-U",
+                "dba",
+                "-d",
+                "app",
+                "-c",
+                text,
+            ])
             .env("PGPASSWORD", "test-Password-1")
             .env("PGCONNECT_TIMEOUT", "2")
             .stdin(Stdio::null())

@@ -23,8 +23,13 @@ pub enum Duty {
 
 impl Duty {
     /// Every duty, in the order of the tables in the documentation.
-    pub const ALL: [Self; 5] =
-        [Self::SecurityOfficer, Self::SystemAdministrator, Self::DatabaseAdministrator, Self::Auditor, Self::Workload];
+    pub const ALL: [Self; 5] = [
+        Self::SecurityOfficer,
+        Self::SystemAdministrator,
+        Self::DatabaseAdministrator,
+        Self::Auditor,
+        Self::Workload,
+    ];
 
     /// The name used in tokens, configuration and audit records.
     #[must_use]
@@ -47,12 +52,17 @@ impl fmt::Display for Duty {
 
 /// The text names no duty.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("`{0}` is not a duty; one of security_officer, system_administrator, database_administrator, auditor, workload")]
+#[error(
+    "`{0}` is not a duty; one of security_officer, system_administrator, database_administrator, auditor, workload"
+)]
 pub struct UnknownDuty(String);
 
 impl FromStr for Duty {
     type Err = UnknownDuty;
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|d| d.as_str() == s).ok_or_else(|| UnknownDuty(s.chars().take(40).collect()))
+        Self::ALL
+            .into_iter()
+            .find(|d| d.as_str() == s)
+            .ok_or_else(|| UnknownDuty(s.chars().take(40).collect()))
     }
 }

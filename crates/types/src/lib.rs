@@ -13,7 +13,10 @@ mod wrapped;
 
 pub use duty::Duty;
 pub use key_state::{KeyAttributes, KeyState, KeyUse};
-pub use name::{ClusterName, KeyName, KeyVersionName, ManagedIdentityName, NameError, PrincipalName, VaultName, VolumeName};
+pub use name::{
+    ClusterName, KeyName, KeyVersionName, ManagedIdentityName, NameError, PrincipalName, VaultName,
+    VolumeName,
+};
 pub use permission::Permission;
 pub use principal::Caller;
 pub use time::{Clock, SystemClock, UnixMillis};

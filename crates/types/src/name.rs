@@ -187,7 +187,18 @@ mod tests {
             assert!(good.parse::<VaultName>().is_ok(), "{good}");
         }
         let long = format!("vaults/{}", "a".repeat(64));
-        for bad in ["", "vaults", "vaults/", "vaults/A", "vaults/1a", "vaults/a-", "vaults/a/keys/b", "vaults/a/", &long, "vaults/é"] {
+        for bad in [
+            "",
+            "vaults",
+            "vaults/",
+            "vaults/A",
+            "vaults/1a",
+            "vaults/a-",
+            "vaults/a/keys/b",
+            "vaults/a/",
+            &long,
+            "vaults/é",
+        ] {
             assert!(bad.parse::<VaultName>().is_err(), "{bad}");
         }
         let version: KeyVersionName =

@@ -28,12 +28,17 @@ pub(crate) fn vault(v: VaultRecord) -> wire::Vault {
 }
 
 fn attributes(a: KeyAttributes) -> wire::KeyAttributes {
-    wire::KeyAttributes { enabled: a.enabled, not_before: a.not_before.map(to_wire), expire_time: a.expire_time.map(to_wire) }
+    wire::KeyAttributes {
+        enabled: a.enabled,
+        not_before: a.not_before.map(to_wire),
+        expire_time: a.expire_time.map(to_wire),
+    }
 }
 
 pub(crate) fn attributes_from(a: Option<&wire::KeyAttributes>) -> Result<KeyAttributes, Status> {
     let Some(a) = a else { return Ok(KeyAttributes::default()) };
-    let time = |t: &Option<prost_types::Timestamp>, field| t.as_ref().map(|t| from_wire(t, field)).transpose();
+    let time =
+        |t: &Option<prost_types::Timestamp>, field| t.as_ref().map(|t| from_wire(t, field)).transpose();
     Ok(KeyAttributes {
         enabled: a.enabled,
         not_before: time(&a.not_before, "attributes.not_before")?,
@@ -41,7 +46,10 @@ pub(crate) fn attributes_from(a: Option<&wire::KeyAttributes>) -> Result<KeyAttr
     })
 }
 
-pub(crate) fn change(a: Option<&wire::KeyAttributes>, mask: Option<&FieldMask>) -> Result<AttributeChange, Status> {
+pub(crate) fn change(
+    a: Option<&wire::KeyAttributes>,
+    mask: Option<&FieldMask>,
+) -> Result<AttributeChange, Status> {
     let given = attributes_from(a)?;
     let paths = mask.map(|m| m.paths.as_slice()).unwrap_or_default();
     if paths.is_empty() {
@@ -95,7 +103,11 @@ pub(crate) fn key(k: KeyView) -> wire::Key {
 }
 
 pub(crate) fn wrapped(w: WrappedKey) -> wire::WrapKeyResponse {
-    wire::WrapKeyResponse { key_version: w.key_version.to_string(), algorithm: w.algorithm.to_string(), ciphertext: w.ciphertext }
+    wire::WrapKeyResponse {
+        key_version: w.key_version.to_string(),
+        algorithm: w.algorithm.to_string(),
+        ciphertext: w.ciphertext,
+    }
 }
 
 pub(crate) fn event(e: Event) -> wire::KeyEvent {

@@ -7,7 +7,10 @@ mod trail;
 use anyhow::Context as _;
 use clap::Parser;
 use custody_audit::{Journal, Outcome, Record};
-use custody_rpc::{CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, server, settings, workers::Workers};
+use custody_rpc::{
+    CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, server, settings,
+    workers::Workers,
+};
 use custody_types::{Caller, Clock, Duty, KeyAttributes, SystemClock};
 use custody_vault::{Call, NewAssignment, NewKey, Vault, VaultOptions};
 use serde::Deserialize;
@@ -52,12 +55,16 @@ async fn main() -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     std::fs::create_dir_all(&settings.server.data)?;
     let store_dir = settings.server.data.join("store");
-    let root = custody_vault::load_root_key(&settings.root_key, !store_dir.exists()).context("the vault stays sealed")?;
+    let root = custody_vault::load_root_key(&settings.root_key, !store_dir.exists())
+        .context("the vault stays sealed")?;
     let store = custody_store::Store::open(&store_dir)?;
     let journal = Arc::new(Journal::open(&settings.server.data.join("audit"), clock.clone())?);
     let (events, _) = tokio::sync::broadcast::channel(1024);
     let sender = events.clone();
-    let vault = Arc::new(Vault::open(store, root, journal.clone(), clock, VaultOptions::default(), move |event| _ = sender.send(event))?);
+    let vault =
+        Arc::new(Vault::open(store, root, journal.clone(), clock, VaultOptions::default(), move |event| {
+            _ = sender.send(event)
+        })?);
     if let Some(service) = &settings.service_managed {
         make_service_key(&vault, service).context("the service-managed key cannot be made")?;
     }
@@ -68,7 +75,14 @@ async fn main() -> anyhow::Result<()> {
         .add_service(KeyVaultService::server(vault.clone(), events, workers.clone()))
         .add_service(AuditLogService::server(trail, workers));
     let verifier = server::verifier(&settings.server, "custody-vault")?;
-    server::serve(&settings.server, routes, verifier, Some(denial_sink(journal.clone())), server::terminated()).await?;
+    server::serve(
+        &settings.server,
+        routes,
+        verifier,
+        Some(denial_sink(journal.clone())),
+        server::terminated(),
+    )
+    .await?;
     ticking.abort();
     tokio::task::spawn_blocking(move || journal.close()).await?;
     Ok(())
@@ -77,15 +91,36 @@ async fn main() -> anyhow::Result<()> {
 /// Records what policy refuses before it reaches the gate.
 fn denial_sink(journal: Arc<Journal>) -> DenialSink {
     Arc::new(move |context: &CallContext, path: &str| {
-        let begin = Record::begin(journal.now(), path.rsplit('/').next().unwrap_or(path), &context.correlation_id, &context.caller, path);
-        journal.append(begin.finish(journal.now(), Outcome::Denied, "PERMISSION_DENIED", "the duty may not call this")).is_ok()
+        let begin = Record::begin(
+            journal.now(),
+            path.rsplit('/').next().unwrap_or(path),
+            &context.correlation_id,
+            &context.caller,
+            path,
+        );
+        journal
+            .append(begin.finish(
+                journal.now(),
+                Outcome::Denied,
+                "PERMISSION_DENIED",
+                "the duty may not call this",
+            ))
+            .is_ok()
     })
 }
 
 /// The platform's vault, its key and its one grant. Repeating it changes nothing.
 fn make_service_key(vault: &Vault, service: &ServiceManaged) -> Result<(), custody_vault::VaultError> {
-    let caller = Caller { principal: "principals/vault".to_owned(), duty: Duty::SecurityOfficer, token_id: String::new(), address: String::new() };
-    let call = |n: u32| Call { caller: caller.clone(), correlation_id: format!("start-{}-{n}", SystemClock.now().as_millis()) };
+    let caller = Caller {
+        principal: "principals/vault".to_owned(),
+        duty: Duty::SecurityOfficer,
+        token_id: String::new(),
+        address: String::new(),
+    };
+    let call = |n: u32| Call {
+        caller: caller.clone(),
+        correlation_id: format!("start-{}-{n}", SystemClock.now().as_millis()),
+    };
     let parent = format!("vaults/{}", service.vault);
     let key = format!("{parent}/keys/{}", service.key);
     if vault.get_vault(&call(1), &parent).is_ok() && vault.get_key(&call(2), &key).is_ok() {
@@ -93,8 +128,15 @@ fn make_service_key(vault: &Vault, service: &ServiceManaged) -> Result<(), custo
     }
     let exists = |e: custody_vault::VaultError| if e.reason() == "ALREADY_EXISTS" { Ok(()) } else { Err(e) };
     vault.create_vault(&call(3), &service.vault, 90, true).map(drop).or_else(exists)?;
-    vault.create_key(&call(4), &parent, &service.key, NewKey::Generate(2048), KeyAttributes::default()).map(drop).or_else(exists)?;
-    let grant = NewAssignment { principal: service.managed_identity.clone(), role: "Key Vault Crypto Service Encryption User".to_owned(), scope: key };
+    vault
+        .create_key(&call(4), &parent, &service.key, NewKey::Generate(2048), KeyAttributes::default())
+        .map(drop)
+        .or_else(exists)?;
+    let grant = NewAssignment {
+        principal: service.managed_identity.clone(),
+        role: "Key Vault Crypto Service Encryption User".to_owned(),
+        scope: key,
+    };
     vault.create_role_assignment(&call(5), &parent, grant).map(drop).or_else(exists)
 }
 

@@ -2,7 +2,10 @@
 
 use crate::convert::{self, failed};
 use custody_authz::ROLES;
-use custody_proto::vault::{self as wire, key_vault_server::{KeyVault, KeyVaultServer}};
+use custody_proto::vault::{
+    self as wire,
+    key_vault_server::{KeyVault, KeyVaultServer},
+};
 use custody_rpc::{CallContext, page::cut, server::MESSAGE_LEN_MAX, status::invalid, workers::Workers};
 use custody_types::{Clock as _, SystemClock, WrapAlgorithm};
 use custody_vault::{Call, Event, NewAssignment, NewKey, Vault};
@@ -21,7 +24,11 @@ pub(crate) struct KeyVaultService {
 const WATCH_TIME_MAX: Duration = Duration::from_secs(240);
 
 impl KeyVaultService {
-    pub(crate) fn server(vault: Arc<Vault>, events: broadcast::Sender<Event>, workers: Workers) -> KeyVaultServer<Self> {
+    pub(crate) fn server(
+        vault: Arc<Vault>,
+        events: broadcast::Sender<Event>,
+        workers: Workers,
+    ) -> KeyVaultServer<Self> {
         KeyVaultServer::new(Self { vault, events, workers }).max_decoding_message_size(MESSAGE_LEN_MAX)
     }
 
@@ -50,52 +57,86 @@ fn algorithm(name: &str) -> Result<WrapAlgorithm, Status> {
 impl KeyVault for KeyVaultService {
     type WatchKeysStream = Pin<Box<dyn Stream<Item = Result<wire::KeyEvent, Status>> + Send>>;
 
-    async fn create_vault(&self, request: Request<wire::CreateVaultRequest>) -> Result<Response<wire::Vault>, Status> {
+    async fn create_vault(
+        &self,
+        request: Request<wire::CreateVaultRequest>,
+    ) -> Result<Response<wire::Vault>, Status> {
         self.run(request, |vault, call, r| {
             let given = r.vault.unwrap_or_default();
-            let days = u32::try_from(given.soft_delete_retention_days)
-                .map_err(|_| invalid("vault.soft_delete_retention_days", "must be 7 to 90 days, or 0 for 90"))?;
-            vault.create_vault(call, &r.vault_id, days, given.purge_protection).map(convert::vault).map_err(failed)
+            let days = u32::try_from(given.soft_delete_retention_days).map_err(|_| {
+                invalid("vault.soft_delete_retention_days", "must be 7 to 90 days, or 0 for 90")
+            })?;
+            vault
+                .create_vault(call, &r.vault_id, days, given.purge_protection)
+                .map(convert::vault)
+                .map_err(failed)
         })
         .await
     }
 
-    async fn get_vault(&self, request: Request<wire::GetVaultRequest>) -> Result<Response<wire::Vault>, Status> {
-        self.run(request, |vault, call, r| vault.get_vault(call, &r.name).map(convert::vault).map_err(failed)).await
+    async fn get_vault(
+        &self,
+        request: Request<wire::GetVaultRequest>,
+    ) -> Result<Response<wire::Vault>, Status> {
+        self.run(request, |vault, call, r| vault.get_vault(call, &r.name).map(convert::vault).map_err(failed))
+            .await
     }
 
-    async fn list_vaults(&self, request: Request<wire::ListVaultsRequest>) -> Result<Response<wire::ListVaultsResponse>, Status> {
+    async fn list_vaults(
+        &self,
+        request: Request<wire::ListVaultsRequest>,
+    ) -> Result<Response<wire::ListVaultsResponse>, Status> {
         self.run(request, |vault, call, r| {
             let all = vault.list_vaults(call).map_err(failed)?;
             let (page, next_page_token) = cut(all, r.page_size, &r.page_token, |v| v.name.to_string())?;
-            Ok(wire::ListVaultsResponse { vaults: page.into_iter().map(convert::vault).collect(), next_page_token })
+            Ok(wire::ListVaultsResponse {
+                vaults: page.into_iter().map(convert::vault).collect(),
+                next_page_token,
+            })
         })
         .await
     }
 
-    async fn create_key(&self, request: Request<wire::CreateKeyRequest>) -> Result<Response<wire::Key>, Status> {
+    async fn create_key(
+        &self,
+        request: Request<wire::CreateKeyRequest>,
+    ) -> Result<Response<wire::Key>, Status> {
         self.run(request, |vault, call, r| {
             let attributes = convert::attributes_from(r.attributes.as_ref())?;
-            let bits = u32::try_from(r.key_size_bits).map_err(|_| invalid("key_size_bits", "use 2048, 3072 or 4096"))?;
-            vault.create_key(call, &r.parent, &r.key_id, NewKey::Generate(bits), attributes).map(convert::key).map_err(failed)
+            let bits = u32::try_from(r.key_size_bits)
+                .map_err(|_| invalid("key_size_bits", "use 2048, 3072 or 4096"))?;
+            vault
+                .create_key(call, &r.parent, &r.key_id, NewKey::Generate(bits), attributes)
+                .map(convert::key)
+                .map_err(failed)
         })
         .await
     }
 
-    async fn import_key(&self, request: Request<wire::ImportKeyRequest>) -> Result<Response<wire::Key>, Status> {
+    async fn import_key(
+        &self,
+        request: Request<wire::ImportKeyRequest>,
+    ) -> Result<Response<wire::Key>, Status> {
         self.run(request, |vault, call, r| {
             let attributes = convert::attributes_from(r.attributes.as_ref())?;
             let material = NewKey::Import(r.private_key.into());
-            vault.create_key(call, &r.parent, &r.key_id, material, attributes).map(convert::key).map_err(failed)
+            vault
+                .create_key(call, &r.parent, &r.key_id, material, attributes)
+                .map(convert::key)
+                .map_err(failed)
         })
         .await
     }
 
     async fn get_key(&self, request: Request<wire::GetKeyRequest>) -> Result<Response<wire::Key>, Status> {
-        self.run(request, |vault, call, r| vault.get_key(call, &r.name).map(convert::key).map_err(failed)).await
+        self.run(request, |vault, call, r| vault.get_key(call, &r.name).map(convert::key).map_err(failed))
+            .await
     }
 
-    async fn list_keys(&self, request: Request<wire::ListKeysRequest>) -> Result<Response<wire::ListKeysResponse>, Status> {
+    async fn list_keys(
+        &self,
+        request: Request<wire::ListKeysRequest>,
+    ) -> Result<Response<wire::ListKeysResponse>, Status> {
         self.run(request, |vault, call, r| {
             let all = vault.list_keys(call, &r.parent, r.show_deleted).map_err(failed)?;
             let (page, next_page_token) = cut(all, r.page_size, &r.page_token, |k| k.name.to_string())?;
@@ -104,7 +145,10 @@ impl KeyVault for KeyVaultService {
         .await
     }
 
-    async fn update_key(&self, request: Request<wire::UpdateKeyRequest>) -> Result<Response<wire::Key>, Status> {
+    async fn update_key(
+        &self,
+        request: Request<wire::UpdateKeyRequest>,
+    ) -> Result<Response<wire::Key>, Status> {
         self.run(request, |vault, call, r| {
             let change = convert::change(r.attributes.as_ref(), r.update_mask.as_ref())?;
             vault.update_key(call, &r.name, change).map(convert::key).map_err(failed)
@@ -112,38 +156,65 @@ impl KeyVault for KeyVaultService {
         .await
     }
 
-    async fn delete_key(&self, request: Request<wire::DeleteKeyRequest>) -> Result<Response<wire::Key>, Status> {
-        self.run(request, |vault, call, r| vault.delete_key(call, &r.name).map(convert::key).map_err(failed)).await
+    async fn delete_key(
+        &self,
+        request: Request<wire::DeleteKeyRequest>,
+    ) -> Result<Response<wire::Key>, Status> {
+        self.run(request, |vault, call, r| vault.delete_key(call, &r.name).map(convert::key).map_err(failed))
+            .await
     }
 
-    async fn undelete_key(&self, request: Request<wire::UndeleteKeyRequest>) -> Result<Response<wire::Key>, Status> {
-        self.run(request, |vault, call, r| vault.undelete_key(call, &r.name).map(convert::key).map_err(failed)).await
+    async fn undelete_key(
+        &self,
+        request: Request<wire::UndeleteKeyRequest>,
+    ) -> Result<Response<wire::Key>, Status> {
+        self.run(request, |vault, call, r| {
+            vault.undelete_key(call, &r.name).map(convert::key).map_err(failed)
+        })
+        .await
     }
 
     async fn purge_key(&self, request: Request<wire::PurgeKeyRequest>) -> Result<Response<()>, Status> {
         self.run(request, |vault, call, r| vault.purge_key(call, &r.name).map_err(failed)).await
     }
 
-    async fn rotate_key(&self, request: Request<wire::RotateKeyRequest>) -> Result<Response<wire::Key>, Status> {
-        self.run(request, |vault, call, r| vault.rotate_key(call, &r.name).map(convert::key).map_err(failed)).await
+    async fn rotate_key(
+        &self,
+        request: Request<wire::RotateKeyRequest>,
+    ) -> Result<Response<wire::Key>, Status> {
+        self.run(request, |vault, call, r| vault.rotate_key(call, &r.name).map(convert::key).map_err(failed))
+            .await
     }
 
-    async fn get_key_version(&self, request: Request<wire::GetKeyVersionRequest>) -> Result<Response<wire::KeyVersion>, Status> {
-        self.run(request, |vault, call, r| vault.get_key_version(call, &r.name).map(convert::version).map_err(failed)).await
+    async fn get_key_version(
+        &self,
+        request: Request<wire::GetKeyVersionRequest>,
+    ) -> Result<Response<wire::KeyVersion>, Status> {
+        self.run(request, |vault, call, r| {
+            vault.get_key_version(call, &r.name).map(convert::version).map_err(failed)
+        })
+        .await
     }
 
-    async fn list_key_versions(&self, request: Request<wire::ListKeyVersionsRequest>) -> Result<Response<wire::ListKeyVersionsResponse>, Status> {
+    async fn list_key_versions(
+        &self,
+        request: Request<wire::ListKeyVersionsRequest>,
+    ) -> Result<Response<wire::ListKeyVersionsResponse>, Status> {
         self.run(request, |vault, call, r| {
             let all = vault.list_key_versions(call, &r.parent).map_err(failed)?;
             let numbered: Vec<_> = all.into_iter().enumerate().collect();
-            let (page, next_page_token) = cut(numbered, r.page_size, &r.page_token, |(i, _)| format!("{i:08}"))?;
+            let (page, next_page_token) =
+                cut(numbered, r.page_size, &r.page_token, |(i, _)| format!("{i:08}"))?;
             let key_versions = page.into_iter().map(|(_, v)| convert::version(v)).collect();
             Ok(wire::ListKeyVersionsResponse { key_versions, next_page_token })
         })
         .await
     }
 
-    async fn update_key_version(&self, request: Request<wire::UpdateKeyVersionRequest>) -> Result<Response<wire::KeyVersion>, Status> {
+    async fn update_key_version(
+        &self,
+        request: Request<wire::UpdateKeyVersionRequest>,
+    ) -> Result<Response<wire::KeyVersion>, Status> {
         self.run(request, |vault, call, r| {
             let change = convert::change(r.attributes.as_ref(), r.update_mask.as_ref())?;
             vault.update_key_version(call, &r.name, change).map(convert::version).map_err(failed)
@@ -151,23 +222,36 @@ impl KeyVault for KeyVaultService {
         .await
     }
 
-    async fn wrap_key(&self, request: Request<wire::WrapKeyRequest>) -> Result<Response<wire::WrapKeyResponse>, Status> {
+    async fn wrap_key(
+        &self,
+        request: Request<wire::WrapKeyRequest>,
+    ) -> Result<Response<wire::WrapKeyResponse>, Status> {
         self.run(request, |vault, call, r| {
             let plain = zeroize(r.plaintext);
-            vault.wrap_key(call, &r.name, algorithm(&r.algorithm)?, &plain).map(convert::wrapped).map_err(failed)
+            vault
+                .wrap_key(call, &r.name, algorithm(&r.algorithm)?, &plain)
+                .map(convert::wrapped)
+                .map_err(failed)
         })
         .await
     }
 
-    async fn unwrap_key(&self, request: Request<wire::UnwrapKeyRequest>) -> Result<Response<wire::UnwrapKeyResponse>, Status> {
+    async fn unwrap_key(
+        &self,
+        request: Request<wire::UnwrapKeyRequest>,
+    ) -> Result<Response<wire::UnwrapKeyResponse>, Status> {
         self.run(request, |vault, call, r| {
-            let plain = vault.unwrap_key(call, &r.name, algorithm(&r.algorithm)?, &r.ciphertext).map_err(failed)?;
+            let plain =
+                vault.unwrap_key(call, &r.name, algorithm(&r.algorithm)?, &r.ciphertext).map_err(failed)?;
             Ok(wire::UnwrapKeyResponse { plaintext: plain.to_vec() })
         })
         .await
     }
 
-    async fn rewrap_key(&self, request: Request<wire::RewrapKeyRequest>) -> Result<Response<wire::WrapKeyResponse>, Status> {
+    async fn rewrap_key(
+        &self,
+        request: Request<wire::RewrapKeyRequest>,
+    ) -> Result<Response<wire::WrapKeyResponse>, Status> {
         self.run(request, |vault, call, r| {
             let done = vault.rewrap_key(call, &r.name, algorithm(&r.algorithm)?, &r.ciphertext, &r.target);
             done.map(convert::wrapped).map_err(failed)
@@ -175,7 +259,10 @@ impl KeyVault for KeyVaultService {
         .await
     }
 
-    async fn watch_keys(&self, request: Request<wire::WatchKeysRequest>) -> Result<Response<Self::WatchKeysStream>, Status> {
+    async fn watch_keys(
+        &self,
+        request: Request<wire::WatchKeysRequest>,
+    ) -> Result<Response<Self::WatchKeysStream>, Status> {
         // Subscribed before the check, so that nothing between the two is missed.
         let mut events = self.events.subscribe();
         let parent = request.get_ref().parent.clone();
@@ -193,7 +280,9 @@ impl KeyVault for KeyVaultService {
                     match received {
                         Ok(event) if in_vault(&event.resource, &parent) => break convert::event(event),
                         Ok(_) => {}
-                        Err(RecvError::Lagged(_)) => break convert::notice(wire::KeyEventType::Lagged, &parent, SystemClock.now()),
+                        Err(RecvError::Lagged(_)) => {
+                            break convert::notice(wire::KeyEventType::Lagged, &parent, SystemClock.now());
+                        }
                         Err(RecvError::Closed) => return,
                     }
                 };
@@ -202,7 +291,10 @@ impl KeyVault for KeyVaultService {
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
     }
 
-    async fn create_role_assignment(&self, request: Request<wire::CreateRoleAssignmentRequest>) -> Result<Response<wire::RoleAssignment>, Status> {
+    async fn create_role_assignment(
+        &self,
+        request: Request<wire::CreateRoleAssignmentRequest>,
+    ) -> Result<Response<wire::RoleAssignment>, Status> {
         self.run(request, |vault, call, r| {
             let given = r.role_assignment.ok_or_else(|| invalid("role_assignment", "is required"))?;
             let new = NewAssignment { principal: given.principal, role: given.role, scope: given.scope };
@@ -211,20 +303,32 @@ impl KeyVault for KeyVaultService {
         .await
     }
 
-    async fn list_role_assignments(&self, request: Request<wire::ListRoleAssignmentsRequest>) -> Result<Response<wire::ListRoleAssignmentsResponse>, Status> {
+    async fn list_role_assignments(
+        &self,
+        request: Request<wire::ListRoleAssignmentsRequest>,
+    ) -> Result<Response<wire::ListRoleAssignmentsResponse>, Status> {
         self.run(request, |vault, call, r| {
             let all = vault.list_role_assignments(call, &r.parent).map_err(failed)?;
             let (page, next_page_token) = cut(all, r.page_size, &r.page_token, |a| a.name.clone())?;
-            Ok(wire::ListRoleAssignmentsResponse { role_assignments: page.into_iter().map(convert::assignment).collect(), next_page_token })
+            Ok(wire::ListRoleAssignmentsResponse {
+                role_assignments: page.into_iter().map(convert::assignment).collect(),
+                next_page_token,
+            })
         })
         .await
     }
 
-    async fn delete_role_assignment(&self, request: Request<wire::DeleteRoleAssignmentRequest>) -> Result<Response<()>, Status> {
+    async fn delete_role_assignment(
+        &self,
+        request: Request<wire::DeleteRoleAssignmentRequest>,
+    ) -> Result<Response<()>, Status> {
         self.run(request, |vault, call, r| vault.delete_role_assignment(call, &r.name).map_err(failed)).await
     }
 
-    async fn list_role_definitions(&self, _: Request<()>) -> Result<Response<wire::ListRoleDefinitionsResponse>, Status> {
+    async fn list_role_definitions(
+        &self,
+        _: Request<()>,
+    ) -> Result<Response<wire::ListRoleDefinitionsResponse>, Status> {
         let role_definitions = ROLES
             .iter()
             .map(|r| wire::RoleDefinition {
@@ -246,4 +350,3 @@ fn in_vault(resource: &str, vault: &str) -> bool {
 fn zeroize(bytes: Vec<u8>) -> impl std::ops::Deref<Target = Vec<u8>> {
     custody_vault::Erased::new(bytes)
 }
-

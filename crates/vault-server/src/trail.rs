@@ -16,7 +16,11 @@ impl Trail for VaultTrail {
         }
         let call = Call { caller: context.caller.clone(), correlation_id: context.correlation_id.clone() };
         let entries = self.0.read_audit(&call, after, max).map_err(failed)?;
-        let wire = |e: custody_audit::Entry| AuditRecord { sequence: e.sequence, hash: e.hash, json: serde_json::to_string(&e.record).unwrap_or_default() };
+        let wire = |e: custody_audit::Entry| AuditRecord {
+            sequence: e.sequence,
+            hash: e.hash,
+            json: serde_json::to_string(&e.record).unwrap_or_default(),
+        };
         Ok(entries.into_iter().map(wire).collect())
     }
 }

@@ -26,24 +26,44 @@ impl Vault {
     ///
     /// # Errors
     /// Not allowed; a field is malformed; the role's duty conflicts with one that the principal has.
-    pub fn create_role_assignment(&self, call: &Call, vault: &str, new: NewAssignment) -> Result<Assignment, VaultError> {
+    pub fn create_role_assignment(
+        &self,
+        call: &Call,
+        vault: &str,
+        new: NewAssignment,
+    ) -> Result<Assignment, VaultError> {
         let vault: VaultName = vault.parse().map_err(|e| VaultError::invalid("parent", e))?;
         let scope: Scope = new.scope.parse()?;
         if scope.vault() != vault {
-            return Err(VaultError::invalid("role_assignment.scope", "must lie in the vault that `parent` names"));
+            return Err(VaultError::invalid(
+                "role_assignment.scope",
+                "must lie in the vault that `parent` names",
+            ));
         }
-        if new.principal.parse::<PrincipalName>().is_err() && new.principal.parse::<ManagedIdentityName>().is_err() {
-            let why = format!("must be of the form {} or {}", PrincipalName::PATTERN, ManagedIdentityName::PATTERN);
+        if new.principal.parse::<PrincipalName>().is_err()
+            && new.principal.parse::<ManagedIdentityName>().is_err()
+        {
+            let why =
+                format!("must be of the form {} or {}", PrincipalName::PATTERN, ManagedIdentityName::PATTERN);
             return Err(VaultError::invalid("role_assignment.principal", why));
         }
         let role = Role::named(&new.role)?;
         self.gate.run(call, scope.clone().as_str(), |permit| {
             let name = format!("{vault}/roleAssignments/{}", new_id()?);
-            self.do_assign(&permit, Assignment { name, principal: new.principal, role: new.role, scope }, role)
+            self.do_assign(
+                &permit,
+                Assignment { name, principal: new.principal, role: new.role, scope },
+                role,
+            )
         })
     }
 
-    fn do_assign(&self, _: &Permit<op::CreateRoleAssignment>, assignment: Assignment, role: &Role) -> Result<Assignment, VaultError> {
+    fn do_assign(
+        &self,
+        _: &Permit<op::CreateRoleAssignment>,
+        assignment: Assignment,
+        role: &Role,
+    ) -> Result<Assignment, VaultError> {
         let _one_at_a_time = self.changes.lock();
         {
             let assignments = self.gate.assignments.read();

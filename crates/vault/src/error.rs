@@ -12,7 +12,9 @@ use custody_types::{KeyState, KeyUse, NameError, Permission};
 #[non_exhaustive]
 pub enum VaultError {
     /// The caller may not, or the resource does not exist and the caller may not know.
-    #[error("permission `{permission}` denied on `{resource}` (or it might not exist); ask a Key Vault Administrator of the vault for a role that has it")]
+    #[error(
+        "permission `{permission}` denied on `{resource}` (or it might not exist); ask a Key Vault Administrator of the vault for a role that has it"
+    )]
     PermissionDenied {
         /// What was missing.
         permission: Permission,
@@ -94,7 +96,9 @@ impl VaultError {
             Self::PermissionDenied { .. } => "PERMISSION_DENIED",
             Self::NotFound(_) => "NOT_FOUND",
             Self::AlreadyExists(_) | Self::NameHeld { .. } => "ALREADY_EXISTS",
-            Self::KeyUnusable { .. } | Self::Precondition { .. } | Self::ConflictingDuty(_) => "FAILED_PRECONDITION",
+            Self::KeyUnusable { .. } | Self::Precondition { .. } | Self::ConflictingDuty(_) => {
+                "FAILED_PRECONDITION"
+            }
             Self::Invalid { .. } | Self::UnwrapFailed(_) => "INVALID_ARGUMENT",
             Self::AuditUnavailable(_) | Self::Store(_) => "UNAVAILABLE",
             Self::Damaged(_) => "DATA_LOSS",

@@ -46,9 +46,11 @@ impl Gate {
         resource: &str,
         act: impl FnOnce(Permit<Op>) -> Result<T, VaultError>,
     ) -> Result<T, VaultError> {
-        let record = Record::begin(self.journal.now(), Op::NAME, &call.correlation_id, &call.caller, resource);
+        let record =
+            Record::begin(self.journal.now(), Op::NAME, &call.correlation_id, &call.caller, resource);
         let Decision::Allow { assignment } = self.decide(call, Op::PERMISSION, resource) else {
-            let error = VaultError::PermissionDenied { permission: Op::PERMISSION, resource: resource.to_owned() };
+            let error =
+                VaultError::PermissionDenied { permission: Op::PERMISSION, resource: resource.to_owned() };
             let now = self.journal.now();
             self.journal.append(record.finish(now, Outcome::Denied, error.status(), &error.to_string()))?;
             return Err(error);
@@ -74,7 +76,11 @@ impl Gate {
             Permission::VaultList => call.caller.duty != Duty::DatabaseAdministrator,
             _ => return self.assignments.read().decide(&call.caller, permission, resource),
         };
-        if by_duty { Decision::Allow { assignment: format!("duty {}", call.caller.duty) } } else { Decision::Deny }
+        if by_duty {
+            Decision::Allow { assignment: format!("duty {}", call.caller.duty) }
+        } else {
+            Decision::Deny
+        }
     }
 
     /// Whether the caller may, without recording: to filter lists inside an operation that is recorded.

@@ -55,7 +55,14 @@ impl Vault {
     /// # Errors
     /// Not allowed; the vault does not exist; the name is taken, deleted or retired; the size, the dates or the
     /// imported key are wrong. Nothing is left behind.
-    pub fn create_key(&self, call: &Call, vault: &str, id: &str, material: NewKey, attributes: KeyAttributes) -> Result<KeyView, VaultError> {
+    pub fn create_key(
+        &self,
+        call: &Call,
+        vault: &str,
+        id: &str,
+        material: NewKey,
+        attributes: KeyAttributes,
+    ) -> Result<KeyView, VaultError> {
         let vault: VaultName = vault.parse().map_err(|e| VaultError::invalid("parent", e))?;
         let name = vault.key(id).map_err(|e| VaultError::invalid("key_id", e))?;
         let attributes = check_dates(attributes)?;
@@ -79,14 +86,23 @@ impl Vault {
         catalog.vault(&name.vault())?;
         let held = |why| Err(VaultError::NameHeld { name: name.to_string(), why });
         match catalog.keys.get(name) {
-            Some(key) if key.deleted.is_some() => held("is deleted but recoverable; recover it (UndeleteKey), or choose another id"),
+            Some(key) if key.deleted.is_some() => {
+                held("is deleted but recoverable; recover it (UndeleteKey), or choose another id")
+            }
             Some(_) => Err(VaultError::AlreadyExists(name.to_string())),
-            None if catalog.retired.contains(name.as_str()) => held("was purged; its name is retired for good, choose another id"),
+            None if catalog.retired.contains(name.as_str()) => {
+                held("was purged; its name is retired for good, choose another id")
+            }
             None => Ok(()),
         }
     }
 
-    fn seal_version(&self, key: &KeyName, private: &KekPrivateKey, attributes: KeyAttributes) -> Result<VersionRecord, VaultError> {
+    fn seal_version(
+        &self,
+        key: &KeyName,
+        private: &KekPrivateKey,
+        attributes: KeyAttributes,
+    ) -> Result<VersionRecord, VaultError> {
         let name = key.version(&new_id()?)?;
         Ok(VersionRecord {
             sealed: private.seal(&self.root, name.as_str().as_bytes())?,
@@ -99,16 +115,31 @@ impl Vault {
         })
     }
 
-    fn add_key(&self, name: &KeyName, private: &KekPrivateKey, attributes: KeyAttributes) -> Result<KeyView, VaultError> {
+    fn add_key(
+        &self,
+        name: &KeyName,
+        private: &KekPrivateKey,
+        attributes: KeyAttributes,
+    ) -> Result<KeyView, VaultError> {
         let version = self.seal_version(name, private, attributes)?;
         let _one_at_a_time = self.changes.lock();
         self.check_name_free(name)?;
-        let key = KeyRecord { name: name.clone(), create_time: version.create_time, versions: vec![version.name.clone()], deleted: None };
+        let key = KeyRecord {
+            name: name.clone(),
+            create_time: version.create_time,
+            versions: vec![version.name.clone()],
+            deleted: None,
+        };
         self.put(key, Some(version), EventType::NewVersionCreated)
     }
 
     /// Commits a key, and a version where it changed, and tells of it.
-    pub(crate) fn put(&self, key: KeyRecord, version: Option<VersionRecord>, kind: EventType) -> Result<KeyView, VaultError> {
+    pub(crate) fn put(
+        &self,
+        key: KeyRecord,
+        version: Option<VersionRecord>,
+        kind: EventType,
+    ) -> Result<KeyView, VaultError> {
         let mut batch = Batch::new();
         batch.put(KEYS, key.name.as_str(), &key);
         if let Some(version) = &version {
@@ -174,7 +205,11 @@ impl Vault {
         self.gate.run::<op::ListKeyVersions, _>(call, name.as_str(), |_| {
             let catalog = self.catalog.read();
             let key = catalog.key(&name)?;
-            key.versions.iter().rev().map(|v| Ok(catalog.view_version(catalog.version(v)?, self.now()))).collect()
+            key.versions
+                .iter()
+                .rev()
+                .map(|v| Ok(catalog.view_version(catalog.version(v)?, self.now())))
+                .collect()
         })
     }
 
@@ -182,7 +217,12 @@ impl Vault {
     ///
     /// # Errors
     /// Not allowed, does not exist, is deleted, or the dates are reversed.
-    pub fn update_key(&self, call: &Call, name: &str, change: AttributeChange) -> Result<KeyView, VaultError> {
+    pub fn update_key(
+        &self,
+        call: &Call,
+        name: &str,
+        change: AttributeChange,
+    ) -> Result<KeyView, VaultError> {
         let name: KeyName = name.parse()?;
         self.gate.run(call, name.as_str(), |permit| self.do_update(&permit, &name, None, change))
     }
@@ -191,7 +231,12 @@ impl Vault {
     ///
     /// # Errors
     /// As [`Vault::update_key`].
-    pub fn update_key_version(&self, call: &Call, name: &str, change: AttributeChange) -> Result<VersionView, VaultError> {
+    pub fn update_key_version(
+        &self,
+        call: &Call,
+        name: &str,
+        change: AttributeChange,
+    ) -> Result<VersionView, VaultError> {
         let name: KeyVersionName = name.parse()?;
         self.gate.run(call, name.as_str(), |permit| {
             self.do_update(&permit, &name.key(), Some(&name), change)?;
@@ -200,7 +245,13 @@ impl Vault {
         })
     }
 
-    fn do_update(&self, _: &Permit<op::UpdateKey>, key: &KeyName, version: Option<&KeyVersionName>, change: AttributeChange) -> Result<KeyView, VaultError> {
+    fn do_update(
+        &self,
+        _: &Permit<op::UpdateKey>,
+        key: &KeyName,
+        version: Option<&KeyVersionName>,
+        change: AttributeChange,
+    ) -> Result<KeyView, VaultError> {
         let _one_at_a_time = self.changes.lock();
         let (key, mut record) = {
             let catalog = self.catalog.read();

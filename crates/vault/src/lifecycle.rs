@@ -63,7 +63,9 @@ impl Vault {
             let protected = self.catalog.read().vault(&name.vault())?.purge_protection;
             let why = match self.catalog.read().key(&name)?.deleted {
                 None => "is not deleted; delete it first",
-                Some(_) if protected => "is under purge protection; it is destroyed at its purge time and not before",
+                Some(_) if protected => {
+                    "is under purge protection; it is destroyed at its purge time and not before"
+                }
                 Some(_) => return self.destroy(&name),
             };
             Err(VaultError::Precondition { name: name.to_string(), why })

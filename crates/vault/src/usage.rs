@@ -38,12 +38,24 @@ impl Vault {
     ///
     /// # Errors
     /// Not allowed, does not exist, its state does not allow it, or the material is too long.
-    pub fn wrap_key(&self, call: &Call, name: &str, algorithm: WrapAlgorithm, plain: &[u8]) -> Result<WrappedKey, VaultError> {
+    pub fn wrap_key(
+        &self,
+        call: &Call,
+        name: &str,
+        algorithm: WrapAlgorithm,
+        plain: &[u8],
+    ) -> Result<WrappedKey, VaultError> {
         let target = Target::parse(name, "name")?;
         self.gate.run(call, target.as_str(), |permit| self.do_wrap(&permit, &target, algorithm, plain))
     }
 
-    fn do_wrap(&self, _: &Permit<op::WrapKey>, target: &Target, algorithm: WrapAlgorithm, plain: &[u8]) -> Result<WrappedKey, VaultError> {
+    fn do_wrap(
+        &self,
+        _: &Permit<op::WrapKey>,
+        target: &Target,
+        algorithm: WrapAlgorithm,
+        plain: &[u8],
+    ) -> Result<WrappedKey, VaultError> {
         let version = self.usable(target, KeyUse::Wrap)?;
         let ciphertext = self.private(&version)?.wrap_key(algorithm, plain)?;
         Ok(WrappedKey { key_version: version.record.name.clone(), algorithm, ciphertext })
@@ -54,12 +66,24 @@ impl Vault {
     /// # Errors
     /// Not allowed, does not exist, its state does not allow it; or it does not open, and then one answer for
     /// every cause.
-    pub fn unwrap_key(&self, call: &Call, name: &str, algorithm: WrapAlgorithm, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+    pub fn unwrap_key(
+        &self,
+        call: &Call,
+        name: &str,
+        algorithm: WrapAlgorithm,
+        wrapped: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, VaultError> {
         let target = Target::parse(name, "name")?;
         self.gate.run(call, target.as_str(), |permit| self.do_unwrap(&permit, &target, algorithm, wrapped))
     }
 
-    fn do_unwrap(&self, _: &Permit<op::UnwrapKey>, target: &Target, algorithm: WrapAlgorithm, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+    fn do_unwrap(
+        &self,
+        _: &Permit<op::UnwrapKey>,
+        target: &Target,
+        algorithm: WrapAlgorithm,
+        wrapped: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, VaultError> {
         let version = self.usable(target, KeyUse::Unwrap)?;
         Ok(self.private(&version)?.unwrap_key(algorithm, wrapped)?)
     }
@@ -69,7 +93,14 @@ impl Vault {
     ///
     /// # Errors
     /// As [`Vault::unwrap_key`] and [`Vault::wrap_key`].
-    pub fn rewrap_key(&self, call: &Call, name: &str, algorithm: WrapAlgorithm, wrapped: &[u8], target: &str) -> Result<WrappedKey, VaultError> {
+    pub fn rewrap_key(
+        &self,
+        call: &Call,
+        name: &str,
+        algorithm: WrapAlgorithm,
+        wrapped: &[u8],
+        target: &str,
+    ) -> Result<WrappedKey, VaultError> {
         let plain = self.unwrap_key(call, name, algorithm, wrapped)?;
         self.wrap_key(call, target, WrapAlgorithm::RsaOaep256, &plain)
     }
@@ -94,8 +125,13 @@ impl Vault {
             return Ok(open);
         }
         let record = &version.record;
-        let opened = KekPrivateKey::open(&self.root, record.name.as_str().as_bytes(), &record.sealed, self.options.backend)
-            .map_err(|_| VaultError::Damaged(record.name.to_string()))?;
+        let opened = KekPrivateKey::open(
+            &self.root,
+            record.name.as_str().as_bytes(),
+            &record.sealed,
+            self.options.backend,
+        )
+        .map_err(|_| VaultError::Damaged(record.name.to_string()))?;
         Ok(version.private.get_or_init(|| opened))
     }
 }

@@ -83,7 +83,11 @@ impl Vault {
     }
 
     /// Commits to the store, then to memory.
-    pub(crate) fn commit<T>(&self, batch: Batch, apply: impl FnOnce(&mut Catalog) -> T) -> Result<T, VaultError> {
+    pub(crate) fn commit<T>(
+        &self,
+        batch: Batch,
+        apply: impl FnOnce(&mut Catalog) -> T,
+    ) -> Result<T, VaultError> {
         self.store.commit(batch)?;
         Ok(apply(&mut self.catalog.write()))
     }
@@ -96,7 +100,12 @@ impl Vault {
         let vault: custody_types::VaultName = vault.parse().map_err(|e| VaultError::invalid("parent", e))?;
         // Whoever holds any assignment in a vault may learn that something in it changed; a node with rights on
         // one key needs that. The scope of one of its own assignments stands for the vault.
-        let resource = self.gate.assignments.read().of(&call.caller.principal).iter()
+        let resource = self
+            .gate
+            .assignments
+            .read()
+            .of(&call.caller.principal)
+            .iter()
             .find(|a| a.scope.vault() == vault)
             .map_or_else(|| vault.to_string(), |a| a.scope.to_string());
         self.gate.run::<op::WatchKeys, _>(call, &resource, |_| Ok(()))

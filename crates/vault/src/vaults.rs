@@ -18,17 +18,34 @@ impl Vault {
     ///
     /// # Errors
     /// The caller is no security officer, the name is taken or malformed, the retention is out of 7 to 90.
-    pub fn create_vault(&self, call: &Call, id: &str, retention_days: u32, purge_protection: bool) -> Result<VaultRecord, VaultError> {
-        let name: VaultName = format!("vaults/{id}").parse().map_err(|e| VaultError::invalid("vault_id", e))?;
+    pub fn create_vault(
+        &self,
+        call: &Call,
+        id: &str,
+        retention_days: u32,
+        purge_protection: bool,
+    ) -> Result<VaultRecord, VaultError> {
+        let name: VaultName =
+            format!("vaults/{id}").parse().map_err(|e| VaultError::invalid("vault_id", e))?;
         let days = if retention_days == 0 { 90 } else { retention_days };
         if !RETENTION_DAYS.contains(&days) {
-            return Err(VaultError::invalid("vault.soft_delete_retention_days", "must be 7 to 90 days, or 0 for 90"));
+            return Err(VaultError::invalid(
+                "vault.soft_delete_retention_days",
+                "must be 7 to 90 days, or 0 for 90",
+            ));
         }
-        let record = VaultRecord { name, soft_delete_retention_days: days, purge_protection, create_time: self.now() };
-        self.gate.run(call, record.name.as_str(), |permit| self.do_create_vault(&permit, call, record.clone()))
+        let record =
+            VaultRecord { name, soft_delete_retention_days: days, purge_protection, create_time: self.now() };
+        self.gate
+            .run(call, record.name.as_str(), |permit| self.do_create_vault(&permit, call, record.clone()))
     }
 
-    fn do_create_vault(&self, _: &Permit<op::CreateVault>, call: &Call, record: VaultRecord) -> Result<VaultRecord, VaultError> {
+    fn do_create_vault(
+        &self,
+        _: &Permit<op::CreateVault>,
+        call: &Call,
+        record: VaultRecord,
+    ) -> Result<VaultRecord, VaultError> {
         let _one_at_a_time = self.changes.lock();
         if self.catalog.read().vaults.contains_key(&record.name) {
             return Err(VaultError::AlreadyExists(record.name.to_string()));

@@ -4,7 +4,13 @@ use custody_envelope::RootKey;
 use custody_store::Store;
 use custody_types::{Caller, Clock, Duty, KeyAttributes, SystemClock, UnixMillis, WrapAlgorithm::RsaOaep256};
 use custody_vault::*;
-use std::{path::Path, sync::{Arc, atomic::{AtomicU64, Ordering}, Mutex}};
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 #[derive(Clone)]
 struct TestClock(Arc<AtomicU64>);
@@ -28,7 +34,11 @@ fn open(dir: &Path, clock: &TestClock, events: Arc<Mutex<Vec<EventType>>>) -> (V
     let root = RootKey::from_bytes(&[3; 32]).unwrap();
     let store = Store::open(&dir.join("store")).unwrap();
     let tell = move |e: Event| events.lock().unwrap().push(e.kind);
-    (Vault::open(store, root, journal.clone(), Arc::new(clock.clone()), VaultOptions::default(), tell).unwrap(), journal)
+    (
+        Vault::open(store, root, journal.clone(), Arc::new(clock.clone()), VaultOptions::default(), tell)
+            .unwrap(),
+        journal,
+    )
 }
 
 fn rig() -> Rig {
@@ -41,7 +51,12 @@ fn rig() -> Rig {
 
 fn call(principal: &str, duty: Duty) -> Call {
     Call {
-        caller: Caller { principal: principal.into(), duty, token_id: "t".into(), address: "127.0.0.1".into() },
+        caller: Caller {
+            principal: principal.into(),
+            duty,
+            token_id: "t".into(),
+            address: "127.0.0.1".into(),
+        },
         correlation_id: format!("{:?}", std::time::Instant::now()),
     }
 }
@@ -65,7 +80,9 @@ fn grant(vault: &Vault) -> String {
 
 fn with_key(rig: &Rig) -> String {
     rig.vault.create_vault(&officer(), "v", 7, true).unwrap();
-    rig.vault.create_key(&officer(), "vaults/v", "k", NewKey::Generate(2048), KeyAttributes::default()).unwrap();
+    rig.vault
+        .create_key(&officer(), "vaults/v", "k", NewKey::Generate(2048), KeyAttributes::default())
+        .unwrap();
     grant(&rig.vault)
 }
 
@@ -75,15 +92,23 @@ fn a_wrapped_key_opens_only_for_whom_it_was_granted() {
     let assignment = with_key(&rig);
     let wrapped = rig.vault.wrap_key(&node(), "vaults/v/keys/k", RsaOaep256, &[7; 32]).unwrap();
     let version = wrapped.key_version.as_str().to_owned();
-    assert_eq!(rig.vault.unwrap_key(&node(), &version, RsaOaep256, &wrapped.ciphertext).unwrap()[..], [7; 32]);
-    for who in [officer(), call("principals/x", Duty::Auditor), call("managedIdentities/other", Duty::Workload)] {
+    assert_eq!(
+        rig.vault.unwrap_key(&node(), &version, RsaOaep256, &wrapped.ciphertext).unwrap()[..],
+        [7; 32]
+    );
+    for who in
+        [officer(), call("principals/x", Duty::Auditor), call("managedIdentities/other", Duty::Workload)]
+    {
         let refused = rig.vault.unwrap_key(&who, &version, RsaOaep256, &wrapped.ciphertext).unwrap_err();
         assert_eq!(refused.reason(), "PERMISSION_DENIED");
         let unknown = rig.vault.unwrap_key(&who, "vaults/v/keys/none", RsaOaep256, &[0; 256]).unwrap_err();
         assert_eq!(unknown.reason(), "PERMISSION_DENIED", "the answer tells what exists");
     }
     rig.vault.delete_role_assignment(&officer(), &assignment).unwrap();
-    assert_eq!(rig.vault.unwrap_key(&node(), &version, RsaOaep256, &wrapped.ciphertext).unwrap_err().reason(), "PERMISSION_DENIED");
+    assert_eq!(
+        rig.vault.unwrap_key(&node(), &version, RsaOaep256, &wrapped.ciphertext).unwrap_err().reason(),
+        "PERMISSION_DENIED"
+    );
     assert!(rig.events.lock().unwrap().ends_with(&[EventType::AccessChanged]));
 }
 
@@ -96,10 +121,17 @@ fn old_versions_unwrap_and_new_ones_wrap() {
     let new = rig.vault.wrap_key(&node(), "vaults/v/keys/k", RsaOaep256, b"dek").unwrap();
     assert_eq!(new.key_version, rotated.current.name);
     assert_ne!(old.key_version, new.key_version);
-    assert_eq!(&rig.vault.unwrap_key(&node(), old.key_version.as_str(), RsaOaep256, &old.ciphertext).unwrap()[..], b"dek");
-    let crossed = rig.vault.unwrap_key(&node(), new.key_version.as_str(), RsaOaep256, &old.ciphertext).unwrap_err();
+    assert_eq!(
+        &rig.vault.unwrap_key(&node(), old.key_version.as_str(), RsaOaep256, &old.ciphertext).unwrap()[..],
+        b"dek"
+    );
+    let crossed =
+        rig.vault.unwrap_key(&node(), new.key_version.as_str(), RsaOaep256, &old.ciphertext).unwrap_err();
     assert_eq!(crossed.to_string(), "wrapped key does not open under this key version");
-    let moved = rig.vault.rewrap_key(&node(), old.key_version.as_str(), RsaOaep256, &old.ciphertext, "vaults/v/keys/k").unwrap();
+    let moved = rig
+        .vault
+        .rewrap_key(&node(), old.key_version.as_str(), RsaOaep256, &old.ciphertext, "vaults/v/keys/k")
+        .unwrap();
     assert_eq!(moved.key_version, new.key_version);
     assert_eq!(rig.vault.list_key_versions(&officer(), "vaults/v/keys/k").unwrap().len(), 2);
 }
@@ -115,17 +147,30 @@ fn states_and_dates_stop_use_and_their_end_brings_it_back() {
     change(AttributeChange { enabled: Some(true), ..AttributeChange::default() });
     use_it().unwrap();
     let now = rig.clock.now();
-    change(AttributeChange { not_before: Some(Some(now.plus(std::time::Duration::from_secs(60)))), ..AttributeChange::default() });
+    change(AttributeChange {
+        not_before: Some(Some(now.plus(std::time::Duration::from_secs(60)))),
+        ..AttributeChange::default()
+    });
     assert_eq!(use_it().unwrap_err(), "KEY_PRE_ACTIVE");
     let reversed = AttributeChange { expire_time: Some(Some(now)), ..AttributeChange::default() };
-    assert_eq!(rig.vault.update_key(&officer(), "vaults/v/keys/k", reversed).unwrap_err().field(), Some("attributes.expire_time"));
-    change(AttributeChange { not_before: Some(None), expire_time: Some(Some(now)), ..AttributeChange::default() });
+    assert_eq!(
+        rig.vault.update_key(&officer(), "vaults/v/keys/k", reversed).unwrap_err().field(),
+        Some("attributes.expire_time")
+    );
+    change(AttributeChange {
+        not_before: Some(None),
+        expire_time: Some(Some(now)),
+        ..AttributeChange::default()
+    });
     assert_eq!(use_it().unwrap_err(), "KEY_EXPIRED");
     change(AttributeChange { expire_time: Some(None), ..AttributeChange::default() });
     use_it().unwrap();
     rig.vault.delete_key(&officer(), "vaults/v/keys/k").unwrap();
     assert_eq!(use_it().unwrap_err(), "KEY_DELETED");
-    assert_eq!(rig.vault.rotate_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(), "INVALID_KEY_TRANSITION");
+    assert_eq!(
+        rig.vault.rotate_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(),
+        "INVALID_KEY_TRANSITION"
+    );
     rig.vault.undelete_key(&officer(), "vaults/v/keys/k").unwrap();
     use_it().unwrap();
 }
@@ -134,10 +179,17 @@ fn states_and_dates_stop_use_and_their_end_brings_it_back() {
 fn purge_protection_holds_until_the_time_comes_and_the_name_is_retired() {
     let rig = rig();
     with_key(&rig);
-    assert_eq!(rig.vault.purge_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(), "INVALID_KEY_TRANSITION");
+    assert_eq!(
+        rig.vault.purge_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(),
+        "INVALID_KEY_TRANSITION"
+    );
     rig.vault.delete_key(&officer(), "vaults/v/keys/k").unwrap();
-    assert_eq!(rig.vault.purge_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(), "INVALID_KEY_TRANSITION");
-    let again = |id| rig.vault.create_key(&officer(), "vaults/v", id, NewKey::Generate(0), KeyAttributes::default());
+    assert_eq!(
+        rig.vault.purge_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(),
+        "INVALID_KEY_TRANSITION"
+    );
+    let again =
+        |id| rig.vault.create_key(&officer(), "vaults/v", id, NewKey::Generate(0), KeyAttributes::default());
     assert_eq!(again("k").unwrap_err().reason(), "NAME_HELD");
     rig.clock.0.fetch_add(7 * 86_400_000 - 1000, Ordering::SeqCst);
     rig.vault.tick().unwrap();
@@ -153,14 +205,31 @@ fn purge_protection_holds_until_the_time_comes_and_the_name_is_retired() {
 fn bad_input_names_the_field() {
     let rig = rig();
     with_key(&rig);
-    let key = |parent, id, material| rig.vault.create_key(&officer(), parent, id, material, KeyAttributes::default()).unwrap_err().field();
+    let key = |parent, id, material| {
+        rig.vault.create_key(&officer(), parent, id, material, KeyAttributes::default()).unwrap_err().field()
+    };
     assert_eq!(key("vault/v", "a", NewKey::Generate(0)), Some("parent"));
     assert_eq!(key("vaults/v", "A_b", NewKey::Generate(0)), Some("key_id"));
     assert_eq!(key("vaults/v", "a", NewKey::Generate(1024)), Some("key_size_bits"));
-    assert_eq!(key("vaults/v", "a", NewKey::Import(zeroize::Zeroizing::new(b"nonsense".to_vec()))), Some("private_key"));
-    assert_eq!(rig.vault.create_vault(&officer(), "w", 3, true).unwrap_err().field(), Some("vault.soft_delete_retention_days"));
-    assert_eq!(rig.vault.create_vault(&call("principals/s", Duty::SystemAdministrator), "w", 0, true).unwrap_err().reason(), "PERMISSION_DENIED");
-    assert_eq!(rig.vault.wrap_key(&node(), "vaults/v/keys/k", RsaOaep256, &[0; 191]).unwrap_err().field(), Some("plaintext"));
+    assert_eq!(
+        key("vaults/v", "a", NewKey::Import(zeroize::Zeroizing::new(b"nonsense".to_vec()))),
+        Some("private_key")
+    );
+    assert_eq!(
+        rig.vault.create_vault(&officer(), "w", 3, true).unwrap_err().field(),
+        Some("vault.soft_delete_retention_days")
+    );
+    assert_eq!(
+        rig.vault
+            .create_vault(&call("principals/s", Duty::SystemAdministrator), "w", 0, true)
+            .unwrap_err()
+            .reason(),
+        "PERMISSION_DENIED"
+    );
+    assert_eq!(
+        rig.vault.wrap_key(&node(), "vaults/v/keys/k", RsaOaep256, &[0; 191]).unwrap_err().field(),
+        Some("plaintext")
+    );
     let role = |principal: &str, role: &str, scope: &str| {
         let new = NewAssignment { principal: principal.into(), role: role.into(), scope: scope.into() };
         rig.vault.create_role_assignment(&officer(), "vaults/v", new).unwrap_err()
@@ -168,7 +237,10 @@ fn bad_input_names_the_field() {
     assert_eq!(role("someone", "Key Vault Reader", "vaults/v").field(), Some("role_assignment.principal"));
     assert_eq!(role("principals/p", "King", "vaults/v").field(), Some("role_assignment.role"));
     assert_eq!(role("principals/p", "Key Vault Reader", "vaults/w").field(), Some("role_assignment.scope"));
-    assert_eq!(role("managedIdentities/m", "Key Vault Administrator", "vaults/v").reason(), "CONFLICTING_DUTY");
+    assert_eq!(
+        role("managedIdentities/m", "Key Vault Administrator", "vaults/v").reason(),
+        "CONFLICTING_DUTY"
+    );
 }
 
 #[test]
@@ -176,20 +248,42 @@ fn everything_is_kept_over_a_restart_and_every_operation_has_its_record() {
     let dir = tempfile::tempdir().unwrap();
     let clock = TestClock(Arc::new(AtomicU64::new(SystemClock.now().as_millis())));
     let (vault, journal) = open(dir.path(), &clock, Arc::default());
-    let rig = Rig { vault, journal, clock: clock.clone(), events: Arc::default(), _dir: tempfile::tempdir().unwrap() };
+    let rig = Rig {
+        vault,
+        journal,
+        clock: clock.clone(),
+        events: Arc::default(),
+        _dir: tempfile::tempdir().unwrap(),
+    };
     with_key(&rig);
     let wrapped = rig.vault.wrap_key(&node(), "vaults/v/keys/k", RsaOaep256, b"d").unwrap();
-    rig.vault.unwrap_key(&officer(), wrapped.key_version.as_str(), RsaOaep256, &wrapped.ciphertext).unwrap_err();
+    rig.vault
+        .unwrap_key(&officer(), wrapped.key_version.as_str(), RsaOaep256, &wrapped.ciphertext)
+        .unwrap_err();
     drop(rig);
     let (vault, journal) = open(dir.path(), &clock, Arc::default());
-    assert_eq!(&vault.unwrap_key(&node(), wrapped.key_version.as_str(), RsaOaep256, &wrapped.ciphertext).unwrap()[..], b"d");
+    assert_eq!(
+        &vault.unwrap_key(&node(), wrapped.key_version.as_str(), RsaOaep256, &wrapped.ciphertext).unwrap()[..],
+        b"d"
+    );
     drop(vault);
     let entries = journal.read(0, 100).unwrap();
-    let names: Vec<_> = entries.iter().filter(|e| e.record.result_type != Outcome::Started).map(|e| (e.record.operation_name.as_str(), e.record.result_type)).collect();
-    assert_eq!(names, [
-        ("VaultPut", Outcome::Success), ("KeyCreate", Outcome::Success), ("RoleAssignmentCreate", Outcome::Success),
-        ("KeyWrap", Outcome::Success), ("KeyUnwrap", Outcome::Denied), ("KeyUnwrap", Outcome::Success),
-    ]);
+    let names: Vec<_> = entries
+        .iter()
+        .filter(|e| e.record.result_type != Outcome::Started)
+        .map(|e| (e.record.operation_name.as_str(), e.record.result_type))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            ("VaultPut", Outcome::Success),
+            ("KeyCreate", Outcome::Success),
+            ("RoleAssignmentCreate", Outcome::Success),
+            ("KeyWrap", Outcome::Success),
+            ("KeyUnwrap", Outcome::Denied),
+            ("KeyUnwrap", Outcome::Success),
+        ]
+    );
 }
 
 #[test]
@@ -199,5 +293,8 @@ fn without_a_journal_nothing_is_done() {
     rig.journal.close();
     let refused = rig.vault.wrap_key(&node(), "vaults/v/keys/k", RsaOaep256, b"d").unwrap_err();
     assert_eq!(refused.reason(), "AUDIT_UNAVAILABLE");
-    assert_eq!(rig.vault.delete_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(), "AUDIT_UNAVAILABLE");
+    assert_eq!(
+        rig.vault.delete_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(),
+        "AUDIT_UNAVAILABLE"
+    );
 }

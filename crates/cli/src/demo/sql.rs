@@ -13,7 +13,10 @@ pub(crate) const PASSWORD: &str = "demo-Password-1";
 
 fn installed() -> Option<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
-    let newest = versions.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok()).filter(|v| *v >= 15).max()?;
+    let newest = versions
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|v| *v >= 15)
+        .max()?;
     Some(PathBuf::from(format!("/usr/lib/postgresql/{newest}/bin")))
 }
 
@@ -23,7 +26,9 @@ pub(crate) fn missing_tools() -> Vec<String> {
     if !installed().is_some_and(|bin| bin.join("postgres").exists() && bin.join("pgbench").exists()) {
         missing.push("PostgreSQL 15 or newer (Debian: postgresql)".to_owned());
     }
-    let there = |name: &str| ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].iter().any(|d| Path::new(d).join(name).exists());
+    let there = |name: &str| {
+        ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].iter().any(|d| Path::new(d).join(name).exists())
+    };
     if !there("nbdfuse") && !there("nbd-client") {
         missing.push("an NBD client (Debian: libnbd-bin)".to_owned());
     }
@@ -48,12 +53,20 @@ impl Dba {
     pub(crate) fn of(cluster: &Cluster) -> anyhow::Result<Self> {
         let coordinator = cluster.nodes.first().context("the cluster has no nodes")?;
         let (_, port) = coordinator.endpoint.rsplit_once(':').context("the coordinator does not serve")?;
-        Ok(Self { bin: installed().context("PostgreSQL is not installed")?, port: port.to_owned(), workers: cluster.nodes.len() - 1 })
+        Ok(Self {
+            bin: installed().context("PostgreSQL is not installed")?,
+            port: port.to_owned(),
+            workers: cluster.nodes.len() - 1,
+        })
     }
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.bin.join(program));
-        command.args(["-h", "127.0.0.1", "-p", &self.port, "-U", "dba"]).env("PGPASSWORD", PASSWORD).env("PGCONNECT_TIMEOUT", "2").stdin(Stdio::null());
+        command
+            .args(["-h", "127.0.0.1", "-p", &self.port, "-U", "dba"])
+            .env("PGPASSWORD", PASSWORD)
+            .env("PGCONNECT_TIMEOUT", "2")
+            .stdin(Stdio::null());
         command
     }
 
@@ -65,11 +78,23 @@ impl Dba {
     }
 
     pub(crate) fn sql(&self, text: &str) -> anyhow::Result<String> {
-        Self::run(self.command("psql").args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", "app", "-c", text]))
+        Self::run(self.command("psql").args([
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            "app",
+            "-c",
+            text,
+        ]))
     }
 
     pub(crate) fn load(&self, scale: u32) -> anyhow::Result<()> {
-        Self::run(self.command("pgbench").args(["-i", "-q", "-I", "dtgp", "-s", &scale.to_string(), "app"])).map(drop)?;
+        Self::run(self.command("pgbench").args(["-i", "-q", "-I", "dtgp", "-s", &scale.to_string(), "app"]))
+            .map(drop)?;
         self.sql("CREATE INDEX ON pgbench_accounts (abalance)").map(drop)
     }
 
@@ -81,7 +106,11 @@ impl Dba {
             let on_worker = self.on_worker(worker)?;
             on_worker.sql("CREATE TABLE salaries (id int, note text)")?;
             self.sql(&format!("CREATE FOREIGN TABLE salaries_{worker} (id int, note text) SERVER worker_{worker} OPTIONS (table_name 'salaries')"))?;
-            self.sql(&format!("INSERT INTO salaries_{worker} SELECT * FROM salaries WHERE id % {} = {}", self.workers, worker - 1))?;
+            self.sql(&format!(
+                "INSERT INTO salaries_{worker} SELECT * FROM salaries WHERE id % {} = {}",
+                self.workers,
+                worker - 1
+            ))?;
         }
         Ok(())
     }
@@ -93,7 +122,8 @@ impl Dba {
 
     pub(crate) fn workers_answer(&self, secret: &str) -> anyhow::Result<bool> {
         for worker in 1..=self.workers {
-            let count = self.sql(&format!("SELECT count(*) FROM salaries_{worker} WHERE note LIKE '{secret}%'"))?;
+            let count =
+                self.sql(&format!("SELECT count(*) FROM salaries_{worker} WHERE note LIKE '{secret}%'"))?;
             if count.trim().parse::<usize>()? != 20_000 / self.workers {
                 return Ok(false);
             }
@@ -106,7 +136,9 @@ impl Dba {
     }
 
     pub(crate) fn sort_spills(&self) -> anyhow::Result<bool> {
-        let plan = self.sql("SET work_mem = '64kB'; EXPLAIN (ANALYZE, COSTS OFF) SELECT * FROM salaries ORDER BY note DESC")?;
+        let plan = self.sql(
+            "SET work_mem = '64kB'; EXPLAIN (ANALYZE, COSTS OFF) SELECT * FROM salaries ORDER BY note DESC",
+        )?;
         Ok(plan.contains("external merge"))
     }
 
@@ -121,14 +153,28 @@ impl Dba {
     /// Load from four clients.
     pub(crate) fn start_load(&self, seconds: u32) -> anyhow::Result<Load> {
         let mut command = self.command("pgbench");
-        command.args(["-n", "-c", "4", "-j", "2", "-T", &seconds.to_string(), "app"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(["-n", "-c", "4", "-j", "2", "-T", &seconds.to_string(), "app"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         Ok(Load(command.spawn()?))
     }
 
     /// One connection that asks again and again.
     pub(crate) fn start_prober(&self) -> anyhow::Result<Prober> {
         let mut command = self.command("psql");
-        command.args(["-X", "-q", "-A", "-t", "-d", "app", "-c", "SELECT count(*) FROM salaries", "-c", "\\watch 0.01"]);
+        command.args([
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-d",
+            "app",
+            "-c",
+            "SELECT count(*) FROM salaries",
+            "-c",
+            "\\watch 0.01",
+        ]);
         Ok(Prober(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?, self.clone()))
     }
 }
@@ -140,8 +186,12 @@ impl Load {
     /// Waits for its end and answers the transactions that were acknowledged.
     pub(crate) fn finish(self) -> anyhow::Result<u64> {
         let output = self.0.wait_with_output()?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success() && said.contains("number of failed transactions: 0"), "pgbench met an error: {said}");
+        let said =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success() && said.contains("number of failed transactions: 0"),
+            "pgbench met an error: {said}"
+        );
         let line = said.lines().find_map(|l| l.strip_prefix("number of transactions actually processed: "));
         Ok(line.context("pgbench told no count")?.trim().parse()?)
     }

@@ -1,11 +1,18 @@
 //! Acting as each principal, and checking what comes of it.
 
 use super::{IDENTITY, KEY, ROLE, scan, sql::PASSWORD};
-use crate::{audit, cluster, output::{Format, line}, session::Session};
+use crate::{
+    audit, cluster,
+    output::{Format, line},
+    session::Session,
+};
 use anyhow::{Context as _, ensure};
 use custody_proto::{control as ctl, vault as kv};
 use custody_rpc::status::reason;
-use std::{path::PathBuf, time::{Duration, Instant}};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 use tonic::{Code, Response, Status};
 
 pub(crate) struct Stage {
@@ -37,24 +44,60 @@ impl Stage {
     pub(crate) async fn make_key(&mut self) -> anyhow::Result<()> {
         let mut officer = self.session.vault("officer")?;
         let vault = kv::Vault { purge_protection: true, ..kv::Vault::default() };
-        officer.create_vault(kv::CreateVaultRequest { vault_id: "contoso".to_owned(), vault: Some(vault) }).await?;
-        let request = kv::CreateKeyRequest { parent: "vaults/contoso".to_owned(), key_id: "payroll".to_owned(), key_size_bits: 3072, attributes: None };
+        officer
+            .create_vault(kv::CreateVaultRequest { vault_id: "contoso".to_owned(), vault: Some(vault) })
+            .await?;
+        let request = kv::CreateKeyRequest {
+            parent: "vaults/contoso".to_owned(),
+            key_id: "payroll".to_owned(),
+            key_size_bits: 3072,
+            attributes: None,
+        };
         let key = officer.create_key(request).await?.into_inner();
         let version = key.current_version.unwrap_or_default();
-        self.check(version.key_size_bits == 3072, &format!("{KEY}: RSA {} bits, {} for {} days", version.key_size_bits, key.recovery_level, key.recoverable_days))?;
-        self.session.control("sysadmin")?.create_identity(ctl::CreateIdentityRequest { identity_id: "payroll".to_owned() }).await?;
-        let early = self.create("too-early", None).await.err().context("CHECK FAILED: a cluster was made without rights on its key")?;
-        self.check(early.to_string().contains("denied"), &format!("without rights, making a cluster fails and leaves nothing: {early:.90}"))?;
-        let clusters = self.session.control("sysadmin")?.list_clusters(ctl::ListClustersRequest::default()).await?.into_inner().clusters;
+        self.check(
+            version.key_size_bits == 3072,
+            &format!(
+                "{KEY}: RSA {} bits, {} for {} days",
+                version.key_size_bits, key.recovery_level, key.recoverable_days
+            ),
+        )?;
+        self.session
+            .control("sysadmin")?
+            .create_identity(ctl::CreateIdentityRequest { identity_id: "payroll".to_owned() })
+            .await?;
+        let early = self
+            .create("too-early", None)
+            .await
+            .err()
+            .context("CHECK FAILED: a cluster was made without rights on its key")?;
+        self.check(
+            early.to_string().contains("denied"),
+            &format!("without rights, making a cluster fails and leaves nothing: {early:.90}"),
+        )?;
+        let clusters = self
+            .session
+            .control("sysadmin")?
+            .list_clusters(ctl::ListClustersRequest::default())
+            .await?
+            .into_inner()
+            .clusters;
         self.check(clusters.is_empty(), "nothing was left behind")?;
         self.grant().await?;
         self.check(true, &format!("{IDENTITY} may get, wrapKey and unwrapKey on {KEY}"))
     }
 
     pub(crate) async fn grant(&mut self) -> anyhow::Result<()> {
-        let role_assignment = Some(kv::RoleAssignment { principal: IDENTITY.to_owned(), role: ROLE.to_owned(), scope: KEY.to_owned(), ..kv::RoleAssignment::default() });
-        let request = kv::CreateRoleAssignmentRequest { parent: "vaults/contoso".to_owned(), role_assignment };
-        self.assignment = self.session.vault("officer")?.create_role_assignment(request).await?.into_inner().name;
+        let role_assignment = Some(kv::RoleAssignment {
+            principal: IDENTITY.to_owned(),
+            role: ROLE.to_owned(),
+            scope: KEY.to_owned(),
+            ..kv::RoleAssignment::default()
+        });
+        let request =
+            kv::CreateRoleAssignmentRequest { parent: "vaults/contoso".to_owned(), role_assignment };
+        self.assignment =
+            self.session.vault("officer")?.create_role_assignment(request).await?.into_inner().name;
         Ok(())
     }
 
@@ -66,7 +109,12 @@ impl Stage {
 
     async fn create(&self, id: &str, source_backup: Option<&str>) -> anyhow::Result<ctl::Cluster> {
         let encryption = Some(ctl::Encryption { key: KEY.to_owned(), managed_identity: IDENTITY.to_owned() });
-        let cluster = ctl::Cluster { worker_count: 2, volume_size_bytes: 1 << 30, encryption, ..ctl::Cluster::default() };
+        let cluster = ctl::Cluster {
+            worker_count: 2,
+            volume_size_bytes: 1 << 30,
+            encryption,
+            ..ctl::Cluster::default()
+        };
         let request = ctl::CreateClusterRequest {
             cluster_id: id.to_owned(),
             cluster: Some(cluster),
@@ -78,10 +126,19 @@ impl Stage {
         self.cluster(id).await
     }
 
-    pub(crate) async fn make_cluster(&self, id: &str, source_backup: Option<&str>) -> anyhow::Result<ctl::Cluster> {
+    pub(crate) async fn make_cluster(
+        &self,
+        id: &str,
+        source_backup: Option<&str>,
+    ) -> anyhow::Result<ctl::Cluster> {
         let started = Instant::now();
         let made = self.create(id, source_backup).await?;
-        let what = format!("clusters/{id} is {} after {} ms, with {} PostgreSQL servers", cluster::state(&made), started.elapsed().as_millis(), made.nodes.len());
+        let what = format!(
+            "clusters/{id} is {} after {} ms, with {} PostgreSQL servers",
+            cluster::state(&made),
+            started.elapsed().as_millis(),
+            made.nodes.len()
+        );
         self.check(cluster::state(&made) == "READY" && made.nodes.len() == 3, &what)?;
         Ok(made)
     }
@@ -96,19 +153,31 @@ impl Stage {
         loop {
             let now = self.cluster(id).await?;
             if cluster::state(&now) == state {
-                let reason = if now.state_reason.is_empty() { String::new() } else { format!(", because {}", now.state_reason) };
+                let reason = if now.state_reason.is_empty() {
+                    String::new()
+                } else {
+                    format!(", because {}", now.state_reason)
+                };
                 return self.check(true, &format!("clusters/{id} is {state}{reason}"));
             }
-            ensure!(Instant::now() < until, "CHECK FAILED: clusters/{id} is {} and not {state} after {limit:?}", cluster::state(&now));
+            ensure!(
+                Instant::now() < until,
+                "CHECK FAILED: clusters/{id} is {} and not {state} after {limit:?}",
+                cluster::state(&now)
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
     pub(crate) async fn back_up(&self, id: &str, backup: &str) -> anyhow::Result<()> {
-        let request = ctl::CreateBackupRequest { parent: format!("clusters/{id}"), backup_id: backup.to_owned() };
+        let request =
+            ctl::CreateBackupRequest { parent: format!("clusters/{id}"), backup_id: backup.to_owned() };
         let operation = self.session.control("sysadmin")?.create_backup(request).await?.into_inner();
         cluster::wait(&self.session, operation, true).await?;
-        self.check(true, &format!("backups/{backup}: three volumes, each under a key of its own, wrapped by {KEY}"))
+        self.check(
+            true,
+            &format!("backups/{backup}: three volumes, each under a key of its own, wrapped by {KEY}"),
+        )
     }
 
     pub(crate) fn search(&self, planted: &str) -> anyhow::Result<()> {
@@ -116,15 +185,34 @@ impl Stage {
         std::fs::write(&control, planted)?;
         let found = scan::search(&self.dir, planted.as_bytes())?;
         std::fs::remove_file(&control)?;
-        self.check(found.files.contains(&control), "the search finds the secret where it was put in clear, as a control")?;
+        self.check(
+            found.files.contains(&control),
+            "the search finds the secret where it was put in clear, as a control",
+        )?;
         let others: Vec<_> = found.files.iter().filter(|f| **f != control).collect();
-        self.check(others.is_empty(), &format!("it is in none of the other {} files ({} MiB){}", found.searched - 1, found.bytes >> 20, if others.is_empty() { String::new() } else { format!(": {others:?}") }))
+        self.check(
+            others.is_empty(),
+            &format!(
+                "it is in none of the other {} files ({} MiB){}",
+                found.searched - 1,
+                found.bytes >> 20,
+                if others.is_empty() { String::new() } else { format!(": {others:?}") }
+            ),
+        )
     }
 
-    fn refusal<T>(&mut self, who: &str, what: &str, answer: Result<Response<T>, Status>) -> anyhow::Result<()> {
+    fn refusal<T>(
+        &mut self,
+        who: &str,
+        what: &str,
+        answer: Result<Response<T>, Status>,
+    ) -> anyhow::Result<()> {
         let refused = answer.err().with_context(|| format!("CHECK FAILED: {who} may {what}"))?;
         self.refused += 1;
-        self.check(refused.code() == Code::PermissionDenied, &format!("{who} may not {what}: {}", reason(&refused)))
+        self.check(
+            refused.code() == Code::PermissionDenied,
+            &format!("{who} may not {what}: {}", reason(&refused)),
+        )
     }
 
     /// Each duty tries what it may not do, and each refusal must be in a trail.
@@ -132,11 +220,21 @@ impl Stage {
         let before = self.denials().await?;
         self.refused = 0;
         let name = || KEY.to_owned();
-        let cluster = ctl::CreateClusterRequest { cluster_id: "mine".to_owned(), administrator_password: PASSWORD.to_owned(), ..ctl::CreateClusterRequest::default() };
-        let unwrap = kv::UnwrapKeyRequest { name: name(), algorithm: String::new(), ciphertext: vec![0; 384] };
+        let cluster = ctl::CreateClusterRequest {
+            cluster_id: "mine".to_owned(),
+            administrator_password: PASSWORD.to_owned(),
+            ..ctl::CreateClusterRequest::default()
+        };
+        let unwrap =
+            kv::UnwrapKeyRequest { name: name(), algorithm: String::new(), ciphertext: vec![0; 384] };
         let grant = |principal: &str| kv::CreateRoleAssignmentRequest {
             parent: "vaults/contoso".to_owned(),
-            role_assignment: Some(kv::RoleAssignment { principal: principal.to_owned(), role: ROLE.to_owned(), scope: KEY.to_owned(), ..kv::RoleAssignment::default() }),
+            role_assignment: Some(kv::RoleAssignment {
+                principal: principal.to_owned(),
+                role: ROLE.to_owned(),
+                scope: KEY.to_owned(),
+                ..kv::RoleAssignment::default()
+            }),
         };
         let answer = self.session.control("officer")?.create_cluster(cluster.clone()).await;
         self.refusal("the security officer", "make a cluster", answer)?;
@@ -144,18 +242,26 @@ impl Stage {
         self.refusal("the security officer", "unwrap with the key", answer)?;
         let answer = self.session.vault("sysadmin")?.unwrap_key(unwrap.clone()).await;
         self.refusal("the sysadmin", "unwrap with the key", answer)?;
-        let answer = self.session.vault("sysadmin")?.create_role_assignment(grant("principals/sysadmin")).await;
+        let answer =
+            self.session.vault("sysadmin")?.create_role_assignment(grant("principals/sysadmin")).await;
         self.refusal("the sysadmin", "give itself access", answer)?;
         let answer = self.session.vault("dba")?.get_key(kv::GetKeyRequest { name: name() }).await;
         self.refusal("the DBA", "read the key", answer)?;
-        let answer = self.session.control("dba")?.delete_cluster(ctl::DeleteClusterRequest { name: "clusters/payroll".to_owned() }).await;
+        let answer = self
+            .session
+            .control("dba")?
+            .delete_cluster(ctl::DeleteClusterRequest { name: "clusters/payroll".to_owned() })
+            .await;
         self.refusal("the DBA", "delete the cluster", answer)?;
         let answer = self.session.vault("auditor")?.delete_key(kv::DeleteKeyRequest { name: name() }).await;
         self.refusal("the auditor", "delete the key", answer)?;
         let answer = self.session.control("auditor")?.create_cluster(cluster).await;
         self.refusal("the auditor", "make a cluster", answer)?;
         let after = self.denials().await?;
-        self.check(after - before == self.refused, &format!("all {} refusals are in the audit trails", self.refused))
+        self.check(
+            after - before == self.refused,
+            &format!("all {} refusals are in the audit trails", self.refused),
+        )
     }
 
     async fn denials(&self) -> anyhow::Result<usize> {
@@ -163,10 +269,20 @@ impl Stage {
         for service in ["vault", "control"] {
             let mut page_token = String::new();
             loop {
-                let request = custody_proto::audit::ListRecordsRequest { page_size: 1000, page_token, ..Default::default() };
+                let request = custody_proto::audit::ListRecordsRequest {
+                    page_size: 1000,
+                    page_token,
+                    ..Default::default()
+                };
                 let page = self.session.audit(service, "auditor")?.list_records(request).await?.into_inner();
                 // Refusals of the cluster's own node while it has no access belong to the story, not to this count.
-                count += page.records.iter().filter(|r| r.json.contains("\"resultType\":\"Denied\"") && !r.json.contains("managedIdentities")).count();
+                count += page
+                    .records
+                    .iter()
+                    .filter(|r| {
+                        r.json.contains("\"resultType\":\"Denied\"") && !r.json.contains("managedIdentities")
+                    })
+                    .count();
                 page_token = page.next_page_token;
                 if page_token.is_empty() {
                     break;
@@ -178,27 +294,54 @@ impl Stage {
 
     pub(crate) async fn rotate(&self, id: &str) -> anyhow::Result<()> {
         let started = Instant::now();
-        let key = self.session.vault("officer")?.rotate_key(kv::RotateKeyRequest { name: KEY.to_owned() }).await?.into_inner();
+        let key = self
+            .session
+            .vault("officer")?
+            .rotate_key(kv::RotateKeyRequest { name: KEY.to_owned() })
+            .await?
+            .into_inner();
         let version = key.current_version.unwrap_or_default().name;
         let until = Instant::now() + Duration::from_secs(20);
         loop {
-            let now = self.session.control("sysadmin")?.rewrap_cluster(ctl::RewrapClusterRequest { name: format!("clusters/{id}") }).await?.into_inner();
+            let now = self
+                .session
+                .control("sysadmin")?
+                .rewrap_cluster(ctl::RewrapClusterRequest { name: format!("clusters/{id}") })
+                .await?
+                .into_inner();
             if now.nodes.iter().all(|n| n.key_version == version) {
                 break;
             }
             ensure!(Instant::now() < until, "CHECK FAILED: the volumes did not follow the key's new version");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        self.check(true, &format!("the volumes of all {} servers were re-wrapped within {} ms; no data was touched", 3, started.elapsed().as_millis()))
+        self.check(
+            true,
+            &format!(
+                "the volumes of all {} servers were re-wrapped within {} ms; no data was touched",
+                3,
+                started.elapsed().as_millis()
+            ),
+        )
     }
 
     pub(crate) async fn verify_trails(&self) -> anyhow::Result<()> {
         // A checkpoint is signed after a second without records; the report counts what is not signed yet.
         for service in ["vault", "control", "identity"] {
             let report = audit::verify(&self.dir.join(service).join("data/audit"), None, None)?;
-            self.check(report.records > 0 && report.unfinished_bytes == 0, &format!("{service}: {} records in one chain, {} checkpoints signed, {} refusals", report.records, report.checkpoints, report.denied))?;
+            self.check(
+                report.records > 0 && report.unfinished_bytes == 0,
+                &format!(
+                    "{service}: {} records in one chain, {} checkpoints signed, {} refusals",
+                    report.records, report.checkpoints, report.denied
+                ),
+            )?;
         }
-        let request = custody_proto::audit::ListRecordsRequest { page_size: 1000, resource_prefix: KEY.to_owned(), ..Default::default() };
+        let request = custody_proto::audit::ListRecordsRequest {
+            page_size: 1000,
+            resource_prefix: KEY.to_owned(),
+            ..Default::default()
+        };
         let page = self.session.audit("vault", "auditor")?.list_records(request).await?.into_inner();
         line(format!("   the last records about {KEY}:"));
         for record in page.records.iter().rev().take(4).rev() {

@@ -1,0 +1,117 @@
+//! What is asked of every file.
+
+use crate::files;
+use std::{collections::BTreeSet, fs, path::Path};
+
+/// Lines of a file, its tests left out.
+const FILE_LINES_MAX: usize = 600;
+
+pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for path in
+        files(&root.join("crates"), "rs")?.into_iter().chain(files(&root.join("integration-tests"), "rs")?)
+    {
+        let text = fs::read_to_string(&path)?;
+        let shown = path.strip_prefix(root).unwrap_or(&path).display().to_string();
+        if !text.starts_with("//!") {
+            problems.push(format!("{shown}: does not begin with `//!`: what is it for?"));
+        }
+        let lines = text.lines().take_while(|l| l.trim() != "#[cfg(test)]").count();
+        if lines > FILE_LINES_MAX {
+            problems.push(format!("{shown}: {lines} lines; split it at the noun (at most {FILE_LINES_MAX})"));
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if ["utils.rs", "util.rs", "helpers.rs", "misc.rs", "common.rs"].contains(&name.as_str()) {
+            problems.push(format!("{shown}: a name that says nothing"));
+        }
+    }
+    for path in files(&root.join("crates"), "toml")? {
+        let text = fs::read_to_string(&path)?;
+        if !text.contains("[lints]\nworkspace = true") {
+            problems.push(format!("{}: does not take the workspace's lints", path.display()));
+        }
+    }
+    problems.extend(protos(root)?);
+    problems.extend(reasons(root)?);
+    problems.extend(invariants(root)?);
+    Ok(problems)
+}
+
+/// Every field, message, value and RPC of a schema has a comment.
+fn protos(root: &Path) -> anyhow::Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for path in files(&root.join("proto"), "proto")? {
+        let text = fs::read_to_string(&path)?;
+        let mut before = "";
+        for (number, line) in text.lines().enumerate() {
+            let t = line.trim();
+            let declares = t.starts_with("rpc ")
+                || t.starts_with("message ")
+                || t.starts_with("enum ")
+                || t.starts_with("service ")
+                || t.starts_with("oneof ")
+                || (t.ends_with(';')
+                    && t.contains(" = ")
+                    && !t.starts_with("syntax")
+                    && !t.starts_with("import"));
+            if declares && !before.starts_with("//") {
+                problems.push(format!(
+                    "{}:{}: no comment on `{t}`",
+                    path.strip_prefix(root).unwrap_or(&path).display(),
+                    number + 1
+                ));
+            }
+            before = t;
+        }
+    }
+    Ok(problems)
+}
+
+/// Every `ErrorInfo.reason` has its entry in docs/errors.
+fn reasons(root: &Path) -> anyhow::Result<Vec<String>> {
+    let page = fs::read_to_string(root.join("docs/errors/README.md"))?;
+    let mut found = BTreeSet::new();
+    for path in files(&root.join("crates"), "rs")? {
+        if path
+            .components()
+            .any(|c| c.as_os_str() == "xtask" || c.as_os_str() == "tests" || c.as_os_str() == "cli")
+        {
+            continue;
+        }
+        let text = fs::read_to_string(&path)?;
+        // `status("CODE", "REASON", ...)`, and the arms of `fn reason`.
+        for part in text.split("status(\"").skip(1) {
+            found.extend(part.split('"').nth(2).map(str::to_owned));
+        }
+        if let Some(body) = text.split("fn reason(&self) -> &'static str {").nth(1) {
+            let body = body.split("\n    }\n").next().unwrap_or_default();
+            found.extend(body.split("=> \"").skip(1).filter_map(|p| p.split('"').next()).map(str::to_owned));
+        }
+    }
+    found.retain(|r| {
+        r.len() > 3 && r.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+    });
+    Ok(found
+        .into_iter()
+        .filter(|r| !page.contains(&format!("`{r}`")))
+        .map(|r| format!("docs/errors/README.md: no entry for `{r}`"))
+        .collect())
+}
+
+/// Every invariant in ARCHITECTURE.md names a check that exists.
+fn invariants(root: &Path) -> anyhow::Result<Vec<String>> {
+    let page = fs::read_to_string(root.join("ARCHITECTURE.md"))?;
+    let mut problems = Vec::new();
+    for line in page.lines().filter(|l| l.contains("**Invariant:**")) {
+        let named: Vec<&str> =
+            line.split('`').skip(1).step_by(2).filter(|p| p.contains('/') || p.ends_with(".toml")).collect();
+        match named.last() {
+            None => problems.push(format!("ARCHITECTURE.md: this invariant names no check: {line}")),
+            Some(path) if !root.join(path).exists() => {
+                problems.push(format!("ARCHITECTURE.md: `{path}` does not exist"))
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(problems)
+}
