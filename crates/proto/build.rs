@@ -50,7 +50,7 @@ fn methods(set: &prost_types::FileDescriptorSet) -> Result<String, std::fmt::Err
     }
     variants.sort();
     let mut text = String::from(
-        "/// Every RPC of every service.\n#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]\n#[allow(clippy::enum_variant_names, reason = \"generated\")]\npub enum Method {\n",
+        "/// Every RPC of every service.\n#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]\npub enum Method {\n",
     );
     for (variant, path) in &variants {
         writeln!(text, "    /// `{path}`\n    {variant},")?;

@@ -1,4 +1,6 @@
 //! What is malformed, forged, cut or too much gets a clear answer, and the service goes on.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use custody_proto::{
     control::{Cluster, CreateClusterRequest, Encryption, cluster_manager_client::ClusterManagerClient},
     storage::{CreateVolumeRequest, Volume, WriteBlocksRequest, storage_node_client::StorageNodeClient},

@@ -100,7 +100,7 @@ async fn call(mut c: Client, operation: &str) -> Result<(), Status> {
             })
             .await
             .map(drop),
-        other => panic!("no such operation {other}"),
+        other => unreachable!("no such operation {other}"),
     }
 }
 

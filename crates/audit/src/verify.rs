@@ -114,7 +114,7 @@ pub(crate) fn walk(
         if let Ok(CheckpointLine { checkpoint }) = serde_json::from_slice(&text) {
             check(&checkpoint, head, public)
                 .then_some(())
-                .ok_or(Broken::Checkpoint { path: path.to_owned(), line })?;
+                .ok_or_else(|| Broken::Checkpoint { path: path.to_owned(), line })?;
             visit(None);
             continue;
         }

@@ -1,4 +1,6 @@
 //! What the journal promises.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use custody_audit::*;
 use custody_types::{Caller, Duty, SystemClock};
 use std::{fs, path::Path, sync::Arc};

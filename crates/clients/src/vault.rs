@@ -27,7 +27,6 @@ pub enum AccessError {
 }
 
 impl AccessError {
-    #[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
     fn from_status(status: Status) -> Self {
         match status.code() {
             Code::PermissionDenied | Code::FailedPrecondition | Code::NotFound | Code::InvalidArgument => {

@@ -40,7 +40,6 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Between attempts at a step that could not be done now.
 const RETRY: Duration = Duration::from_secs(1);
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
 pub(crate) fn ledger_failed(e: LedgerError) -> Status {
     match &e {
         LedgerError::AlreadyExists(_) => status("ALREADY_EXISTS", "ALREADY_EXISTS", &e.to_string(), None),

@@ -79,7 +79,7 @@ impl Installation {
         ];
         self.as_user("initdb", &arguments, "")?;
         fs::rename(&partial, data)?;
-        fs::File::open(data.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+        fs::File::open(data.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()?;
         Ok(())
     }
 

@@ -1,4 +1,6 @@
 //! A sealed thing opens only where it was sealed.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use custody_envelope::*;
 use proptest::prelude::*;
 

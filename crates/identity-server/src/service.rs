@@ -33,7 +33,6 @@ impl Trail for IdentityTrail {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
 fn failed(e: IdentityError) -> Status {
     let field = match &e {
         IdentityError::Invalid { field, .. } => Some(*field),

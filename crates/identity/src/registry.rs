@@ -184,11 +184,12 @@ impl Registry {
                 .map_err(|e| IdentityError::invalid("bootstrap.managed", e))?;
             let node: PrincipalName =
                 node.parse().map_err(|e| IdentityError::invalid("bootstrap.managed", e))?;
-            let mut record = registry.store.get(MANAGED, name.as_str())?.unwrap_or(ManagedIdentityRecord {
-                name: name.clone(),
-                nodes: BTreeSet::new(),
-                create_time: registry.clock.now(),
-            });
+            let mut record =
+                registry.store.get(MANAGED, name.as_str())?.unwrap_or_else(|| ManagedIdentityRecord {
+                    name: name.clone(),
+                    nodes: BTreeSet::new(),
+                    create_time: registry.clock.now(),
+                });
             record.nodes.insert(node);
             batch.put(MANAGED, name.as_str(), &record);
         }

@@ -46,7 +46,7 @@ pub(crate) fn parse(text_or_der: &[u8]) -> Result<(Zeroizing<Vec<u8>>, RsaSize),
             .or_else(|| rsa::PrivateKey::from_pkcs1_der(text_or_der).ok()),
     }
     .ok_or(ImportError::Unreadable)?;
-    let size = size_of_modulus(key.size()).ok_or(ImportError::Size { bits: key.size() * 8 })?;
+    let size = size_of_modulus(key.size()).ok_or_else(|| ImportError::Size { bits: key.size() * 8 })?;
     if key.e_bytes().as_ref() != [1, 0, 1] {
         return Err(ImportError::Exponent);
     }

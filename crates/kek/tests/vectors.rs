@@ -1,4 +1,6 @@
 //! Wycheproof's RSAES-OAEP vectors against both backends.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use custody_kek::{Backend, KekPrivateKey};
 use custody_types::WrapAlgorithm;
 use wycheproof::rsa_oaep::{TestName, TestSet};

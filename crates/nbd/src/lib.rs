@@ -10,7 +10,7 @@ mod server;
 mod transmission;
 
 pub use export::{Export, ExportError, Exports};
-pub use server::{Listener, Server, ServerOptions};
+pub use server::{Admission, Listener, Server, ServerOptions};
 
 /// A connection that ended other than by its client's wish.
 #[derive(Debug, thiserror::Error)]

@@ -21,6 +21,9 @@ use std::{
     time::Duration,
 };
 
+/// Says whether a client with this certificate (DER) may attach.
+pub type Admission = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
 /// How a server is run.
 #[derive(Clone)]
 pub struct ServerOptions {
@@ -31,7 +34,7 @@ pub struct ServerOptions {
     /// TLS for TCP, and for Unix clients that want it. Clients must show a certificate if it says so.
     pub tls: Option<Arc<ServerConfig>>,
     /// Looks at a TLS client's certificate (DER) and says whether it may attach.
-    pub admits: Arc<dyn Fn(&[u8]) -> bool + Send + Sync>,
+    pub admits: Admission,
 }
 
 impl fmt::Debug for ServerOptions {

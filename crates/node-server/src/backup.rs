@@ -20,7 +20,6 @@ pub(crate) struct Restore {
     key: StreamKey,
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
 fn backup_failed(e: BackupError) -> Status {
     match e {
         BackupError::Exists => status("ALREADY_EXISTS", "ALREADY_EXISTS", &e.to_string(), None),

@@ -60,7 +60,6 @@ impl Drop for Busy<'_> {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
 pub(crate) fn refused(e: AccessError) -> Status {
     match &e {
         AccessError::Refused { reason, status: code, message } => {
@@ -235,7 +234,7 @@ impl Node {
                 Volume::create(&partial, size, &key, protector, VolumeOptions::default()).map_err(failed)?;
             let filled = restore.map_or(Ok(()), |r| r.fill(&made)).and_then(|()| {
                 fs::rename(&partial, &path).map_err(failed)?;
-                let parent = path.parent().unwrap_or(Path::new("."));
+                let parent = path.parent().unwrap_or_else(|| Path::new("."));
                 File::open(parent).and_then(|d| d.sync_all()).map_err(failed)
             });
             if let Err(e) = filled {

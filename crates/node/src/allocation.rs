@@ -73,11 +73,11 @@ impl Slots {
     pub(crate) fn give_back(&mut self, slots: impl Iterator<Item = u16>) {
         for slot in slots {
             let at = usize::from(slot);
-            if !self.is_free(at) {
-                if let Some(word) = self.free.get_mut(at / 64) {
-                    *word |= 1 << (at % 64);
-                    self.free_len += 1;
-                }
+            if !self.is_free(at)
+                && let Some(word) = self.free.get_mut(at / 64)
+            {
+                *word |= 1 << (at % 64);
+                self.free_len += 1;
             }
         }
     }

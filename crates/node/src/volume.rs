@@ -484,16 +484,15 @@ impl Volume {
         count: usize,
         scratch: &mut Scratch,
     ) -> Result<(), VolumeError> {
-        let mut sequence = extent.sequence.fetch_add(count as u64, Ordering::Relaxed);
+        let before = extent.sequence.fetch_add(count as u64, Ordering::Relaxed);
         let data = data.unwrap_or_default();
         scratch.bytes.clear();
         scratch.bytes.extend_from_slice(data);
         scratch.entries.clear();
         let mut blocks = scratch.bytes.chunks_mut(BLOCK_LEN);
         for i in 0..count {
-            sequence += 1;
             let mut entry = Entry {
-                sequence,
+                sequence: before + 1 + i as u64,
                 block: first + i as u16,
                 generation: sealer.record.generation,
                 hole: data.is_empty(),

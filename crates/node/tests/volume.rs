@@ -1,4 +1,6 @@
 //! What a sealed volume promises, on real files.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use custody_envelope::VolumeKey;
 use custody_node::{layout::*, *};
 use proptest::prelude::*;

@@ -1,16 +1,4 @@
 //! Generated wire types and descriptors: not one line of logic or conversion.
-#![expect(missing_docs, reason = "generated code; the schemas carry the documentation")]
-#![allow(
-    clippy::all,
-    clippy::allow_attributes,
-    clippy::indexing_slicing,
-    clippy::or_fun_call,
-    clippy::needless_pass_by_value,
-    elided_lifetimes_in_paths,
-    missing_debug_implementations,
-    unused_qualifications,
-    reason = "generated code"
-)]
 
 /// Descriptors of every schema, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -204,7 +204,6 @@ impl Service<Request<Body>> for AuthenticatedChannel {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
 fn unavailable(e: tonic::transport::Error) -> Status {
     let why = format!("the service cannot be reached: {}", chain(&e));
     crate::status::status("UNAVAILABLE", "SERVICE_UNREACHABLE", &why, None)

@@ -145,7 +145,7 @@ impl Deployment {
     /// It failed.
     #[must_use]
     pub fn run(&self, arguments: &[&str]) -> Value {
-        self.cli(arguments).unwrap_or_else(|e| panic!("{e:#}"))
+        self.cli(arguments).expect("the verb succeeds")
     }
 
     /// The process of a service.

@@ -10,7 +10,6 @@ use custody_vault::{AttributeChange, Event, EventType, KeyView, VaultError, Vaul
 use prost_types::FieldMask;
 use tonic::Status;
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
 pub(crate) fn failed(e: VaultError) -> Status {
     if matches!(e.status(), "INTERNAL" | "UNAVAILABLE" | "DATA_LOSS") {
         tracing::error!(error = %e, source = ?std::error::Error::source(&e), "vault operation failed");

@@ -1,4 +1,6 @@
 //! What the vault promises, without a network.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use custody_audit::{Journal, Outcome};
 use custody_envelope::RootKey;
 use custody_store::Store;
