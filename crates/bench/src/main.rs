@@ -1,6 +1,7 @@
 //! Ratios against real peers, in one run on one machine, with medians. Figures, never tests.
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
+mod platform;
 mod storage;
 mod vault;
 
@@ -9,6 +10,7 @@ use clap::{Parser, ValueEnum};
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
     All,
+    Platform,
     Storage,
     Vault,
 }
@@ -29,11 +31,15 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    if arguments.what != What::Vault {
+    let wanted = |what| arguments.what == What::All || arguments.what == what;
+    if wanted(What::Storage) {
         storage::run(arguments.rounds, arguments.seconds).await?;
     }
-    if arguments.what != What::Storage {
+    if wanted(What::Vault) {
         vault::run(arguments.rounds, arguments.seconds).await?;
+    }
+    if wanted(What::Platform) {
+        platform::run(arguments.rounds).await?;
     }
     Ok(())
 }

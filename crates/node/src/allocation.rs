@@ -14,6 +14,8 @@ pub(crate) struct Slots {
     hand: usize,
     retired: Vec<u16>,
     waiting: Vec<u16>,
+    /// The lowest slot released since the last run was taken: the next run begins there, in pages still warm.
+    released: Option<usize>,
     pins: u32,
 }
 
@@ -26,6 +28,7 @@ impl Slots {
             hand: 0,
             retired: Vec::new(),
             waiting: Vec::new(),
+            released: None,
             pins: 0,
         }
     }
@@ -54,7 +57,7 @@ impl Slots {
         if self.free_len == 0 {
             return None;
         }
-        let mut at = self.hand;
+        let mut at = self.released.take().unwrap_or(self.hand);
         while !self.is_free(at % EXTENT_SLOTS) {
             at += 1;
         }
@@ -85,6 +88,14 @@ impl Slots {
     /// A write has made this slot's block stale.
     pub(crate) fn retire(&mut self, slot: u16) {
         self.retired.push(slot);
+    }
+
+    /// A write has replaced a block that no header counts: its slot is free at once. If power is cut now, the
+    /// block is what the last flush promised, or newer.
+    pub(crate) fn release(&mut self, slot: u16) {
+        self.give_back(std::iter::once(slot));
+        let at = usize::from(slot);
+        self.released = Some(self.released.map_or(at, |lowest| lowest.min(at)));
     }
 
     /// What was retired up to now: taken when a flush begins, given to [`Slots::flushed`] when it has ended.

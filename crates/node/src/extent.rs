@@ -169,6 +169,9 @@ pub(crate) struct State {
     pub(crate) live: u32,
     pub(crate) slots: Slots,
     pub(crate) dirty: bool,
+    /// Writes up to this number may be counted by a header, now or when the flush under way ends, or are read by a
+    /// backup: their slots are retired, and those of later ones released.
+    pub(crate) counted_sequence: u64,
     pub(crate) current: Arc<Sealer>,
     pub(crate) previous: Option<Arc<Sealer>>,
 }
@@ -193,7 +196,11 @@ impl State {
                 return false;
             }
             self.set_mac ^= old.value;
-            self.slots.retire(old.slot);
+            if old.entry.sequence > self.counted_sequence {
+                self.slots.release(old.slot);
+            } else {
+                self.slots.retire(old.slot);
+            }
         } else {
             self.live += 1;
         }

@@ -60,9 +60,11 @@ impl Volume {
                 if !std::mem::take(&mut state.dirty) {
                     return None;
                 }
+                let sequence = extent.sequence.load(Ordering::Acquire);
+                state.counted_sequence = sequence;
                 Some(Seen {
                     extent: extent.clone(),
-                    sequence: extent.sequence.load(Ordering::Acquire),
+                    sequence,
                     set_mac: state.set_mac,
                     live: state.live,
                     retired: state.slots.begin_flush(),

@@ -10,7 +10,7 @@
 //! 0        header A, one 512-byte sector in a 4 KiB page
 //! 4 KiB    header B
 //! 8 KiB    block entries, 40 bytes each, 12 to a 512-byte sector, one for each slot
-//! ...      slots of 4 KiB, twice as many as the extent has blocks
+//! ...      slots of 4 KiB, twice as many as the extent has blocks, and 256
 //! ```
 //!
 //! A block is never written over in place. A write seals it into a free slot and then writes the slot's entry
@@ -24,8 +24,11 @@ pub const BLOCK_LEN: usize = 4096;
 pub const EXTENT_BLOCKS: usize = 4096;
 /// Bytes in an extent, as a client sees it.
 pub const EXTENT_LEN: u64 = (EXTENT_BLOCKS * BLOCK_LEN) as u64;
-/// Slots in an extent: spare ones let a block be written elsewhere before its old bytes go.
-pub const EXTENT_SLOTS: usize = 2 * EXTENT_BLOCKS;
+/// Slots in an extent: one for what each block held at the last flush, one for what it holds now, and room for the
+/// longest run that is written at once, so that overwriting never has to wait for a flush.
+pub const EXTENT_SLOTS: usize = 2 * EXTENT_BLOCKS + RUN_BLOCKS;
+/// Blocks sealed and written at once: 1 MiB.
+pub const RUN_BLOCKS: usize = 256;
 /// Bytes in a block entry.
 pub const ENTRY_LEN: usize = 40;
 /// Entries in a sector.

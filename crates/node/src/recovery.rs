@@ -41,6 +41,7 @@ impl Loader<'_> {
             live: 0,
             slots: Slots::new(),
             dirty: false,
+            counted_sequence: header.flushed_sequence,
             current,
             previous,
         };
@@ -81,6 +82,7 @@ impl Loader<'_> {
             live: 0,
             slots: Slots::new(),
             dirty: true,
+            counted_sequence: 0,
             current: Arc::new(self.unwrap(extent, record)?),
             previous: None,
         };

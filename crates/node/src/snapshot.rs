@@ -5,7 +5,12 @@ use crate::{
     extent::{Extent, Live, Sealer},
     layout::{BLOCK_LEN, EXTENT_LEN, slot_start},
 };
-use std::{collections::BTreeSet, fmt, os::unix::fs::FileExt as _, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    os::unix::fs::FileExt as _,
+    sync::{Arc, atomic::Ordering},
+};
 
 /// A consistent view: what every block held between two writes. While it lives, no slot that it reads is given
 /// away; drop it soon.
@@ -48,6 +53,7 @@ impl Snapshot {
             .map(|extent| {
                 let mut state = extent.state.write();
                 state.slots.pin();
+                state.counted_sequence = extent.sequence.load(Ordering::Acquire);
                 let lives = state.blocks.iter().flatten().filter(|l| !l.entry.hole).copied().collect();
                 let sealers = std::iter::once(state.current.clone()).chain(state.previous.clone()).collect();
                 drop(state);

@@ -4,7 +4,9 @@ use crate::{
     Protector, ProtectorKind, Superblock, SuperblockError, VolumeError,
     extent::{Entry, Extent, Live, Sealer, ZEROS},
     extent_table::ExtentTable,
-    layout::{BLOCK_LEN, ENTRY_LEN, EXTENT_LEN, entries_start, entry_offset, extent_start, slot_start},
+    layout::{
+        BLOCK_LEN, ENTRY_LEN, EXTENT_LEN, RUN_BLOCKS, entries_start, entry_offset, extent_start, slot_start,
+    },
     recovery::Loader,
 };
 use custody_envelope::{NonceSource, Provider, SEALS_PER_KEY_MAX, VolumeKey, VolumeKeys, random};
@@ -74,9 +76,6 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> =
         RefCell::new(Scratch { nonces: NonceSource::new(), bytes: Vec::new(), entries: Vec::new() });
 }
-
-/// Blocks sealed and written at once: bounds the scratch buffer of a thread to 1 MiB.
-const RUN_BLOCKS: usize = 256;
 
 impl Volume {
     /// Makes a volume file at `path`, which must not exist. It is durable on return; on failure nothing is left.

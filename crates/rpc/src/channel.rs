@@ -6,13 +6,14 @@ use custody_proto::identity::{
 };
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Request, Response};
+use parking_lot::Mutex;
 use std::{
     fmt,
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
-use tokio::sync::Mutex;
+use tokio::sync::Semaphore;
 use tonic::{Status, body::Body, transport::Channel};
 use tower::Service;
 use tracing::{Instrument as _, info_span};
@@ -78,6 +79,8 @@ struct Source {
     grant: Grant,
     audience: &'static str,
     held: Mutex<Option<(HeaderValue, Instant)>>,
+    /// One caller fetches at a time; the others wait for its token.
+    fetching: Semaphore,
 }
 
 /// Gets tokens from the identity service and keeps each for most of its life.
@@ -90,23 +93,40 @@ impl TokenSource {
     pub fn secret(identity: Endpoint, client_id: &str, client_secret: &str, audience: &'static str) -> Self {
         let grant =
             Grant::Secret { client_id: client_id.to_owned(), client_secret: client_secret.to_owned() };
-        Self(Arc::new(Source { identity, grant, audience, held: Mutex::new(None) }))
+        Self(Arc::new(Source {
+            identity,
+            grant,
+            audience,
+            held: Mutex::new(None),
+            fetching: Semaphore::new(1),
+        }))
     }
 
     /// By the endpoint's client certificate: as the workload itself, or as a managed identity.
     #[must_use]
     pub fn workload(identity: Endpoint, managed_identity: &str, audience: &'static str) -> Self {
         let grant = Grant::Workload { managed_identity: managed_identity.to_owned() };
-        Self(Arc::new(Source { identity, grant, audience, held: Mutex::new(None) }))
+        Self(Arc::new(Source {
+            identity,
+            grant,
+            audience,
+            held: Mutex::new(None),
+            fetching: Semaphore::new(1),
+        }))
+    }
+
+    fn held(&self) -> Option<HeaderValue> {
+        let held = self.0.held.lock();
+        held.as_ref().filter(|(_, until)| Instant::now() < *until).map(|(value, _)| value.clone())
     }
 
     async fn header(&self) -> Result<HeaderValue, Status> {
-        // Held across the request on purpose: one caller fetches, the others wait for its token.
-        let mut held = self.0.held.lock().await;
-        if let Some((value, until)) = &*held
-            && Instant::now() < *until
-        {
-            return Ok(value.clone());
+        if let Some(value) = self.held() {
+            return Ok(value);
+        }
+        let _turn = self.0.fetching.acquire().await.map_err(|_| crate::status::internal())?;
+        if let Some(value) = self.held() {
+            return Ok(value);
         }
         let mut client = IdentityClient::new(self.0.identity.channel());
         let audience = self.0.audience.to_owned();
@@ -134,7 +154,7 @@ impl TokenSource {
         value.set_sensitive(true);
         let lifetime = answer.expire_time.map_or(0, |t| t.seconds.saturating_sub(unix_now()));
         let until = Instant::now() + Duration::from_secs(u64::try_from(lifetime).unwrap_or(0)) * 4 / 5;
-        *held = Some((value.clone(), until));
+        *self.0.held.lock() = Some((value.clone(), until));
         Ok(value)
     }
 
@@ -145,11 +165,6 @@ impl TokenSource {
     pub async fn text(&self) -> Result<String, Status> {
         let header = self.header().await?;
         Ok(header.to_str().unwrap_or_default().trim_start_matches("Bearer ").to_owned())
-    }
-
-    /// Forgets the token held, so that the next call gets a new one: after a change of what one may do.
-    pub async fn forget(&self) {
-        *self.0.held.lock().await = None;
     }
 }
 

@@ -104,18 +104,13 @@ pub async fn serve(
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .layer(AuthenticationLayer::new(verifier, denied))
         .add_routes(routes);
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let stopping = async move {
-        shutdown.await;
-        drop(stop);
-    };
     tracing::info!(%address, "serving");
     if let Some(file) = &settings.address_file {
         write_address(file, address).map_err(listen)?;
     }
     let (drain, draining) = tokio::sync::oneshot::channel::<()>();
     let graceful = async move {
-        stopping.await;
+        shutdown.await;
         drop(drain);
     };
     let serving = server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), graceful);
@@ -124,7 +119,6 @@ pub async fn serve(
         // Streams that watch for changes never end by themselves.
         () = async { _ = draining.await; tokio::time::sleep(DRAIN).await } => {}
     }
-    drop(stopped);
     Ok(())
 }
 
