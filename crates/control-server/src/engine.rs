@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::sync::Notify;
 use tonic::Status;
+use tracing::{Instrument as _, Span};
 
 /// The other services.
 #[derive(Clone)]
@@ -106,6 +107,7 @@ impl Engine {
             step: "waiting".to_owned(),
             result: None,
             create_time: SystemClock.now(),
+            trace_parent: custody_rpc::trace::trace_parent(&Span::current()),
         })
     }
 
@@ -162,6 +164,20 @@ impl Engine {
             }
             _ => false,
         }
+    }
+
+    /// The span of an operation's work, in the trace of the call that asked for it.
+    pub(crate) fn span(&self, operation: Option<&String>) -> Span {
+        let Some(operation) = operation.and_then(|id| self.ledger.operation(id).ok()) else {
+            return Span::none();
+        };
+        let span = tracing::info_span!(
+            "custody.control.operation",
+            custody.operation.name = operation.id,
+            custody.operation.target = operation.target
+        );
+        custody_rpc::trace::adopt_trace_parent(&span, &operation.trace_parent);
+        span
     }
 
     fn note_step(&self, cluster: &ClusterRecord, step: &Step) {
@@ -304,7 +320,8 @@ async fn drive(engine: Arc<Engine>, name: String, wake: Arc<Notify>) {
             _ = tokio::time::timeout(LOOK, wake.notified()).await;
             continue;
         }
-        match run_plan(&engine, &cluster, plan, &wake).await {
+        let span = engine.span(cluster.operation.as_ref());
+        match run_plan(&engine, &cluster, plan, &wake).instrument(span).await {
             Ok(true) => {
                 if engine.plan_done(&cluster) {
                     return;

@@ -25,6 +25,7 @@ use custody_rpc::{
 use custody_types::{Clock as _, ClusterName, SystemClock};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
 
 pub(crate) struct ClusterService {
     engine: Arc<Engine>,
@@ -257,7 +258,8 @@ impl ClusterManager for ClusterService {
                 create_time: SystemClock.now(),
             };
             let answer = convert::operation(&operation, None);
-            tokio::spawn(self.engine.clone().back_up(cluster, backup, operation));
+            let span = self.engine.span(Some(&operation.id));
+            tokio::spawn(self.engine.clone().back_up(cluster, backup, operation).instrument(span));
             Ok(Response::new(answer))
         })
         .await

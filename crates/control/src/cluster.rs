@@ -212,4 +212,8 @@ pub struct OperationRecord {
     pub result: Option<OperationResult>,
     /// When it began.
     pub create_time: UnixMillis,
+    /// The call that asked for it, as a W3C `traceparent`, so that its work is in the caller's trace, also after a
+    /// restart; empty where the caller is not traced.
+    #[serde(default)]
+    pub trace_parent: String,
 }

@@ -1,7 +1,7 @@
 //! The keeper of one volume: renews its lease, erases its keys when access ends, opens it when access is back.
 
 use crate::{
-    managed::{Managed, VolumeStatus},
+    managed::{Managed, Nudge, VolumeStatus},
     node::{Node, blocking, failed, key_of, vault_of},
 };
 use custody_clients::AccessError;
@@ -13,6 +13,7 @@ use std::{
 };
 use tokio::time::MissedTickBehavior;
 use tonic::Status;
+use tracing::{Instrument as _, Span};
 use zeroize::Zeroizing;
 
 /// Renewals between looks at the key's current version; events make it look at once.
@@ -54,8 +55,10 @@ pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
                 true
             }
         };
+        let span = waiting.as_ref().map_or_else(Span::none, |nudge: &Nudge| nudge.span.clone());
         // An event, or the end of the lease, must not wait for a slow vault.
-        let asked = tokio::time::timeout(node.config.lease, ask(&node, &managed, look_at_version)).await;
+        let asking = ask(&node, &managed, look_at_version).instrument(span);
+        let asked = tokio::time::timeout(node.config.lease, asking).await;
         let (event, opened) = match asked {
             Ok(Ok(opened)) => (LeaseEvent::Granted, opened),
             Ok(Err(AccessError::Refused { reason, .. })) => (LeaseEvent::Refused(reason), None),
@@ -73,7 +76,7 @@ pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
         }
         rotate_due(&managed).await;
         if let Some(waiting) = waiting {
-            _ = waiting.send(());
+            _ = waiting.done.send(());
         }
     }
 }
@@ -177,6 +180,6 @@ async fn rotate_due(managed: &Arc<Managed>) {
 pub(crate) async fn nudge(managed: &Managed) -> Result<(), Status> {
     let (done, looked) = tokio::sync::oneshot::channel();
     let gone = || custody_rpc::status::status("ABORTED", "VOLUME_GONE", "the volume was removed", None);
-    managed.nudge.send(done).await.map_err(|_| gone())?;
+    managed.nudge.send(Nudge { done, span: Span::current() }).await.map_err(|_| gone())?;
     looked.await.map_err(|_| gone())
 }

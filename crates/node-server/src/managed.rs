@@ -8,6 +8,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
+use tracing::Span;
 
 /// Whether a volume can be used, and why not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +28,12 @@ impl VolumeStatus {
 }
 
 /// Asks the keeper to look at the vault now.
-pub(crate) type Nudge = oneshot::Sender<()>;
+pub(crate) struct Nudge {
+    /// Told when it has looked.
+    pub(crate) done: oneshot::Sender<()>,
+    /// The call that asks, so that the vault's answer is in its trace.
+    pub(crate) span: Span,
+}
 
 pub(crate) struct Managed {
     pub(crate) name: VolumeName,

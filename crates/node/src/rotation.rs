@@ -89,7 +89,9 @@ impl Volume {
         let _between_writes = self.gate.write();
         let mut state = extent.state.write();
         let current = state.header.current.generation;
-        if state.blocks.iter().flatten().any(|l| l.entry.generation != current) || state.dirty {
+        // The flush before this call began after the last block had moved, so what the header counts is under the
+        // current key; writes since then, which make the extent dirty again, are too.
+        if state.blocks.iter().flatten().any(|l| l.entry.generation != current) {
             self.rotation_due.lock().push(index);
             return Ok(());
         }

@@ -42,6 +42,26 @@ pub fn inject(span: &Span, headers: &mut HeaderMap) {
     global::get_text_map_propagator(|p| p.inject_context(&span.context(), &mut HeadersMut(headers)));
 }
 
+/// The name of the W3C header that carries a span across a process.
+const TRACE_PARENT: &str = "traceparent";
+
+/// The span as a W3C `traceparent`, to be kept with work that outlives the call; empty where nothing is traced.
+#[must_use]
+pub fn trace_parent(span: &Span) -> String {
+    let mut headers = HeaderMap::new();
+    inject(span, &mut headers);
+    headers.get(TRACE_PARENT).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned()
+}
+
+/// Makes a span that was kept as a `traceparent` the parent of `span`.
+pub fn adopt_trace_parent(span: &Span, trace_parent: &str) {
+    if let Ok(value) = trace_parent.parse()
+        && !trace_parent.is_empty()
+    {
+        adopt(span, &HeaderMap::from_iter([(http::HeaderName::from_static(TRACE_PARENT), value)]));
+    }
+}
+
 /// The trace id of a span, where it has one.
 #[must_use]
 pub fn trace_id(span: &Span) -> Option<String> {
