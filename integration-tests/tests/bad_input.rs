@@ -3,6 +3,9 @@
 
 use custody_proto::{
     control::{Cluster, CreateClusterRequest, Encryption, cluster_manager_client::ClusterManagerClient},
+    longrunning::{
+        WaitOperationRequest, operation::Result as OperationResult, operations_client::OperationsClient,
+    },
     storage::{CreateVolumeRequest, Volume, WriteBlocksRequest, storage_node_client::StorageNodeClient},
     vault::{GetKeyRequest, WrapKeyRequest, key_vault_client::KeyVaultClient},
 };
@@ -127,6 +130,30 @@ async fn garbage_on_every_port_harms_nothing() {
     _ = deployment.run(&["vault", "create", "still-works"]);
 }
 
+/// Asks for a cluster under a key and waits until it is made or given up; `Err` is the operation's error.
+async fn create_and_wait(deployment: &Deployment, id: &str, key: &str, identity: &str) -> Result<(), String> {
+    let channel = deployment.channel("control", "sysadmin").unwrap();
+    let request = CreateClusterRequest {
+        cluster_id: id.into(),
+        cluster: Some(Cluster {
+            volume_size_bytes: 512 << 20,
+            encryption: Some(Encryption { key: key.into(), managed_identity: identity.into() }),
+            ..Cluster::default()
+        }),
+        administrator_password: "long-enough-1".into(),
+        source_backup: String::new(),
+    };
+    let begun = ClusterManagerClient::new(channel.clone()).create_cluster(request).await.unwrap();
+    let timeout = Some(prost_types::Duration { seconds: 30, nanos: 0 });
+    let wait = WaitOperationRequest { name: begun.into_inner().name, timeout };
+    let ended = OperationsClient::new(channel).wait_operation(wait).await.unwrap().into_inner();
+    assert!(ended.done, "{ended:?}");
+    match ended.result.unwrap() {
+        OperationResult::Error(e) => Err(e.message),
+        OperationResult::Response(_) => Ok(()),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_name_the_field_and_leave_nothing() {
     let deployment = Deployment::start();
@@ -147,50 +174,40 @@ async fn requests_name_the_field_and_leave_nothing() {
     assert!(refused(&["cluster", "get", "clusters/none"]).contains("does not exist"));
     assert!(refused(&["cluster", "create", "c", "--workers", "99"]).contains("`cluster.worker_count`"));
 
-    // A key that may not protect: disabled, expired, in a vault without purge protection.
-    let mut control = ClusterManagerClient::new(deployment.channel("control", "sysadmin").unwrap());
-    let create = |id: &str, key: &str| CreateClusterRequest {
-        cluster_id: id.into(),
-        cluster: Some(Cluster {
-            volume_size_bytes: 512 << 20,
-            encryption: Some(Encryption { key: key.into(), managed_identity: identity.clone() }),
-            ..Cluster::default()
-        }),
-        administrator_password: "long-enough-1".into(),
-        source_backup: String::new(),
-    };
-    let outcome = |id: &str| {
-        let operations = deployment.cli(&["cluster", "get", &format!("clusters/{id}")]);
-        operations.is_err()
-    };
-    _ = deployment.run(&["key", "disable", &key]);
-    control.create_cluster(create("disabled", &key)).await.unwrap();
-    _ = deployment.run(&["key", "enable", &key]);
-    _ = deployment.run(&["key", "dates", &key, "--until", "2020-01-01T00:00:00Z"]);
-    control.create_cluster(create("expired", &key)).await.unwrap();
+    // A key that may not protect: disabled, expired, not yet valid, in a vault without purge protection.
     _ = deployment.run(&["vault", "create", "loose", "--no-purge-protection"]);
-    _ = deployment.run(&["key", "create", "vaults/loose/keys/k"]);
-    _ = deployment.run(&[
-        "access",
-        "grant",
-        &identity,
-        "Key Vault Crypto Service Encryption User",
-        "vaults/loose/keys/k",
-    ]);
-    control.create_cluster(create("purgeable", "vaults/loose/keys/k")).await.unwrap();
-    for id in ["disabled", "expired", "purgeable"] {
-        tokio::task::block_in_place(|| {
-            eventually(&format!("clusters/{id} is gone again"), Duration::from_secs(20), || {
-                outcome(id).then_some(())
-            })
-        });
+    let loose = "vaults/loose/keys/k";
+    _ = deployment.run(&["key", "create", loose]);
+    _ = deployment.run(&["access", "grant", &identity, "Key Vault Crypto Service Encryption User", loose]);
+    let refused_cluster = async |id: &str, key: &str, why: &str| {
+        let outcome = create_and_wait(&deployment, id, key, &identity).await;
+        let error = outcome.unwrap_err();
+        assert!(error.contains(why), "{id}: {error}");
+        assert!(deployment.cli(&["cluster", "get", &format!("clusters/{id}")]).is_err(), "{id} exists");
         let left: Vec<_> = fs::read_dir(deployment.dir().join("storage/data"))
             .unwrap()
             .map(|e| e.unwrap().file_name())
             .filter(|n| n.to_string_lossy().contains(id))
             .collect();
         assert!(left.is_empty(), "{left:?} is left behind");
-    }
+    };
+    _ = deployment.run(&["key", "disable", &key]);
+    refused_cluster("disabled", &key, "enable it").await;
+    _ = deployment.run(&["key", "enable", &key]);
+    _ = deployment.run(&["key", "dates", &key, "--until", "2020-01-01T00:00:00Z"]);
+    refused_cluster("expired", &key, "check its dates").await;
+    _ = deployment.run(&[
+        "key",
+        "dates",
+        &key,
+        "--from",
+        "2100-01-01T00:00:00Z",
+        "--until",
+        "2101-01-01T00:00:00Z",
+    ]);
+    refused_cluster("early", &key, "check its dates").await;
+    refused_cluster("purgeable", loose, "purge protection").await;
+
     // Too much in one message.
     let mut vault = KeyVaultClient::new(deployment.channel("vault", "officer").unwrap());
     let huge = WrapKeyRequest { name: key, algorithm: String::new(), plaintext: vec![0; 8 << 20] };

@@ -1,5 +1,4 @@
 //! One trace from a command through control plane and storage node to the vault; metrics; and no secret in either.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 use custody_testkit::{Collector, Deployment, database_tools, eventually};
 use std::time::Duration;
 
