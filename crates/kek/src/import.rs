@@ -46,7 +46,9 @@ pub(crate) fn parse(text_or_der: &[u8]) -> Result<(Zeroizing<Vec<u8>>, RsaSize),
             .or_else(|| rsa::PrivateKey::from_pkcs1_der(text_or_der).ok()),
     }
     .ok_or(ImportError::Unreadable)?;
-    let size = size_of_modulus(key.size()).ok_or_else(|| ImportError::Size { bits: key.size() * 8 })?;
+    let bits = key.n().bit_width() as usize;
+    let size = size_of_modulus(key.size()).filter(|s| s.bits() as usize == bits);
+    let size = size.ok_or(ImportError::Size { bits })?;
     if key.e_bytes().as_ref() != [1, 0, 1] {
         return Err(ImportError::Exponent);
     }

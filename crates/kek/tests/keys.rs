@@ -54,6 +54,26 @@ fn rubbish_is_not_imported() {
 }
 
 #[test]
+fn an_rsa_key_is_imported_from_each_form_and_others_say_why_not() {
+    let pkcs8 = include_bytes!("imports/rsa-2048.pkcs8.pem");
+    let key = KekPrivateKey::import(pkcs8, Backend::AwsLc).unwrap();
+    let same = KekPrivateKey::import(include_bytes!("imports/rsa-2048.pkcs1.pem"), Backend::AwsLc).unwrap();
+    assert_eq!((key.size(), key.public()), (RsaSize::Bits2048, same.public()));
+    let wrapped = key.wrap_key(WrapAlgorithm::RsaOaep256, &[9; 32]).unwrap();
+    assert_eq!(same.unwrap_key(WrapAlgorithm::RsaOaep256, &wrapped).unwrap()[..], [9; 32]);
+    for (refused, why) in [
+        (&include_bytes!("imports/ec-p256.pem")[..], ImportError::Unreadable),
+        (&include_bytes!("imports/ed25519.pem")[..], ImportError::Unreadable),
+        (&include_bytes!("imports/rsa-2048.encrypted.pem")[..], ImportError::Unreadable),
+        (&include_bytes!("imports/rsa-1024.pem")[..], ImportError::Size { bits: 1024 }),
+        (&include_bytes!("imports/rsa-2047.pem")[..], ImportError::Size { bits: 2047 }),
+        (&include_bytes!("imports/rsa-2048-exponent-3.pem")[..], ImportError::Exponent),
+    ] {
+        assert_eq!(KekPrivateKey::import(refused, Backend::AwsLc).unwrap_err(), why);
+    }
+}
+
+#[test]
 fn a_private_key_does_not_print() {
     let key = KekPrivateKey::generate(RsaSize::Bits2048, Backend::AwsLc).unwrap();
     assert_eq!(format!("{key:?}"), "KekPrivateKey(2048 bits, ..)");
