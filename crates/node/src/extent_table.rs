@@ -17,8 +17,10 @@ const PER_PAGE: u32 = (BITMAP_LEN * 8) as u32;
 pub(crate) struct ExtentTable {
     volume: [u8; 16],
     pages: Vec<Page>,
-    /// Extents whose header is on disk but not yet in a written page.
+    /// Extents whose header is on disk but that are not yet in a page.
     pending: BTreeSet<u32>,
+    /// Pages that have changed and are still to be written.
+    changed: BTreeSet<u32>,
 }
 
 #[derive(Debug)]
@@ -42,7 +44,8 @@ impl ExtentTable {
         keys: &VolumeKeys,
     ) -> Result<Self, VolumeError> {
         let extents = u32::try_from(size_bytes.div_ceil(EXTENT_LEN)).unwrap_or(u32::MAX);
-        let mut table = Self { volume, pages: Vec::new(), pending: BTreeSet::new() };
+        let mut table =
+            Self { volume, pages: Vec::new(), pending: BTreeSet::new(), changed: BTreeSet::new() };
         for page in 0..extents.div_ceil(PER_PAGE) {
             let mut best = Page { sequence: 0, bitmap: Box::new([0; BITMAP_LEN]) };
             let mut damaged = 0;
@@ -111,9 +114,9 @@ impl ExtentTable {
         }
     }
 
-    /// Writes pages that changed; they become durable with the next flush.
+    /// Writes pages that changed; they become durable with the next flush. A page that could not be written is
+    /// written by the next call.
     pub(crate) fn write(&mut self, file: &File, keys: &VolumeKeys) -> Result<(), VolumeError> {
-        let mut touched = BTreeSet::new();
         for extent in std::mem::take(&mut self.pending) {
             let bit = extent % PER_PAGE;
             let page = extent / PER_PAGE;
@@ -121,17 +124,18 @@ impl ExtentTable {
                 self.pages.get_mut(page as usize).and_then(|p| p.bitmap.get_mut((bit / 8) as usize))
             {
                 *byte |= 1 << (bit % 8);
-                touched.insert(page);
+                self.changed.insert(page);
             }
         }
-        for page in touched {
-            let Some(found) = self.pages.get(page as usize) else { continue };
+        while let Some(page) = self.changed.first().copied() {
+            let Some(found) = self.pages.get(page as usize) else { break };
             let sequence = found.sequence + 1;
             let bytes = self.encode(page, sequence, &found.bitmap, keys);
             file.write_all_at(&bytes, Self::start(page, sequence))?;
             if let Some(found) = self.pages.get_mut(page as usize) {
                 found.sequence = sequence;
             }
+            self.changed.remove(&page);
         }
         Ok(())
     }

@@ -75,7 +75,11 @@ impl Volume {
 
     /// Writes the headers of what is now durable; they become durable with the next flush, and until then the
     /// ones before them are as good, since no slot that they count has been given away.
+    ///
+    /// An extent whose header was not written (a full disk, for example) stays dirty, so that the next flush writes
+    /// it; the others are not held back. The first error is told.
     fn settle(&self, seen: Vec<Seen>) -> Result<(), VolumeError> {
+        let mut outcome = Ok(());
         for one in seen {
             let mut state = one.extent.state.write();
             let header = Header {
@@ -88,7 +92,8 @@ impl Volume {
             if let Err(e) = self.loader().write_header(one.extent.index, &header) {
                 state.dirty = true;
                 state.slots.flush_failed(one.retired);
-                return Err(e);
+                outcome = outcome.and(Err(e));
+                continue;
             }
             state.header = header;
             state.slots.flushed(one.retired);
@@ -96,7 +101,7 @@ impl Volume {
             one.extent.room.notify_all();
             self.table.lock().add(one.extent.index);
         }
-        self.table.lock().write(&self.file, &self.keys)
+        outcome.and(self.table.lock().write(&self.file, &self.keys))
     }
 
     /// Frees slots of an extent whose writers have used them up: two flushes, or the end of a backup.
