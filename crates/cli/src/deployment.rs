@@ -70,8 +70,7 @@ impl Deployment {
         pki::ensure(&dir.join("pki"), &SERVICES)?;
         let bootstrap = credentials(&dir)?;
         // All bound before any is released, so that no two services get the same port.
-        let holders =
-            SERVICES.iter().map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
+        let holders = SERVICES.iter().map(|_| free_port()).collect::<anyhow::Result<Vec<_>>>()?;
         let ports = holders.iter().map(|h| Ok(h.local_addr()?.port())).collect::<anyhow::Result<Vec<_>>>()?;
         let endpoints: BTreeMap<String, String> = SERVICES
             .iter()
@@ -151,6 +150,32 @@ impl Deployment {
             }),
         }
     }
+}
+
+/// First port that may be given to a service: those below have known owners.
+const PORT_MIN: u16 = 10_000;
+
+/// A port that nothing listens on, held until dropped. A service keeps its port when it is started again, and while
+/// it is down the kernel may give a port of its ephemeral range to any connection; so it is one below that range.
+fn free_port() -> anyhow::Result<TcpListener> {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let first_ephemeral = range.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(32_768u16);
+    let span = first_ephemeral.checked_sub(PORT_MIN).filter(|span| *span >= 1024);
+    for _ in 0..64 {
+        let port = match span {
+            Some(span) => {
+                let mut draw = [0; 2];
+                getrandom::fill(&mut draw).map_err(|e| anyhow::anyhow!("no random bytes: {e}"))?;
+                PORT_MIN + u16::from_le_bytes(draw) % span
+            }
+            // The range was widened here: any free port must do.
+            None => 0,
+        };
+        if let Ok(held) = TcpListener::bind(("127.0.0.1", port)) {
+            return Ok(held);
+        }
+    }
+    anyhow::bail!("no port of 127.0.0.1 is free for a service")
 }
 
 /// Makes the principals' secrets that are missing; answers what the identity service is told: hashes only.
