@@ -55,6 +55,8 @@ pub(crate) enum Verb {
 pub(crate) enum BackupVerb {
     /// Backs a cluster up.
     Create { cluster: String, id: String },
+    /// Removes a backup for good.
+    Delete { name: String },
     /// Lists backups.
     List,
 }
@@ -185,6 +187,10 @@ pub(crate) async fn run_backup(session: &Session, verb: BackupVerb) -> anyhow::R
                 .await?
                 .into_inner();
             wait(session, operation, false).await?;
+            line("done");
+        }
+        BackupVerb::Delete { name } => {
+            client.delete_backup(wire::DeleteBackupRequest { name }).await?;
             line("done");
         }
         BackupVerb::List => {

@@ -1,10 +1,12 @@
 //! The engine: one driver for each cluster carries its plan out and follows its state.
 
-use crate::steps::{self, StepError};
+use crate::{
+    backups,
+    steps::{self, StepError},
+};
 use custody_clients::{Database, Identity, Storage};
 use custody_control::{
-    BackupRecord, ClusterRecord, ClusterState, Event, Ledger, LedgerError, OperationRecord, OperationResult,
-    Step,
+    ClusterRecord, ClusterState, Event, Ledger, LedgerError, OperationRecord, OperationResult, Step,
 };
 use custody_rpc::status::{internal, status};
 use custody_types::{Clock as _, SystemClock};
@@ -31,7 +33,7 @@ pub(crate) struct Engine {
     /// Wakes a cluster's driver.
     drivers: Mutex<HashMap<String, Arc<Notify>>>,
     /// Held while a cluster's record is read, changed and stored.
-    changes: Mutex<()>,
+    pub(crate) changes: Mutex<()>,
     /// Wakes whoever waits for an operation.
     pub(crate) finished: Notify,
 }
@@ -39,7 +41,7 @@ pub(crate) struct Engine {
 /// Between looks at a cluster that waits.
 const LOOK: Duration = Duration::from_millis(500);
 /// Between attempts at a step that could not be done now.
-const RETRY: Duration = Duration::from_secs(1);
+pub(crate) const RETRY: Duration = Duration::from_secs(1);
 
 pub(crate) fn ledger_failed(e: LedgerError) -> Status {
     match &e {
@@ -49,6 +51,15 @@ pub(crate) fn ledger_failed(e: LedgerError) -> Status {
             tracing::error!(error = %e, "ledger failed");
             status("UNAVAILABLE", "STORE_UNAVAILABLE", &e.to_string(), None)
         }
+    }
+}
+
+/// An error as an operation's result.
+pub(crate) fn failure(e: &Status) -> OperationResult {
+    OperationResult::Error {
+        status: custody_rpc::status::code_name(e.code()).to_owned(),
+        reason: custody_rpc::status::reason(e),
+        message: e.message().to_owned(),
     }
 }
 
@@ -71,19 +82,10 @@ impl Engine {
         for cluster in engine.ledger.clusters()? {
             engine.drive(cluster.spec.name.as_str());
         }
-        for mut operation in engine
-            .ledger
-            .operations()?
-            .into_iter()
-            .filter(|o| o.result.is_none() && o.target.starts_with("backups/"))
-        {
-            let message = "the control plane ended during the backup; take another".to_owned();
-            operation.result = Some(OperationResult::Error {
-                status: "ABORTED".to_owned(),
-                reason: "INTERRUPTED".to_owned(),
-                message,
-            });
-            engine.ledger.update(None, Some(&operation))?;
+        for operation in engine.ledger.operations()?.into_iter().filter(|o| o.result.is_none()) {
+            if let Some(backup) = operation.backup.clone() {
+                tokio::spawn(backups::end_interrupted(engine.clone(), backup, operation));
+            }
         }
         Ok(engine)
     }
@@ -108,6 +110,7 @@ impl Engine {
             result: None,
             create_time: SystemClock.now(),
             trace_parent: custody_rpc::trace::trace_parent(&Span::current()),
+            backup: None,
         })
     }
 
@@ -234,11 +237,7 @@ impl Engine {
     /// A step was refused for good.
     fn plan_failed(&self, cluster: &ClusterRecord, e: &Status) {
         let name = cluster.spec.name.as_str();
-        let result = OperationResult::Error {
-            status: custody_rpc::status::code_name(e.code()).to_owned(),
-            reason: custody_rpc::status::reason(e),
-            message: e.message().to_owned(),
-        };
+        let result = failure(e);
         tracing::warn!(cluster = name, error = e.message(), "plan failed");
         match cluster.state {
             // What was made is removed before the failure is told.
@@ -272,41 +271,6 @@ impl Engine {
                 }
             }
         });
-    }
-
-    /// Runs a backup of all volumes of a cluster.
-    pub(crate) async fn back_up(
-        self: Arc<Self>,
-        cluster: ClusterRecord,
-        backup: BackupRecord,
-        mut operation: OperationRecord,
-    ) {
-        let mut result = OperationResult::Success;
-        for node in &cluster.nodes {
-            operation.step = format!("backing up {}", node.role);
-            _ = self.ledger.update(None, Some(&operation));
-            if let Err(e) =
-                steps::back_up(&self.platform, &node.id, &format!("{}/{}", backup.id, node.role)).await
-            {
-                result = OperationResult::Error {
-                    status: custody_rpc::status::code_name(e.code()).to_owned(),
-                    reason: custody_rpc::status::reason(&e),
-                    message: e.message().to_owned(),
-                };
-                break;
-            }
-        }
-        operation.step = "done".to_owned();
-        operation.result = Some(result.clone());
-        let stored = if result == OperationResult::Success {
-            self.ledger.add_backup(&backup, &operation)
-        } else {
-            self.ledger.update(None, Some(&operation))
-        };
-        if let Err(e) = stored {
-            tracing::error!(backup = backup.id, error = %e, "a backup's end was not stored");
-        }
-        self.finished.notify_waiters();
     }
 }
 

@@ -1,5 +1,6 @@
 //! `custody-control`: the gRPC face of the control plane.
 
+mod backups;
 mod convert;
 mod engine;
 mod operations;

@@ -1,11 +1,11 @@
 //! The ClusterManager service on the wire.
 
 use crate::{
-    convert,
+    backups, convert,
     engine::{Engine, ledger_failed},
 };
 use custody_audit::{Journal, Outcome, Record};
-use custody_control::{BackupRecord, ClusterRecord, ClusterSpec, ClusterState, Event};
+use custody_control::{ClusterRecord, ClusterSpec, ClusterState, Event};
 use custody_proto::{
     audit::AuditRecord,
     control::{
@@ -25,7 +25,6 @@ use custody_rpc::{
 use custody_types::{Clock as _, ClusterName, SystemClock};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
-use tracing::Instrument as _;
 
 pub(crate) struct ClusterService {
     engine: Arc<Engine>,
@@ -49,6 +48,16 @@ impl Trail for ControlTrail {
 
 /// Characters of an administrator's password.
 const PASSWORD_LEN: std::ops::RangeInclusive<usize> = 8..=128;
+
+/// The id of a backup's name. The grammar of an id is the same everywhere.
+fn backup_id<'a>(field: &'static str, name: &'a str) -> Result<&'a str, Status> {
+    name.strip_prefix("backups/")
+        .filter(|id| format!("clusters/{id}").parse::<ClusterName>().is_ok())
+        .ok_or_else(|| {
+            let rule = "an id is 1 to 63 of a-z, 0-9 and -, begins with a letter and does not end with -";
+            invalid(field, format!("must be of the form backups/{{backup}}; {rule}"))
+        })
+}
 
 impl ClusterService {
     pub(crate) fn server(engine: Arc<Engine>, journal: Arc<Journal>) -> ClusterManagerServer<Self> {
@@ -117,10 +126,7 @@ impl ClusterService {
         spec.password_verifier =
             postgres_protocol::password::scram_sha_256(r.administrator_password.as_bytes());
         if !r.source_backup.is_empty() {
-            let id = r
-                .source_backup
-                .strip_prefix("backups/")
-                .ok_or_else(|| invalid("source_backup", "must be of the form backups/{backup}"))?;
+            let id = backup_id("source_backup", &r.source_backup)?;
             let backup = self.engine.ledger.backup(id).map_err(ledger_failed)?;
             if (backup.workers, backup.volume_size_bytes) != (spec.workers, spec.volume_size_bytes) {
                 let why = format!(
@@ -129,7 +135,7 @@ impl ClusterService {
                 );
                 return Err(invalid("source_backup", why));
             }
-            spec.source_backup = Some(backup.id);
+            spec.source_backup = Some(backup.place);
         }
         Ok(spec)
     }
@@ -232,35 +238,28 @@ impl ClusterManager for ClusterService {
         let context = CallContext::of(&request)?;
         let r = request.into_inner();
         let name: ClusterName = r.parent.parse().map_err(|e| invalid("parent", e))?;
-        // The grammar of an id is the same everywhere.
-        format!("clusters/{}", r.backup_id).parse::<ClusterName>().map_err(|e| invalid("backup_id", e))?;
+        backup_id("backup_id", &format!("backups/{}", r.backup_id))?;
         self.audited(&context, "BackupCreate", name.as_str(), async {
             let cluster = self.engine.ledger.cluster(name.as_str()).map_err(ledger_failed)?;
             if cluster.state != ClusterState::Ready && cluster.state != ClusterState::Stopped {
                 let why = format!("`{name}` is {}; it can be backed up when READY or STOPPED", cluster.state);
                 return Err(status("FAILED_PRECONDITION", "INVALID_CLUSTER_TRANSITION", &why, None));
             }
-            if self.engine.ledger.backup(&r.backup_id).is_ok() {
-                return Err(status(
-                    "ALREADY_EXISTS",
-                    "ALREADY_EXISTS",
-                    &format!("`backups/{}` exists already", r.backup_id),
-                    None,
-                ));
-            }
-            let operation = self.engine.new_operation(&format!("backups/{}", r.backup_id))?;
-            self.engine.ledger.update(None, Some(&operation)).map_err(ledger_failed)?;
-            let backup = BackupRecord {
-                id: r.backup_id,
-                cluster: name.clone(),
-                workers: cluster.spec.workers,
-                volume_size_bytes: cluster.spec.volume_size_bytes,
-                create_time: SystemClock.now(),
-            };
-            let answer = convert::operation(&operation, None);
-            let span = self.engine.span(Some(&operation.id));
-            tokio::spawn(self.engine.clone().back_up(cluster, backup, operation).instrument(span));
-            Ok(Response::new(answer))
+            let operation = backups::begin(&self.engine, &r.backup_id, cluster)?;
+            Ok(Response::new(convert::operation(&operation, None)))
+        })
+        .await
+    }
+
+    async fn delete_backup(
+        &self,
+        request: Request<wire::DeleteBackupRequest>,
+    ) -> Result<Response<()>, Status> {
+        let context = CallContext::of(&request)?;
+        let name = request.into_inner().name;
+        let id = backup_id("name", &name)?;
+        self.audited(&context, "BackupDelete", &name, async {
+            backups::delete(&self.engine, id).await.map(Response::new)
         })
         .await
     }

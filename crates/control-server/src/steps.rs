@@ -5,10 +5,7 @@ use custody_control::{ClusterRecord, NodeRecord, Step};
 use custody_proto::{
     database::{self as db, Instance, InstanceState},
     identity::{BindManagedIdentityRequest, UnbindManagedIdentityRequest},
-    storage::{
-        self as st, BackupVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, Volume,
-        VolumeState,
-    },
+    storage::{CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, Volume, VolumeState},
 };
 use tonic::{Code, Status};
 
@@ -170,7 +167,7 @@ pub(crate) async fn carry_out(
     Ok(nodes)
 }
 
-fn gone_is_fine(done: Result<(), Status>) -> Result<(), Status> {
+pub(crate) fn gone_is_fine(done: Result<(), Status>) -> Result<(), Status> {
     done.or_else(|e| if e.code() == Code::NotFound { Ok(()) } else { Err(e) })
 }
 
@@ -223,21 +220,4 @@ pub(crate) async fn observe(platform: &Platform, cluster: &ClusterRecord) -> Res
         node.endpoint = instance.endpoint;
     }
     Ok(seen)
-}
-
-/// Backs one volume up.
-pub(crate) async fn back_up(platform: &Platform, volume: &str, backup: &str) -> Result<(), Status> {
-    let request = BackupVolumeRequest { name: format!("volumes/{volume}"), backup: backup.to_owned() };
-    let mut progress = platform.storage.clone().backup_volume(request).await?.into_inner();
-    while let Some(st::BackupProgress { complete, .. }) = progress.message().await? {
-        if complete {
-            return Ok(());
-        }
-    }
-    Err(custody_rpc::status::status(
-        "UNAVAILABLE",
-        "BACKUP_INTERRUPTED",
-        "the storage node ended during the backup; take another",
-        None,
-    ))
 }

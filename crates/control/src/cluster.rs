@@ -173,6 +173,9 @@ impl ClusterRecord {
 pub struct BackupRecord {
     /// `backups/{id}`: the id.
     pub id: String,
+    /// Where storage nodes keep its parts: a directory of its own, unlike that of any other backup ever made, so
+    /// that what a failure leaves behind can be removed without a doubt.
+    pub place: String,
     /// The cluster it was taken of.
     pub cluster: ClusterName,
     /// Number of workers.
@@ -181,6 +184,25 @@ pub struct BackupRecord {
     pub volume_size_bytes: u64,
     /// When.
     pub create_time: UnixMillis,
+}
+
+/// Characters of a backup's id that its place repeats, for people who look at the disk.
+const PLACE_ID_LEN: usize = 40;
+
+impl BackupRecord {
+    /// A backup of `cluster` under `id`, which `operation`, by id, makes.
+    #[must_use]
+    pub fn new(id: &str, operation: &str, cluster: &ClusterRecord, now: UnixMillis) -> Self {
+        let shown: String = id.chars().take(PLACE_ID_LEN).collect();
+        Self {
+            id: id.to_owned(),
+            place: format!("{shown}-{}", operation.trim_start_matches("op-")),
+            cluster: cluster.spec.name.clone(),
+            workers: cluster.spec.workers,
+            volume_size_bytes: cluster.spec.volume_size_bytes,
+            create_time: now,
+        }
+    }
 }
 
 /// How an operation ended.
@@ -216,4 +238,7 @@ pub struct OperationRecord {
     /// restart; empty where the caller is not traced.
     #[serde(default)]
     pub trace_parent: String,
+    /// The backup that it makes: its parts are removed if the operation does not succeed.
+    #[serde(default)]
+    pub backup: Option<BackupRecord>,
 }

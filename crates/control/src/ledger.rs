@@ -128,6 +128,16 @@ impl Ledger {
         Ok(self.store.commit(batch)?)
     }
 
+    /// Removes a backup's record.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn remove_backup(&self, id: &str) -> Result<(), LedgerError> {
+        let mut batch = Batch::new();
+        batch.delete(BACKUPS, id);
+        Ok(self.store.commit(batch)?)
+    }
+
     /// A backup by id.
     ///
     /// # Errors

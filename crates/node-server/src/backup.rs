@@ -5,11 +5,16 @@ use crate::{
     node::{Node, blocking, failed, key_of, refused},
 };
 use custody_envelope::{OpenError, StreamKey, random};
-use custody_node::{BackupError, BackupManifest, Snapshot, Volume, read_backup, write_backup};
+use custody_node::{BackupError, BackupManifest, Snapshot, Volume, read_backup, remove_backup, write_backup};
 use custody_proto::storage::BackupProgress;
 use custody_rpc::status::{invalid, status};
 use custody_types::{Clock as _, SystemClock};
-use std::{path::PathBuf, sync::Arc};
+use parking_lot::Mutex;
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -20,9 +25,42 @@ pub(crate) struct Restore {
     key: StreamKey,
 }
 
+/// Backups that are being made, by directory.
+#[derive(Default)]
+pub(crate) struct Writing(Mutex<Vec<PathBuf>>);
+
+struct BeingWritten(Arc<Writing>, PathBuf);
+
+impl Writing {
+    fn enter(self: &Arc<Self>, dir: &Path) -> Result<BeingWritten, Status> {
+        let mut dirs = self.0.lock();
+        if dirs.iter().any(|d| d == dir) {
+            return Err(in_progress());
+        }
+        dirs.push(dir.to_owned());
+        Ok(BeingWritten(self.clone(), dir.to_owned()))
+    }
+
+    fn any_in(&self, dir: &Path) -> bool {
+        self.0.lock().iter().any(|d| d.starts_with(dir))
+    }
+}
+
+impl Drop for BeingWritten {
+    fn drop(&mut self) {
+        let Self(writing, dir) = self;
+        writing.0.lock().retain(|d| d != dir);
+    }
+}
+
+fn in_progress() -> Status {
+    status("ABORTED", "OPERATION_IN_PROGRESS", "the backup is being made; try again", None)
+}
+
 fn backup_failed(e: BackupError) -> Status {
     match e {
         BackupError::Exists => status("ALREADY_EXISTS", "ALREADY_EXISTS", &e.to_string(), None),
+        BackupError::GivenUp => status("CANCELLED", "BACKUP_INTERRUPTED", &e.to_string(), None),
         BackupError::Corrupt | BackupError::Manifest => {
             status("DATA_LOSS", "BACKUP_CORRUPT", &e.to_string(), None)
         }
@@ -52,6 +90,7 @@ pub(crate) async fn begin(
     backup: &str,
 ) -> Result<mpsc::Receiver<Result<BackupProgress, Status>>, Status> {
     let dir = node.backup_dir(backup)?;
+    let being_written = node.writing.enter(&dir)?;
     if dir.exists() {
         return Err(backup_failed(BackupError::Exists));
     }
@@ -91,12 +130,14 @@ pub(crate) async fn begin(
     }
     let (sender, receiver) = mpsc::channel(16);
     tokio::spawn(async move {
+        let _being_written = being_written;
         let progress = sender.clone();
         let done = blocking(move || {
             let snapshot = Snapshot::take(volume).map_err(failed)?;
             let total = snapshot.blocks();
             let tell = |done_blocks, total_blocks| {
-                _ = progress.try_send(Ok(BackupProgress { done_blocks, total_blocks, complete: false }))
+                _ = progress.try_send(Ok(BackupProgress { done_blocks, total_blocks, complete: false }));
+                if progress.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             write_backup(&dir, &manifest, &key, snapshot, tell).map_err(backup_failed)?;
             Ok(total)
@@ -107,4 +148,14 @@ pub(crate) async fn begin(
         _ = sender.send(last).await;
     });
     Ok(receiver)
+}
+
+/// Removes a backup, or a directory of them.
+pub(crate) async fn delete(node: &Node, backup: &str) -> Result<(), Status> {
+    let dir = node.backup_dir(backup)?;
+    if node.writing.any_in(&dir) {
+        return Err(in_progress());
+    }
+    let none = status("NOT_FOUND", "NOT_FOUND", &format!("the backup `{backup}` does not exist"), None);
+    blocking(move || if remove_backup(&dir).map_err(failed)? { Ok(()) } else { Err(none) }).await
 }

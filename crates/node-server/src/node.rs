@@ -1,6 +1,7 @@
 //! The node: its volumes, and how they are made, found and removed.
 
 use crate::{
+    backup::Writing,
     keeper,
     managed::{Managed, VolumeStatus},
     watch::Watches,
@@ -39,6 +40,7 @@ pub(crate) struct Node {
     busy: Mutex<Vec<VolumeName>>,
     access: Mutex<HashMap<String, VaultAccess>>,
     pub(crate) watches: Watches,
+    pub(crate) writing: Arc<Writing>,
 }
 
 /// What a caller wants made.
@@ -82,6 +84,7 @@ impl Node {
         let found = fs::read_dir(&config.data)?.filter_map(Result::ok).map(|e| e.path()).collect::<Vec<_>>();
         let node = Arc::new(Self {
             watches: Watches::default(),
+            writing: Arc::default(),
             config,
             volumes: RwLock::default(),
             busy: Mutex::default(),

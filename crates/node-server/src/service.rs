@@ -13,12 +13,13 @@ use custody_proto::storage::{
 use custody_rpc::{
     page::cut,
     server::MESSAGE_LEN_MAX,
-    status::{invalid, status},
+    status::{internal, invalid, status},
     workers::Workers,
 };
 use std::{pin::Pin, sync::Arc};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
 
 pub(crate) struct StorageService {
     node: Arc<Node>,
@@ -57,6 +58,13 @@ impl StorageService {
     fn clone_for_stream(&self) -> Self {
         Self { node: self.node.clone(), workers: self.workers.clone() }
     }
+}
+
+/// Carries work out to its end, also when the caller has gone: what changes the disk is not left half done.
+async fn unhindered<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::spawn(work.in_current_span()).await.map_err(|_| internal())?
 }
 
 fn inaccessible(managed: &Managed) -> Status {
@@ -100,7 +108,9 @@ impl StorageNode for StorageService {
             ephemeral: given.ephemeral,
             source_backup: r.source_backup,
         };
-        Ok(Response::new(self.view(&*self.node.create(new).await?)))
+        let node = self.node.clone();
+        let made = unhindered(async move { node.create(new).await }).await?;
+        Ok(Response::new(self.view(&made)))
     }
 
     async fn get_volume(
@@ -127,7 +137,8 @@ impl StorageNode for StorageService {
         &self,
         request: Request<wire::DeleteVolumeRequest>,
     ) -> Result<Response<()>, Status> {
-        self.node.delete(&request.get_ref().name).await.map(Response::new)
+        let node = self.node.clone();
+        unhindered(async move { node.delete(&request.get_ref().name).await }).await.map(Response::new)
     }
 
     async fn watch_volume(
@@ -287,5 +298,15 @@ impl StorageNode for StorageService {
         let managed = self.node.volume(&r.name)?;
         let progress = backup::begin(&self.node, managed, &r.backup).await?;
         Ok(Response::new(Box::pin(ReceiverStream::new(progress))))
+    }
+
+    async fn delete_backup(
+        &self,
+        request: Request<wire::DeleteBackupRequest>,
+    ) -> Result<Response<()>, Status> {
+        let node = self.node.clone();
+        unhindered(async move { backup::delete(&node, &request.get_ref().backup).await })
+            .await
+            .map(Response::new)
     }
 }

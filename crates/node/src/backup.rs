@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File},
     io::{self, BufReader, BufWriter, Read as _, Write as _},
+    ops::ControlFlow,
     path::Path,
 };
 
@@ -38,6 +39,9 @@ pub enum BackupError {
     /// There is one of this name.
     #[error("a backup exists at this place already; name another")]
     Exists,
+    /// Whoever wanted it has gone.
+    #[error("the backup was given up, and nothing of it stays")]
+    GivenUp,
     /// It was altered, cut, mixed with another, or is of another key.
     #[error("the backup does not authenticate: it was altered, cut, or belongs to another key")]
     Corrupt,
@@ -79,7 +83,7 @@ impl BackupManifest {
 }
 
 /// Writes a backup to `dir`, which must not exist. Whole or absent: a failure leaves nothing under that name.
-/// Calls `progress` with blocks done and blocks in all.
+/// Calls `progress` with blocks done and blocks in all; it may give the backup up.
 ///
 /// # Errors
 /// See [`BackupError`].
@@ -88,7 +92,7 @@ pub fn write_backup(
     manifest: &BackupManifest,
     key: &StreamKey,
     snapshot: Snapshot,
-    progress: impl FnMut(u64, u64),
+    progress: impl FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<(), BackupError> {
     if dir.exists() {
         return Err(BackupError::Exists);
@@ -113,7 +117,7 @@ fn write_parts(
     manifest: &BackupManifest,
     key: &StreamKey,
     snapshot: Snapshot,
-    mut progress: impl FnMut(u64, u64),
+    mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<(), BackupError> {
     let mut sealer = key.sealer(Provider::default(), manifest.backup_id);
     let mut out = BufWriter::with_capacity(2 * CHUNK_LEN, File::create_new(dir.join("data.sealed"))?);
@@ -131,7 +135,9 @@ fn write_parts(
     snapshot.read::<BackupError>(|offset, block| {
         if plain.len() + 8 + block.len() > CHUNK_LEN {
             put(&mut plain, false)?;
-            progress(done, total);
+            if progress(done, total).is_break() {
+                return Err(BackupError::GivenUp);
+            }
         }
         plain.extend_from_slice(&offset.to_le_bytes());
         plain.extend_from_slice(block);
@@ -139,7 +145,9 @@ fn write_parts(
         Ok(())
     })?;
     put(&mut plain, true)?;
-    progress(done, total);
+    if progress(done, total).is_break() {
+        return Err(BackupError::GivenUp);
+    }
     let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
     let mut text = File::create_new(dir.join("manifest.json"))?;
@@ -186,4 +194,25 @@ pub fn read_backup(
         }
     }
     if first { Err(BackupError::Corrupt) } else { Ok(()) }
+}
+
+/// Removes a backup, or a directory of backups. Renamed first, so that what is half removed is not taken for one.
+/// False where there is none.
+///
+/// # Errors
+/// The file system failed; calling it again goes on.
+pub fn remove_backup(dir: &Path) -> io::Result<bool> {
+    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(false) };
+    let going = parent.join(format!(".{}.deleted", name.to_string_lossy()));
+    let cut_short = going.exists();
+    if cut_short {
+        fs::remove_dir_all(&going)?;
+    }
+    match fs::rename(dir, &going) {
+        Ok(()) => fs::remove_dir_all(&going)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(cut_short),
+        Err(e) => return Err(e),
+    }
+    File::open(parent)?.sync_all()?;
+    Ok(true)
 }

@@ -16,7 +16,7 @@ mod snapshot;
 mod superblock;
 mod volume;
 
-pub use backup::{BackupError, BackupManifest, read_backup, write_backup};
+pub use backup::{BackupError, BackupManifest, read_backup, remove_backup, write_backup};
 pub use error::VolumeError;
 pub use lease::{Lease, LeaseEvent, LeaseState, RevokeReason};
 pub use snapshot::Snapshot;

@@ -6,6 +6,7 @@ use custody_node::{layout::*, *};
 use proptest::prelude::*;
 use std::{
     fs,
+    ops::ControlFlow,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -374,11 +375,25 @@ fn a_backup_is_of_one_moment_and_restores_elsewhere() {
         },
     };
     let at = dir.path().join("backup");
-    write_backup(&at, &manifest, &stream, snapshot, |_, _| {}).unwrap();
+    write_backup(&at, &manifest, &stream, snapshot, |_, _| ControlFlow::Continue(())).unwrap();
     assert!(matches!(
-        write_backup(&at, &manifest, &stream, Snapshot::take(volume.clone()).unwrap(), |_, _| {}),
+        write_backup(&at, &manifest, &stream, Snapshot::take(volume.clone()).unwrap(), |_, _| {
+            ControlFlow::Continue(())
+        }),
         Err(BackupError::Exists)
     ));
+    let given_up = dir.path().join("given-up");
+    let outcome =
+        write_backup(&given_up, &manifest, &stream, Snapshot::take(volume.clone()).unwrap(), |done, _| {
+            if done > 100 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+    assert!(matches!(outcome, Err(BackupError::GivenUp)));
+    let left: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .filter(|n| n.to_string_lossy().contains("given-up"))
+        .collect();
+    assert!(left.is_empty(), "{left:?} is left of a backup that was given up");
     let restored = Volume::create(
         &dir.path().join("r"),
         40 << 20,
@@ -399,6 +414,9 @@ fn a_backup_is_of_one_moment_and_restores_elsewhere() {
         fs::write(&data, &whole[..len]).unwrap();
         assert!(read_backup(&at, &found, &stream, |_, _| Ok(())).is_err(), "cut to {len}");
     }
+    assert!(remove_backup(&at).unwrap());
+    assert!(!remove_backup(&at).unwrap(), "it is gone");
+    assert!(BackupManifest::read(&at).is_err());
 }
 
 proptest! {

@@ -71,6 +71,7 @@ pub fn rule(method: Method) -> Rule {
         | ClusterManagerStopCluster
         | ClusterManagerRewrapCluster
         | ClusterManagerCreateBackup
+        | ClusterManagerDeleteBackup
         | ClusterManagerCreateIdentity => Rule::Duties(&[SystemAdministrator]),
         ClusterManagerGetCluster | ClusterManagerListClusters => {
             Rule::Duties(&[SecurityOfficer, SystemAdministrator, DatabaseAdministrator, Auditor])
@@ -84,7 +85,8 @@ pub fn rule(method: Method) -> Rule {
         | StorageNodeDeleteVolume
         | StorageNodeRevalidateVolume
         | StorageNodeRewrapVolume
-        | StorageNodeBackupVolume => Rule::Services(CONTROL),
+        | StorageNodeBackupVolume
+        | StorageNodeDeleteBackup => Rule::Services(CONTROL),
         StorageNodeRotateExtentKey => Rule::Duties(&[SystemAdministrator]),
         StorageNodeGetVolume | StorageNodeListVolumes => {
             Rule::Duties(&[SystemAdministrator, Auditor, Workload])
