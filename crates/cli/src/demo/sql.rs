@@ -197,19 +197,23 @@ impl Load {
     }
 }
 
-/// A client whose connection ends when PostgreSQL does.
+/// A client whose connection ends when PostgreSQL does, or when a read fails before that.
 pub(crate) struct Prober(Child, Dba);
 
 impl Prober {
-    /// When its connection ended and no new one could be made.
+    /// When its connection had ended and a new one was refused: from then on nothing was answered.
     pub(crate) fn until_gone(mut self, limit: Duration) -> anyhow::Result<Instant> {
         let until = Instant::now() + limit;
         while self.0.try_wait()?.is_none() {
             ensure!(Instant::now() < until, "PostgreSQL still answers after {limit:?}");
             std::thread::sleep(Duration::from_millis(1));
         }
-        let gone = Instant::now();
-        ensure!(self.1.sql("SELECT 1").is_err(), "the old connection ended, but a new one was served");
+        let mut gone = Instant::now();
+        while self.1.sql("SELECT 1").is_ok() {
+            gone = Instant::now();
+            ensure!(gone < until, "PostgreSQL still takes connections after {limit:?}");
+        }
+        ensure!(self.1.sql("SELECT 1").is_err(), "PostgreSQL was gone, and came back without the key");
         Ok(gone)
     }
 }
