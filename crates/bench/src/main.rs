@@ -1,6 +1,9 @@
 //! Ratios against real peers, in one run on one machine, with medians. Figures, never tests.
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
+mod backup;
+mod database;
+mod peer;
 mod platform;
 mod storage;
 mod vault;
@@ -10,6 +13,8 @@ use clap::{Parser, ValueEnum};
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
     All,
+    Backup,
+    Database,
     Platform,
     Storage,
     Vault,
@@ -37,6 +42,12 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted(What::Vault) {
         vault::run(arguments.rounds, arguments.seconds).await?;
+    }
+    if wanted(What::Database) {
+        tokio::task::block_in_place(|| database::run(arguments.rounds, arguments.seconds.max(10)))?;
+    }
+    if wanted(What::Backup) {
+        backup::run(arguments.rounds).await?;
     }
     if wanted(What::Platform) {
         platform::run(arguments.rounds).await?;

@@ -2,6 +2,7 @@
 
 use crate::median;
 use anyhow::Context as _;
+use custody_proto::identity::{BindManagedIdentityRequest, identity_client::IdentityClient};
 use custody_proto::storage::{
     CreateVolumeRequest, GetVolumeRequest, ReadBlocksRequest, Volume, WriteBlocksRequest,
     storage_node_client::StorageNodeClient,
@@ -43,6 +44,11 @@ pub(crate) async fn run(rounds: usize) -> anyhow::Result<()> {
         resident_mib(&deployment)
     );
     let (key, identity, _) = tokio::task::block_in_place(|| deployment.key_and_identity("bench"));
+    // The control plane binds an identity when it makes a cluster; here there are volumes only.
+    let bind = BindManagedIdentityRequest { name: identity.clone(), node: "principals/storage".into() };
+    IdentityClient::new(deployment.channel("identity", "workload:control")?)
+        .bind_managed_identity(bind)
+        .await?;
     let mut control = StorageNodeClient::new(deployment.channel("storage", "workload:control")?);
     for (id, size) in [("small", 1i64 << 30), ("large", 1 << 40)] {
         let volume = Volume {

@@ -1,14 +1,16 @@
 //! A sealed volume over NBD, beside qemu-nbd serving the same bytes plain and under LUKS. The client is fio's.
 
-use crate::median;
-use anyhow::{Context as _, ensure};
+use crate::{
+    median,
+    peer::{Served, run as run_peer},
+};
+use anyhow::Context as _;
 use custody_proto::storage::{CreateVolumeRequest, Volume, storage_node_client::StorageNodeClient};
 use custody_testkit::Deployment;
 use serde_json::Value;
 use std::{
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    process::Command,
 };
 
 const SIZE: u64 = 1 << 30;
@@ -32,50 +34,17 @@ const CASES: [(&str, &str, u32); 12] = [
 struct Peer {
     name: &'static str,
     uri: String,
-    server: Option<Child>,
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        if let Some(server) = &mut self.server {
-            _ = server.kill();
-            _ = server.wait();
-        }
-    }
-}
-
-fn run_tool(command: &mut Command) -> anyhow::Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("{:?} is not installed", command.get_program()))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn qemu(dir: &Path, name: &'static str, arguments: &[&str]) -> anyhow::Result<Peer> {
-    let socket = dir.join(format!("{name}.sock"));
-    let server = Command::new("qemu-nbd")
-        .args(["-t", "-e", "16", "--cache=writeback", "-k"])
-        .arg(&socket)
-        .args(arguments)
-        .spawn()
-        .context("qemu-nbd is not installed")?;
-    let until = Instant::now() + Duration::from_secs(10);
-    while !socket.exists() {
-        ensure!(Instant::now() < until, "qemu-nbd {name} does not serve");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(Peer { name, uri: format!("nbd+unix:///?socket={}", socket.display()), server: Some(server) })
+    /// Its process, where it is not one of ours.
+    _served: Option<Served>,
 }
 
 fn peers(dir: &Path, deployment: &Deployment) -> anyhow::Result<Vec<Peer>> {
     let own = format!("nbd+unix:///bench?socket={}", deployment.dir().join("storage/nbd.sock").display());
     let raw = dir.join("raw.img").display().to_string();
     let luks = dir.join("luks.img").display().to_string();
-    run_tool(Command::new("qemu-img").args(["create", "-q", "-f", "raw", &raw, "1G"]))?;
+    run_peer(Command::new("qemu-img").args(["create", "-q", "-f", "raw", &raw, "1G"]))?;
     let secret = "secret,id=s,data=benchmark";
-    run_tool(Command::new("qemu-img").args([
+    run_peer(Command::new("qemu-img").args([
         "create",
         "-q",
         "-f",
@@ -87,11 +56,13 @@ fn peers(dir: &Path, deployment: &Deployment) -> anyhow::Result<Vec<Peer>> {
         &luks,
         "1G",
     ]))?;
+    let qemu = |name, arguments: &[&str]| {
+        Served::qemu(dir, name, arguments).map(|s| Peer { name, uri: s.uri.clone(), _served: Some(s) })
+    };
     Ok(vec![
-        Peer { name: "custody", uri: own, server: None },
-        qemu(dir, "raw", &["-f", "raw", &raw])?,
+        Peer { name: "custody", uri: own, _served: None },
+        qemu("raw", &["-f", "raw", &raw])?,
         qemu(
-            dir,
             "luks",
             &["--object", secret, "--image-opts", &format!("driver=luks,key-secret=s,file.filename={luks}")],
         )?,
@@ -117,7 +88,7 @@ fn fio(uri: &str, pattern: &str, block: &str, depth: u32, seconds: Option<u32>) 
     if let Some(seconds) = seconds {
         command.args(["--time_based", &format!("--runtime={seconds}")]);
     }
-    let said = run_tool(&mut command)?;
+    let said = run_peer(&mut command)?;
     let json: Value = serde_json::from_str(said.get(said.find('{').unwrap_or(0)..).unwrap_or_default())
         .context("fio's answer")?;
     let side = if pattern.contains("read") { "read" } else { "write" };
