@@ -197,7 +197,8 @@ impl Journal {
     /// Writes what is queued, signs the end and stops the thread.
     pub fn close(&self) {
         _ = self.queue.send(Command::Close);
-        if let Some(thread) = self.thread.lock().take() {
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread {
             _ = thread.join();
         }
     }

@@ -127,7 +127,8 @@ impl Managed {
     }
 
     pub(crate) fn stop_task(&self) {
-        if let Some(task) = self.task.lock().take() {
+        let task = self.task.lock().take();
+        if let Some(task) = task {
             task.abort();
         }
     }

@@ -181,7 +181,8 @@ impl Node {
     /// Makes a volume, or answers the one that is there if it is the same.
     pub(crate) async fn create(self: &Arc<Self>, new: NewVolume) -> Result<Arc<Managed>, Status> {
         let _busy = self.reserve(&new.name)?;
-        if let Some(there) = self.volumes.read().get(&new.name).cloned() {
+        let there = self.volumes.read().get(&new.name).cloned();
+        if let Some(there) = there {
             let p = there.protector();
             let same = there.size_bytes() == new.size_bytes
                 && p.key == new.key

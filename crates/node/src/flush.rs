@@ -101,7 +101,8 @@ impl Volume {
             one.extent.room.notify_all();
             self.table.lock().add(one.extent.index);
         }
-        outcome.and(self.table.lock().write(&self.file, &self.keys))
+        let written = self.table.lock().write(&self.file, &self.keys);
+        outcome.and(written)
     }
 
     /// Frees slots of an extent whose writers have used them up: two flushes, or the end of a backup.

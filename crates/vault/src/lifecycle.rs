@@ -60,13 +60,14 @@ impl Vault {
         let name: KeyName = name.parse()?;
         self.gate.run(call, name.as_str(), |_: Permit<op::PurgeKey>| {
             let _one_at_a_time = self.changes.lock();
-            let protected = self.catalog.read().vault(&name.vault())?.purge_protection;
-            let why = match self.catalog.read().key(&name)?.deleted {
-                None => "is not deleted; delete it first",
-                Some(_) if protected => {
-                    "is under purge protection; it is destroyed at its purge time and not before"
-                }
-                Some(_) => return self.destroy(&name),
+            let (deleted, protected) = {
+                let catalog = self.catalog.read();
+                (catalog.key(&name)?.deleted.is_some(), catalog.vault(&name.vault())?.purge_protection)
+            };
+            let why = match (deleted, protected) {
+                (false, _) => "is not deleted; delete it first",
+                (true, true) => "is under purge protection; it is destroyed at its purge time and not before",
+                (true, false) => return self.destroy(&name),
             };
             Err(VaultError::Precondition { name: name.to_string(), why })
         })
