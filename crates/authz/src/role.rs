@@ -20,7 +20,7 @@ pub struct Role {
 #[error("`{0}` is not a role; `custody access roles` lists them")]
 pub struct UnknownRole(String);
 
-const READ: &[Permission] = &[Get, List, VaultGet];
+const READ: &[Permission] = &[Get, List, RotationPolicyRead, VaultGet];
 
 /// Every built-in role (Azure: "Azure built-in roles for Security").
 pub const ROLES: &[Role] = &[
@@ -31,6 +31,7 @@ pub const ROLES: &[Role] = &[
             AccessRead,
             AccessWrite,
             AuditRead,
+            Backup,
             Create,
             Delete,
             Get,
@@ -38,7 +39,10 @@ pub const ROLES: &[Role] = &[
             List,
             Purge,
             Recover,
+            Restore,
             Rotate,
+            RotationPolicyRead,
+            RotationPolicyWrite,
             Update,
             VaultGet,
         ],
@@ -47,13 +51,27 @@ pub const ROLES: &[Role] = &[
     Role {
         name: "Key Vault Crypto Officer",
         duties: &[Duty::SecurityOfficer],
-        permissions: &[Create, Delete, Get, Import, List, Recover, Rotate, Update, VaultGet],
+        permissions: &[
+            Backup,
+            Create,
+            Delete,
+            Get,
+            Import,
+            List,
+            Recover,
+            Restore,
+            Rotate,
+            RotationPolicyRead,
+            RotationPolicyWrite,
+            Update,
+            VaultGet,
+        ],
         description: "Manages keys; grants nothing.",
     },
     Role {
         name: "Key Vault Crypto User",
         duties: &[Duty::Workload],
-        permissions: &[Get, List, UnwrapKey, WrapKey],
+        permissions: &[Decrypt, Encrypt, Get, List, Sign, UnwrapKey, Verify, WrapKey],
         description: "Uses keys.",
     },
     Role {
@@ -83,7 +101,7 @@ pub const ROLES: &[Role] = &[
     Role {
         name: "Custody Auditor",
         duties: &[Duty::Auditor],
-        permissions: &[AccessRead, AuditRead, Get, List, VaultGet],
+        permissions: &[AccessRead, AuditRead, Get, List, RotationPolicyRead, VaultGet],
         description: "Reads keys' attributes, assignments and the audit trail; changes nothing.",
     },
 ];

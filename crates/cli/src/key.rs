@@ -8,8 +8,10 @@ use anyhow::Context as _;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::Subcommand;
 use custody_proto::vault as wire;
+use custody_types::SignatureAlgorithm;
 use prost_types::{FieldMask, Timestamp};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256, Sha384, Sha512};
 use std::path::PathBuf;
 
 #[derive(Subcommand)]
@@ -17,9 +19,15 @@ pub(crate) enum Verb {
     /// Makes a key: `vaults/V/keys/K`.
     Create {
         name: String,
-        /// Bits: 2048, 3072 or 4096.
-        #[arg(long, default_value_t = 2048)]
+        /// Bits of an RSA key: 2048, 3072 or 4096.
+        #[arg(long, default_value_t = 2048, conflicts_with = "curve")]
         size: i32,
+        /// An EC key on this curve instead: P-256, P-256K, P-384 or P-521.
+        #[arg(long)]
+        curve: Option<String>,
+        /// What it may be asked to do, as in `--ops wrapKey,unwrapKey`; all that its kind can if not given.
+        #[arg(long, value_delimiter = ',')]
+        ops: Vec<String>,
     },
     /// Takes a key from a file: PKCS#8 or PKCS#1, PEM or DER.
     Import { name: String, file: PathBuf },
@@ -60,6 +68,27 @@ pub(crate) enum Verb {
     Wrap { name: String, file: PathBuf },
     /// Unwraps; for workloads.
     Unwrap { version: String, base64: String },
+    /// Signs a file's content; for workloads.
+    Sign {
+        name: String,
+        file: PathBuf,
+        /// As JOSE names it: RS256, PS256, ES256, ...
+        #[arg(long, default_value = "PS256")]
+        algorithm: String,
+    },
+    /// Checks a signature of a file's content; for workloads.
+    Verify {
+        version: String,
+        file: PathBuf,
+        base64: String,
+        /// As JOSE names it.
+        #[arg(long, default_value = "PS256")]
+        algorithm: String,
+    },
+    /// Takes a sealed copy with all versions. Restoring it undoes a purge: keep it as you keep the key.
+    Backup { name: String, file: PathBuf },
+    /// Brings a copy back under its name, which must be free.
+    Restore { vault: String, file: PathBuf },
 }
 
 fn state(s: i32) -> String {
@@ -70,13 +99,13 @@ fn state(s: i32) -> String {
 
 fn version(v: wire::KeyVersion) -> Value {
     let a = v.attributes.unwrap_or_default();
-    json!({ "name": v.name, "state": state(v.state), "size": v.key_size_bits, "not_before": time(a.not_before), "expires": time(a.expire_time), "created": time(v.create_time) })
+    json!({ "name": v.name, "state": state(v.state), "type": v.key_type, "size": v.key_size_bits, "operations": v.key_ops.join(","), "not_before": time(a.not_before), "expires": time(a.expire_time), "created": time(v.create_time) })
 }
 
 fn key(k: wire::Key) -> Value {
     let v = k.current_version.unwrap_or_default();
     json!({
-        "name": k.name, "state": state(v.state), "version": v.name.rsplit('/').next().unwrap_or_default(), "size": v.key_size_bits,
+        "name": k.name, "state": state(v.state), "version": v.name.rsplit('/').next().unwrap_or_default(), "type": v.key_type, "size": v.key_size_bits,
         "recovery": format!("{} {} days", k.recovery_level, k.recoverable_days), "created": time(k.create_time), "purge": time(k.purge_time),
     })
 }
@@ -98,12 +127,25 @@ async fn update(
     let shown = if name.contains("/versions/") {
         version(
             client
-                .update_key_version(wire::UpdateKeyVersionRequest { name, attributes, update_mask })
+                .update_key_version(wire::UpdateKeyVersionRequest {
+                    name,
+                    attributes,
+                    update_mask,
+                    ..wire::UpdateKeyVersionRequest::default()
+                })
                 .await?
                 .into_inner(),
         )
     } else {
-        key(client.update_key(wire::UpdateKeyRequest { name, attributes, update_mask }).await?.into_inner())
+        key(client
+            .update_key(wire::UpdateKeyRequest {
+                name,
+                attributes,
+                update_mask,
+                ..wire::UpdateKeyRequest::default()
+            })
+            .await?
+            .into_inner())
     };
     one(session.format, &shown);
     Ok(())
@@ -118,12 +160,24 @@ fn date(text: Option<&String>, field: &str) -> anyhow::Result<Option<Timestamp>>
     }
 }
 
+/// The digest of a file's content, with the hash that the algorithm asks for.
+fn digest_of(file: &std::path::Path, algorithm: &str) -> anyhow::Result<Vec<u8>> {
+    let algorithm: SignatureAlgorithm = algorithm.parse()?;
+    let bytes = std::fs::read(file).with_context(|| format!("`{}` cannot be read", file.display()))?;
+    Ok(match algorithm.digest_len() {
+        32 => Sha256::digest(bytes).to_vec(),
+        48 => Sha384::digest(bytes).to_vec(),
+        _ => Sha512::digest(bytes).to_vec(),
+    })
+}
+
 pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
     let mut client = session.vault("officer")?;
     let format = session.format;
     match verb {
-        Verb::Create { name, size } => {
+        Verb::Create { name, size, curve, ops } => {
             let (parent, key_id) = split(&name)?;
+            let key_type = if curve.is_some() { "EC" } else { "RSA" }.to_owned();
             one(
                 format,
                 &key(client
@@ -131,7 +185,10 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
                         parent,
                         key_id,
                         key_size_bits: size,
-                        attributes: None,
+                        key_type,
+                        curve: curve.unwrap_or_default(),
+                        key_ops: ops,
+                        ..wire::CreateKeyRequest::default()
                     })
                     .await?
                     .into_inner()),
@@ -144,7 +201,12 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
             one(
                 format,
                 &key(client
-                    .import_key(wire::ImportKeyRequest { parent, key_id, private_key, attributes: None })
+                    .import_key(wire::ImportKeyRequest {
+                        parent,
+                        key_id,
+                        private_key,
+                        ..wire::ImportKeyRequest::default()
+                    })
                     .await?
                     .into_inner()),
             );
@@ -235,6 +297,34 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
                 .await?
                 .into_inner();
             one(format, &json!({ "plaintext": STANDARD.encode(done.plaintext) }));
+        }
+        Verb::Sign { name, file, algorithm } => {
+            let digest = digest_of(&file, &algorithm)?;
+            let done = client.sign(wire::SignRequest { name, algorithm, digest }).await?.into_inner();
+            one(
+                format,
+                &json!({ "version": done.key_version, "signature": STANDARD.encode(done.signature) }),
+            );
+        }
+        Verb::Verify { version, file, base64, algorithm } => {
+            let signature = STANDARD.decode(base64).context("the signature is not base64")?;
+            let digest = digest_of(&file, &algorithm)?;
+            let request = wire::VerifyRequest { name: version, algorithm, digest, signature };
+            let done = client.verify(request).await?.into_inner();
+            one(format, &json!({ "version": done.key_version, "valid": done.valid }));
+            anyhow::ensure!(done.valid, "the signature does not hold");
+        }
+        Verb::Backup { name, file } => {
+            let done = client.backup_key(wire::BackupKeyRequest { name: name.clone() }).await?.into_inner();
+            crate::pki::write_secret(&file, &STANDARD.encode(done.backup))?;
+            line(format!("{name} is in `{}`", file.display()));
+        }
+        Verb::Restore { vault, file } => {
+            let text = std::fs::read_to_string(&file)
+                .with_context(|| format!("`{}` cannot be read", file.display()))?;
+            let backup = STANDARD.decode(text.trim()).context("the file is not a backup of a key")?;
+            let request = wire::RestoreKeyRequest { parent: vault, backup };
+            one(format, &key(client.restore_key(request).await?.into_inner()));
         }
     }
     Ok(())

@@ -1,17 +1,19 @@
-//! RSA key-encryption keys: private halves, wrapping and unwrapping.
+//! The vault's private keys: key-encryption keys that wrap and unwrap, and keys that sign.
 //!
-//! The only user of `rsa`, and only `custody-vault` may depend on this crate (`deny.toml`): no other process can
-//! even name a private KEK. `rsa` parses and checks imported keys and is the portable backend; `aws-lc-rs` is the
-//! default backend for what a network peer can time.
+//! The only user of `rsa` and of RustCrypto's curves, and only `custody-vault` may depend on this crate
+//! (`deny.toml`): no other process can even name a private KEK. They parse and check imported keys and are the
+//! portable backend; `aws-lc-rs` is the default backend for what a network peer can time.
 
 mod backend;
+mod ec;
 mod import;
 mod oaep;
 mod private_key;
 
 pub use backend::Backend;
-pub use import::ImportError;
-pub use private_key::{KekPrivateKey, PublicKek, RsaSize, UnknownRsaSize};
+use custody_types::SignatureAlgorithm;
+pub use import::{ImportError, PrivateJwk};
+pub use private_key::{PrivateKey, verify};
 
 /// The wrapped key does not open under this key version. Wrong key, wrong padding, wrong length and damaged
 /// bytes are one answer, in text and in time (RFC 8017 §7.1.2 note).
@@ -34,7 +36,30 @@ pub enum WrapError {
         /// Most bytes that fit.
         len_max: usize,
     },
+    /// An EC key signs and does nothing else.
+    #[error("an EC key does not wrap or encrypt; use an RSA key")]
+    NotForThisKey,
     /// The backend failed; nothing was wrapped.
     #[error("the cryptographic backend failed")]
     Backend,
+}
+
+/// The digest cannot be signed, or the signature not be checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SignError {
+    /// The backend failed; nothing was signed.
+    #[error("the cryptographic backend failed")]
+    Backend,
+    /// What was given is no digest of the algorithm's hash.
+    #[error("`digest` has {len} bytes; {algorithm} signs a digest of {}", algorithm.digest_len())]
+    DigestLength {
+        /// The algorithm.
+        algorithm: SignatureAlgorithm,
+        /// Bytes given.
+        len: usize,
+    },
+    /// The algorithm is for another kind of key.
+    #[error("{0} is not for this kind of key")]
+    NotForThisKey(SignatureAlgorithm),
 }

@@ -1,102 +1,31 @@
-//! The private half of a key-encryption key, and its public view.
+//! The private half of a key, and its public view.
 
-use crate::{Backend, ImportError, UnwrapFailed, WrapError, backend::KekBackend, import};
-use aws_lc_rs::{
-    encoding::{AsDer as _, Pkcs8V1Der},
-    rsa::{KeySize, PrivateDecryptingKey},
+use crate::{
+    Backend, ImportError, PrivateJwk, SignError, UnwrapFailed, WrapError, backend::KeyBackend, ec, import,
 };
 use custody_envelope::{OpenError, RandomError, RootKey, SealedRecord};
-use custody_types::WrapAlgorithm;
+use custody_types::{KeyType, PublicKey, SignatureAlgorithm, WrapAlgorithm};
 use rsa::{pkcs8::DecodePrivateKey as _, traits::PublicKeyParts as _};
 use std::fmt;
 use zeroize::Zeroizing;
 
-/// Bits of an RSA modulus that are offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RsaSize {
-    /// 2048 bits.
-    Bits2048,
-    /// 3072 bits.
-    Bits3072,
-    /// 4096 bits.
-    Bits4096,
-}
-
-impl RsaSize {
-    /// The number of bits.
-    #[must_use]
-    pub fn bits(self) -> u32 {
-        match self {
-            Self::Bits2048 => 2048,
-            Self::Bits3072 => 3072,
-            Self::Bits4096 => 4096,
-        }
-    }
-}
-
-/// No key of this size is offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an RSA key of {0} bits is not offered; use 2048, 3072 or 4096")]
-pub struct UnknownRsaSize(pub u32);
-
-impl TryFrom<u32> for RsaSize {
-    type Error = UnknownRsaSize;
-    fn try_from(bits: u32) -> Result<Self, UnknownRsaSize> {
-        [Self::Bits2048, Self::Bits3072, Self::Bits4096]
-            .into_iter()
-            .find(|s| s.bits() == bits)
-            .ok_or(UnknownRsaSize(bits))
-    }
-}
-
-pub(crate) fn size_of_modulus(bytes: usize) -> Option<RsaSize> {
-    u32::try_from(bytes * 8).ok().and_then(|bits| RsaSize::try_from(bits).ok())
-}
-
-/// The public half: big-endian, no leading zeros (as in a JWK, RFC 7518 §6.3.1).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PublicKek {
-    /// The modulus.
-    pub n: Vec<u8>,
-    /// The public exponent.
-    pub e: Vec<u8>,
-}
-
-/// The private half of a key-encryption key, loaded and checked once. It never leaves the vault's process, and
-/// leaves its memory only sealed.
-pub struct KekPrivateKey {
+/// A private key, loaded and checked once. It never leaves the vault's process, and leaves its memory only sealed.
+pub struct PrivateKey {
     pkcs8: Zeroizing<Vec<u8>>,
-    backend: Box<dyn KekBackend>,
-    public: PublicKek,
-    size: RsaSize,
+    backend: Box<dyn KeyBackend>,
+    public: PublicKey,
+    kind: KeyType,
 }
 
-impl KekPrivateKey {
-    /// Makes a new key. Takes from a tenth of a second (2048 bits) to some seconds (4096): never call it on a
+impl PrivateKey {
+    /// Makes a new key. RSA takes from a tenth of a second (2048 bits) to some seconds (4096): never call it on a
     /// thread that answers requests.
     ///
     /// # Errors
     /// The backend failed to make a key.
-    pub fn generate(size: RsaSize, backend: Backend) -> Result<Self, WrapError> {
-        let pkcs8 = match backend {
-            Backend::AwsLc => {
-                let key = PrivateDecryptingKey::generate(match size {
-                    RsaSize::Bits2048 => KeySize::Rsa2048,
-                    RsaSize::Bits3072 => KeySize::Rsa3072,
-                    RsaSize::Bits4096 => KeySize::Rsa4096,
-                })
-                .map_err(|_| WrapError::Backend)?;
-                let der: Pkcs8V1Der<'static> = key.as_der().map_err(|_| WrapError::Backend)?;
-                Zeroizing::new(der.as_ref().to_vec())
-            }
-            Backend::RustCrypto => {
-                use rsa::pkcs8::EncodePrivateKey as _;
-                let key = rsa::PrivateKey::new(&mut rand::rng(), size.bits() as usize)
-                    .map_err(|_| WrapError::Backend)?;
-                Zeroizing::new(key.to_pkcs8_der().map_err(|_| WrapError::Backend)?.as_bytes().to_vec())
-            }
-        };
-        Self::load(pkcs8, size, backend).ok_or(WrapError::Backend)
+    pub fn generate(kind: KeyType, backend: Backend) -> Result<Self, WrapError> {
+        let pkcs8 = backend.generate(kind).ok_or(WrapError::Backend)?;
+        Self::load(pkcs8, kind, backend).ok_or(WrapError::Backend)
     }
 
     /// Takes a key from outside: PKCS#8 or PKCS#1, PEM or DER.
@@ -104,14 +33,31 @@ impl KekPrivateKey {
     /// # Errors
     /// See [`ImportError`]; nothing of the key's bytes is in it.
     pub fn import(bytes: &[u8], backend: Backend) -> Result<Self, ImportError> {
-        let (pkcs8, size) = import::parse(bytes)?;
-        Self::load(pkcs8, size, backend).ok_or(ImportError::Inconsistent)
+        let (pkcs8, kind) = import::parse(bytes)?;
+        Self::load(pkcs8, kind, backend).ok_or(ImportError::Inconsistent)
     }
 
-    fn load(pkcs8: Zeroizing<Vec<u8>>, size: RsaSize, backend: Backend) -> Option<Self> {
-        let parsed = rsa::PrivateKey::from_pkcs8_der(&pkcs8).ok()?;
-        let public = PublicKek { n: parsed.n_bytes().to_vec(), e: parsed.e_bytes().to_vec() };
-        Some(Self { backend: backend.load(&pkcs8)?, pkcs8, public, size })
+    /// Takes a key from outside as a JWK.
+    ///
+    /// # Errors
+    /// As [`PrivateKey::import`].
+    pub fn import_jwk(jwk: PrivateJwk, backend: Backend) -> Result<Self, ImportError> {
+        let (pkcs8, kind) = import::parse_jwk(jwk)?;
+        Self::load(pkcs8, kind, backend).ok_or(ImportError::Inconsistent)
+    }
+
+    fn load(pkcs8: Zeroizing<Vec<u8>>, kind: KeyType, backend: Backend) -> Option<Self> {
+        let public = match kind {
+            KeyType::Ec(curve) => ec::public(curve, &pkcs8)?,
+            KeyType::Rsa(_) => {
+                let parsed = rsa::PrivateKey::from_pkcs8_der(&pkcs8).ok()?;
+                PublicKey::Rsa { n: parsed.n_bytes().to_vec(), e: parsed.e_bytes().to_vec() }
+            }
+        };
+        if public.key_type() != Some(kind) {
+            return None;
+        }
+        Some(Self { backend: backend.load(&pkcs8, kind)?, pkcs8, public, kind })
     }
 
     /// Seals the key for storage at the place that `context` names.
@@ -122,15 +68,18 @@ impl KekPrivateKey {
         root.seal(context, &self.pkcs8)
     }
 
-    /// Loads a sealed key.
+    /// Loads a sealed key of this kind.
     ///
     /// # Errors
-    /// It was not sealed under this root key for this place.
-    pub fn open(root: &RootKey, context: &[u8], sealed: &[u8], backend: Backend) -> Result<Self, OpenError> {
-        let pkcs8 = root.open(context, sealed)?;
-        let modulus = rsa::PrivateKey::from_pkcs8_der(&pkcs8).map_err(|_| OpenError)?.size();
-        let size = size_of_modulus(modulus).ok_or(OpenError)?;
-        Self::load(pkcs8, size, backend).ok_or(OpenError)
+    /// It was not sealed under this root key for this place, or is of another kind.
+    pub fn open(
+        root: &RootKey,
+        context: &[u8],
+        sealed: &[u8],
+        kind: KeyType,
+        backend: Backend,
+    ) -> Result<Self, OpenError> {
+        Self::load(root.open(context, sealed)?, kind, backend).ok_or(OpenError)
     }
 
     /// Protects key material.
@@ -138,10 +87,11 @@ impl KekPrivateKey {
     /// # Errors
     /// See [`WrapError`].
     pub fn wrap_key(&self, algorithm: WrapAlgorithm, plain: &[u8]) -> Result<Vec<u8>, WrapError> {
-        let len_max = (self.size.bits() as usize / 8).saturating_sub(algorithm.overhead());
-        match plain.len() {
-            0 => Err(WrapError::Empty),
-            len if len > len_max => Err(WrapError::TooLong { len, len_max }),
+        let len_max = (self.kind.bits() as usize / 8).saturating_sub(algorithm.overhead());
+        match (self.kind, plain.len()) {
+            (KeyType::Ec(_), _) => Err(WrapError::NotForThisKey),
+            (_, 0) => Err(WrapError::Empty),
+            (_, len) if len > len_max => Err(WrapError::TooLong { len, len_max }),
             _ => self.backend.wrap_key(algorithm, plain),
         }
     }
@@ -158,21 +108,56 @@ impl KekPrivateKey {
         self.backend.unwrap_key(algorithm, wrapped)
     }
 
+    /// Signs a digest: of EC keys r and s, each of full length (RFC 7518 §3.4).
+    ///
+    /// # Errors
+    /// See [`SignError`].
+    pub fn sign(&self, algorithm: SignatureAlgorithm, digest: &[u8]) -> Result<Vec<u8>, SignError> {
+        check_sign(self.kind, algorithm, digest)?;
+        self.backend.sign(algorithm, digest)
+    }
+
     /// The public half.
     #[must_use]
-    pub fn public(&self) -> &PublicKek {
+    pub fn public(&self) -> &PublicKey {
         &self.public
     }
 
-    /// Bits of the modulus.
+    /// What kind it is.
     #[must_use]
-    pub fn size(&self) -> RsaSize {
-        self.size
+    pub fn kind(&self) -> KeyType {
+        self.kind
     }
 }
 
-impl fmt::Debug for KekPrivateKey {
+/// Checks a signature over a digest with the public half.
+///
+/// # Errors
+/// The algorithm is not for this key, or the digest has another length than its.
+pub fn verify(
+    public: &PublicKey,
+    algorithm: SignatureAlgorithm,
+    digest: &[u8],
+    signature: &[u8],
+    backend: Backend,
+) -> Result<bool, SignError> {
+    let kind = public.key_type().ok_or(SignError::NotForThisKey(algorithm))?;
+    check_sign(kind, algorithm, digest)?;
+    Ok(backend.verify(public, algorithm, digest, signature))
+}
+
+fn check_sign(kind: KeyType, algorithm: SignatureAlgorithm, digest: &[u8]) -> Result<(), SignError> {
+    if !algorithm.fits(kind) {
+        return Err(SignError::NotForThisKey(algorithm));
+    }
+    if digest.len() != algorithm.digest_len() {
+        return Err(SignError::DigestLength { algorithm, len: digest.len() });
+    }
+    Ok(())
+}
+
+impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KekPrivateKey({} bits, ..)", self.size.bits())
+        write!(f, "PrivateKey({}, {} bits, ..)", self.kind.kty(), self.kind.bits())
     }
 }

@@ -1,7 +1,7 @@
 //! Wycheproof's RSAES-OAEP vectors against both backends.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-use custody_kek::{Backend, KekPrivateKey};
+use custody_kek::{Backend, PrivateKey};
 use custody_types::WrapAlgorithm;
 use wycheproof::rsa_oaep::{TestName, TestSet};
 
@@ -10,7 +10,7 @@ fn run(name: TestName, algorithm: WrapAlgorithm) {
     let mut ran = 0;
     for group in set.test_groups {
         for backend in [Backend::AwsLc, Backend::RustCrypto] {
-            let key = KekPrivateKey::import(&group.pkcs8, backend).unwrap();
+            let key = PrivateKey::import(&group.pkcs8, backend).unwrap();
             for test in group.tests.iter().filter(|t| t.label.is_empty()) {
                 let opened = key.unwrap_key(algorithm, &test.ct);
                 if test.result.must_fail() {

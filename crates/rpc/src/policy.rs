@@ -47,6 +47,8 @@ pub fn rule(method: Method) -> Rule {
         | KeyVaultUndeleteKey
         | KeyVaultPurgeKey
         | KeyVaultRotateKey
+        | KeyVaultBackupKey
+        | KeyVaultRestoreKey
         | KeyVaultUpdateKeyVersion
         | KeyVaultCreateRoleAssignment
         | KeyVaultDeleteRoleAssignment => Rule::Duties(EVERYONE),
@@ -59,6 +61,10 @@ pub fn rule(method: Method) -> Rule {
         | KeyVaultWrapKey
         | KeyVaultUnwrapKey
         | KeyVaultRewrapKey
+        | KeyVaultEncrypt
+        | KeyVaultDecrypt
+        | KeyVaultSign
+        | KeyVaultVerify
         | KeyVaultWatchKeys
         | KeyVaultListRoleAssignments
         | KeyVaultListRoleDefinitions => Rule::Duties(EVERYONE),

@@ -4,16 +4,6 @@ use crate::UnixMillis;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What a key version is asked to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum KeyUse {
-    /// Protect new key material: the originator-usage period.
-    Wrap,
-    /// Open key material protected earlier: the recipient-usage period.
-    Unwrap,
-}
-
 /// Where a key version is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -34,15 +24,15 @@ pub enum KeyState {
 }
 
 impl KeyState {
-    /// Whether a key in this state may be used so.
+    /// Whether a key in this state may be used at all.
     ///
-    /// Stricter than NIST §7 on purpose: a suspended or expired key does not even unwrap, because "remove access
-    /// and the data is inaccessible" is what the customer is promised.
+    /// Stricter than NIST §7 and than Azure on purpose: a suspended or expired key does not even unwrap or verify,
+    /// because "remove access and the data is inaccessible" is what the customer is promised.
     #[must_use]
-    pub fn allows(self, usage: KeyUse) -> bool {
-        match (self, usage) {
-            (Self::Active, KeyUse::Wrap | KeyUse::Unwrap) => true,
-            (Self::PreActive | Self::Suspended | Self::Expired | Self::Deleted | Self::Destroyed, _) => false,
+    pub fn allows_use(self) -> bool {
+        match self {
+            Self::Active => true,
+            Self::PreActive | Self::Suspended | Self::Expired | Self::Deleted | Self::Destroyed => false,
         }
     }
 
@@ -113,9 +103,7 @@ mod tests {
     fn only_an_active_key_is_used() {
         use KeyState::*;
         for state in [PreActive, Active, Suspended, Expired, Deleted, Destroyed] {
-            for usage in [KeyUse::Wrap, KeyUse::Unwrap] {
-                assert_eq!(state.allows(usage), state == Active, "{state} {usage:?}");
-            }
+            assert_eq!(state.allows_use(), state == Active, "{state}");
         }
     }
 

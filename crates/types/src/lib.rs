@@ -4,20 +4,26 @@
 //! that only one crate uses lives in that crate instead.
 
 mod duty;
+mod key_operation;
 mod key_state;
+mod key_type;
 mod name;
 mod permission;
 mod principal;
+mod signature;
 mod time;
 mod wrapped;
 
 pub use duty::Duty;
-pub use key_state::{KeyAttributes, KeyState, KeyUse};
+pub use key_operation::{KeyOperation, UnknownKeyOperation};
+pub use key_state::{KeyAttributes, KeyState};
+pub use key_type::{Curve, KeyType, PublicKey, RsaSize, UnknownCurve, UnknownRsaSize};
 pub use name::{
     ClusterName, KeyName, KeyVersionName, ManagedIdentityName, NameError, PrincipalName, VaultName,
     VolumeName,
 };
 pub use permission::Permission;
 pub use principal::Caller;
+pub use signature::{SignatureAlgorithm, UnknownSignatureAlgorithm};
 pub use time::{Clock, SystemClock, UnixMillis};
 pub use wrapped::{WrapAlgorithm, WrappedKey};

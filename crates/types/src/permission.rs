@@ -31,10 +31,16 @@ permissions! {
     AccessWrite = "access/write",
     /// Read the audit trail.
     AuditRead = "audit/read",
+    /// Take a sealed copy of a key with its private half.
+    Backup = "backup",
     /// Make a key.
     Create = "create",
+    /// Open protected bytes.
+    Decrypt = "decrypt",
     /// Soft-delete a key.
     Delete = "delete",
+    /// Protect bytes.
+    Encrypt = "encrypt",
     /// Read the public half and the attributes.
     Get = "get",
     /// Bring a key from outside.
@@ -45,8 +51,16 @@ permissions! {
     Purge = "purge",
     /// Bring a deleted key back.
     Recover = "recover",
+    /// Bring a backup back.
+    Restore = "restore",
     /// Make a new version.
     Rotate = "rotate",
+    /// Read a key's rotation policy.
+    RotationPolicyRead = "getrotationpolicy",
+    /// Set a key's rotation policy.
+    RotationPolicyWrite = "setrotationpolicy",
+    /// Sign a digest.
+    Sign = "sign",
     /// Open wrapped key material.
     UnwrapKey = "unwrapKey",
     /// Change attributes.
@@ -57,6 +71,8 @@ permissions! {
     VaultGet = "vault/get",
     /// List vaults.
     VaultList = "vault/list",
+    /// Check a signature.
+    Verify = "verify",
     /// Protect key material.
     WrapKey = "wrapKey",
 }

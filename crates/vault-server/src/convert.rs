@@ -5,9 +5,12 @@ use custody_rpc::{
     status::{invalid, status},
     timestamp::{from_wire, to_wire},
 };
-use custody_types::{KeyAttributes, KeyState, UnixMillis, WrappedKey};
+use custody_types::{
+    KeyAttributes, KeyOperation, KeyState, KeyType, PublicKey, RsaSize, UnixMillis, WrappedKey,
+};
 use custody_vault::{AttributeChange, Event, EventType, KeyView, VaultError, VaultRecord, VersionView};
 use prost_types::FieldMask;
+use std::collections::HashMap;
 use tonic::Status;
 
 pub(crate) fn failed(e: VaultError) -> Status {
@@ -45,14 +48,37 @@ pub(crate) fn attributes_from(a: Option<&wire::KeyAttributes>) -> Result<KeyAttr
     })
 }
 
+/// The operations that a request names.
+pub(crate) fn key_ops(given: &[String]) -> Result<Vec<KeyOperation>, Status> {
+    given.iter().map(|o| o.parse().map_err(|e| invalid("key_ops", e))).collect()
+}
+
+/// The kind of key that a request asks for.
+pub(crate) fn key_type(kty: &str, size_bits: i32, curve: &str) -> Result<KeyType, Status> {
+    match kty {
+        "" | "RSA" => {
+            let bits = if size_bits == 0 { 2048 } else { u32::try_from(size_bits).unwrap_or(0) };
+            RsaSize::try_from(bits).map(KeyType::Rsa).map_err(|e| invalid("key_size_bits", e))
+        }
+        "EC" => {
+            let curve = if curve.is_empty() { "P-256" } else { curve };
+            curve.parse().map(KeyType::Ec).map_err(|e| invalid("curve", e))
+        }
+        _ => Err(invalid("key_type", "must be RSA or EC")),
+    }
+}
+
 pub(crate) fn change(
     a: Option<&wire::KeyAttributes>,
     mask: Option<&FieldMask>,
+    ops: &[String],
+    tags: HashMap<String, String>,
 ) -> Result<AttributeChange, Status> {
     let given = attributes_from(a)?;
     let paths = mask.map(|m| m.paths.as_slice()).unwrap_or_default();
     if paths.is_empty() {
-        return Err(invalid("update_mask", "must name at least one of enabled, not_before, expire_time"));
+        let why = "must name at least one of enabled, not_before, expire_time, key_ops, tags";
+        return Err(invalid("update_mask", why));
     }
     let mut change = AttributeChange::default();
     for path in paths {
@@ -60,7 +86,12 @@ pub(crate) fn change(
             "enabled" => change.enabled = Some(given.enabled),
             "not_before" => change.not_before = Some(given.not_before),
             "expire_time" => change.expire_time = Some(given.expire_time),
-            _ => return Err(invalid("update_mask", "may name enabled, not_before and expire_time only")),
+            "key_ops" => change.key_ops = Some(key_ops(ops)?),
+            "tags" => change.tags = Some(tags.clone().into_iter().collect()),
+            _ => {
+                let why = "may name enabled, not_before, expire_time, key_ops and tags only";
+                return Err(invalid("update_mask", why));
+            }
         }
     }
     Ok(change)
@@ -74,15 +105,22 @@ pub(crate) fn version(v: VersionView) -> wire::KeyVersion {
         KeyState::Expired => wire::KeyState::Expired,
         _ => wire::KeyState::Deleted,
     };
-    wire::KeyVersion {
+    let kind = v.public.key_type();
+    let shown = wire::KeyVersion {
         name: v.name.to_string(),
         attributes: Some(attributes(v.attributes)),
         state: state.into(),
-        key_type: "RSA".to_owned(),
-        key_size_bits: i32::try_from(v.size_bits).unwrap_or(0),
-        n: v.n,
-        e: v.e,
+        key_type: kind.map_or("", KeyType::kty).to_owned(),
+        key_size_bits: kind.and_then(|k| i32::try_from(k.bits()).ok()).unwrap_or(0),
         create_time: Some(to_wire(v.create_time)),
+        update_time: Some(to_wire(v.update_time)),
+        key_ops: v.key_ops.iter().map(ToString::to_string).collect(),
+        tags: v.tags.into_iter().collect(),
+        ..wire::KeyVersion::default()
+    };
+    match v.public {
+        PublicKey::Ec { crv, x, y } => wire::KeyVersion { curve: crv.to_string(), x, y, ..shown },
+        PublicKey::Rsa { n, e } => wire::KeyVersion { n, e, ..shown },
     }
 }
 

@@ -11,8 +11,8 @@ use custody_rpc::{
     CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, server, settings,
     workers::Workers,
 };
-use custody_types::{Caller, Clock, Duty, KeyAttributes, SystemClock};
-use custody_vault::{Call, NewAssignment, NewKey, Vault, VaultOptions};
+use custody_types::{Caller, Clock, Duty, KeyType, RsaSize, SystemClock};
+use custody_vault::{Call, IfExists, Material, NewAssignment, Particulars, Vault, VaultOptions};
 use serde::Deserialize;
 use service::KeyVaultService;
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -129,7 +129,14 @@ fn make_service_key(vault: &Vault, service: &ServiceManaged) -> Result<(), custo
     let exists = |e: custody_vault::VaultError| if e.reason() == "ALREADY_EXISTS" { Ok(()) } else { Err(e) };
     vault.create_vault(&call(3), &service.vault, 90, true).map(drop).or_else(exists)?;
     vault
-        .create_key(&call(4), &parent, &service.key, NewKey::Generate(2048), KeyAttributes::default())
+        .create_key(
+            &call(4),
+            &parent,
+            &service.key,
+            Material::Generate(KeyType::Rsa(RsaSize::Bits2048)),
+            Particulars::default(),
+            IfExists::Refuse,
+        )
         .map(drop)
         .or_else(exists)?;
     let grant = NewAssignment {

@@ -7,8 +7,8 @@ use custody_proto::vault::{
     key_vault_server::{KeyVault, KeyVaultServer},
 };
 use custody_rpc::{CallContext, page::cut, server::MESSAGE_LEN_MAX, status::invalid, workers::Workers};
-use custody_types::{Clock as _, SystemClock, WrapAlgorithm};
-use custody_vault::{Call, Event, NewAssignment, NewKey, Vault};
+use custody_types::{Clock as _, SignatureAlgorithm, SystemClock, WrapAlgorithm};
+use custody_vault::{Call, Event, IfExists, Material, NewAssignment, Particulars, Vault};
 use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_stream::Stream;
@@ -50,6 +50,10 @@ impl KeyVaultService {
 }
 
 fn algorithm(name: &str) -> Result<WrapAlgorithm, Status> {
+    name.parse().map_err(|e| invalid("algorithm", e))
+}
+
+fn signature_algorithm(name: &str) -> Result<SignatureAlgorithm, Status> {
     name.parse().map_err(|e| invalid("algorithm", e))
 }
 
@@ -102,11 +106,15 @@ impl KeyVault for KeyVaultService {
         request: Request<wire::CreateKeyRequest>,
     ) -> Result<Response<wire::Key>, Status> {
         self.run(request, |vault, call, r| {
-            let attributes = convert::attributes_from(r.attributes.as_ref())?;
-            let bits = u32::try_from(r.key_size_bits)
-                .map_err(|_| invalid("key_size_bits", "use 2048, 3072 or 4096"))?;
+            let kind = convert::key_type(&r.key_type, r.key_size_bits, &r.curve)?;
+            let particulars = Particulars {
+                attributes: convert::attributes_from(r.attributes.as_ref())?,
+                key_ops: convert::key_ops(&r.key_ops)?,
+                tags: r.tags.into_iter().collect(),
+            };
+            let material = Material::Generate(kind);
             vault
-                .create_key(call, &r.parent, &r.key_id, NewKey::Generate(bits), attributes)
+                .create_key(call, &r.parent, &r.key_id, material, particulars, IfExists::Refuse)
                 .map(convert::key)
                 .map_err(failed)
         })
@@ -118,10 +126,14 @@ impl KeyVault for KeyVaultService {
         request: Request<wire::ImportKeyRequest>,
     ) -> Result<Response<wire::Key>, Status> {
         self.run(request, |vault, call, r| {
-            let attributes = convert::attributes_from(r.attributes.as_ref())?;
-            let material = NewKey::Import(r.private_key.into());
+            let particulars = Particulars {
+                attributes: convert::attributes_from(r.attributes.as_ref())?,
+                key_ops: convert::key_ops(&r.key_ops)?,
+                tags: r.tags.into_iter().collect(),
+            };
+            let material = Material::Import(r.private_key.into());
             vault
-                .create_key(call, &r.parent, &r.key_id, material, attributes)
+                .create_key(call, &r.parent, &r.key_id, material, particulars, IfExists::Refuse)
                 .map(convert::key)
                 .map_err(failed)
         })
@@ -150,7 +162,7 @@ impl KeyVault for KeyVaultService {
         request: Request<wire::UpdateKeyRequest>,
     ) -> Result<Response<wire::Key>, Status> {
         self.run(request, |vault, call, r| {
-            let change = convert::change(r.attributes.as_ref(), r.update_mask.as_ref())?;
+            let change = convert::change(r.attributes.as_ref(), r.update_mask.as_ref(), &r.key_ops, r.tags)?;
             vault.update_key(call, &r.name, change).map(convert::key).map_err(failed)
         })
         .await
@@ -216,7 +228,7 @@ impl KeyVault for KeyVaultService {
         request: Request<wire::UpdateKeyVersionRequest>,
     ) -> Result<Response<wire::KeyVersion>, Status> {
         self.run(request, |vault, call, r| {
-            let change = convert::change(r.attributes.as_ref(), r.update_mask.as_ref())?;
+            let change = convert::change(r.attributes.as_ref(), r.update_mask.as_ref(), &r.key_ops, r.tags)?;
             vault.update_key_version(call, &r.name, change).map(convert::version).map_err(failed)
         })
         .await
@@ -241,9 +253,9 @@ impl KeyVault for KeyVaultService {
         request: Request<wire::UnwrapKeyRequest>,
     ) -> Result<Response<wire::UnwrapKeyResponse>, Status> {
         self.run(request, |vault, call, r| {
-            let plain =
+            let opened =
                 vault.unwrap_key(call, &r.name, algorithm(&r.algorithm)?, &r.ciphertext).map_err(failed)?;
-            Ok(wire::UnwrapKeyResponse { plaintext: plain.to_vec() })
+            Ok(wire::UnwrapKeyResponse { plaintext: opened.plain.to_vec() })
         })
         .await
     }
@@ -255,6 +267,80 @@ impl KeyVault for KeyVaultService {
         self.run(request, |vault, call, r| {
             let done = vault.rewrap_key(call, &r.name, algorithm(&r.algorithm)?, &r.ciphertext, &r.target);
             done.map(convert::wrapped).map_err(failed)
+        })
+        .await
+    }
+
+    async fn encrypt(
+        &self,
+        request: Request<wire::EncryptRequest>,
+    ) -> Result<Response<wire::EncryptResponse>, Status> {
+        self.run(request, |vault, call, r| {
+            let plain = zeroize(r.plaintext);
+            let done = vault.encrypt(call, &r.name, algorithm(&r.algorithm)?, &plain).map_err(failed)?;
+            Ok(wire::EncryptResponse {
+                key_version: done.key_version.to_string(),
+                algorithm: done.algorithm.to_string(),
+                ciphertext: done.ciphertext,
+            })
+        })
+        .await
+    }
+
+    async fn decrypt(
+        &self,
+        request: Request<wire::DecryptRequest>,
+    ) -> Result<Response<wire::DecryptResponse>, Status> {
+        self.run(request, |vault, call, r| {
+            let opened =
+                vault.decrypt(call, &r.name, algorithm(&r.algorithm)?, &r.ciphertext).map_err(failed)?;
+            Ok(wire::DecryptResponse { plaintext: opened.plain.to_vec() })
+        })
+        .await
+    }
+
+    async fn sign(
+        &self,
+        request: Request<wire::SignRequest>,
+    ) -> Result<Response<wire::SignResponse>, Status> {
+        self.run(request, |vault, call, r| {
+            let (version, signature) =
+                vault.sign(call, &r.name, signature_algorithm(&r.algorithm)?, &r.digest).map_err(failed)?;
+            Ok(wire::SignResponse { key_version: version.to_string(), signature })
+        })
+        .await
+    }
+
+    async fn verify(
+        &self,
+        request: Request<wire::VerifyRequest>,
+    ) -> Result<Response<wire::VerifyResponse>, Status> {
+        self.run(request, |vault, call, r| {
+            let algorithm = signature_algorithm(&r.algorithm)?;
+            let (version, valid) =
+                vault.verify(call, &r.name, algorithm, &r.digest, &r.signature).map_err(failed)?;
+            Ok(wire::VerifyResponse { key_version: version.to_string(), valid })
+        })
+        .await
+    }
+
+    async fn backup_key(
+        &self,
+        request: Request<wire::BackupKeyRequest>,
+    ) -> Result<Response<wire::BackupKeyResponse>, Status> {
+        self.run(request, |vault, call, r| {
+            let backup = vault.backup_key(call, &r.name).map_err(failed)?;
+            Ok(wire::BackupKeyResponse { backup })
+        })
+        .await
+    }
+
+    async fn restore_key(
+        &self,
+        request: Request<wire::RestoreKeyRequest>,
+    ) -> Result<Response<wire::Key>, Status> {
+        self.run(request, |vault, call, r| {
+            vault.restore_key(call, &r.parent, &r.backup).map(convert::key).map_err(failed)
         })
         .await
     }

@@ -95,10 +95,11 @@ impl Catalog {
             name: record.name.clone(),
             attributes: record.attributes,
             state: self.state(version, now),
-            size_bits: record.size_bits,
-            n: record.n.clone(),
-            e: record.e.clone(),
+            key_ops: record.key_ops.clone(),
+            tags: record.tags.clone(),
+            public: record.public.clone(),
             create_time: record.create_time,
+            update_time: record.update_time,
         }
     }
 

@@ -3,9 +3,9 @@
 use custody_audit::AuditUnavailable;
 use custody_authz::{ConflictingDuty, ScopeError, UnknownRole};
 use custody_envelope::RandomError;
-use custody_kek::{ImportError, UnknownRsaSize, UnwrapFailed, WrapError};
+use custody_kek::{ImportError, SignError, UnwrapFailed, WrapError};
 use custody_store::StoreError;
-use custody_types::{KeyState, KeyUse, NameError, Permission};
+use custody_types::{KeyOperation, KeyState, NameError, Permission, UnknownRsaSize};
 
 /// An operation that was not done.
 #[derive(Debug, thiserror::Error)]
@@ -36,14 +36,22 @@ pub enum VaultError {
         why: &'static str,
     },
     /// The key's state does not allow this use.
-    #[error("key version `{name}` is {state} and does not {}", verb(*.usage))]
+    #[error("key version `{name}` is {state}: {operation} is not allowed")]
     KeyUnusable {
         /// The version.
         name: String,
         /// Where it is in its life.
         state: KeyState,
         /// What was asked.
-        usage: KeyUse,
+        operation: KeyOperation,
+    },
+    /// The key's owner did not give it this operation.
+    #[error("{operation} is not among the `key_ops` of `{name}`; its owner can change them")]
+    OperationForbidden {
+        /// The version.
+        name: String,
+        /// What was asked.
+        operation: KeyOperation,
     },
     /// The transition is not allowed.
     #[error("`{name}`: {why}")]
@@ -81,13 +89,6 @@ pub enum VaultError {
     Backend,
 }
 
-fn verb(usage: KeyUse) -> &'static str {
-    match usage {
-        KeyUse::Wrap => "wrap",
-        _ => "unwrap",
-    }
-}
-
 impl VaultError {
     /// The canonical status (google.rpc.Code) by name.
     #[must_use]
@@ -96,9 +97,10 @@ impl VaultError {
             Self::PermissionDenied { .. } => "PERMISSION_DENIED",
             Self::NotFound(_) => "NOT_FOUND",
             Self::AlreadyExists(_) | Self::NameHeld { .. } => "ALREADY_EXISTS",
-            Self::KeyUnusable { .. } | Self::Precondition { .. } | Self::ConflictingDuty(_) => {
-                "FAILED_PRECONDITION"
-            }
+            Self::KeyUnusable { .. }
+            | Self::OperationForbidden { .. }
+            | Self::Precondition { .. }
+            | Self::ConflictingDuty(_) => "FAILED_PRECONDITION",
             Self::Invalid { .. } | Self::UnwrapFailed(_) => "INVALID_ARGUMENT",
             Self::AuditUnavailable(_) | Self::Store(_) => "UNAVAILABLE",
             Self::Damaged(_) => "DATA_LOSS",
@@ -121,6 +123,7 @@ impl VaultError {
                 KeyState::Deleted => "KEY_DELETED",
                 _ => "KEY_DESTROYED",
             },
+            Self::OperationForbidden { .. } => "KEY_OPERATION_FORBIDDEN",
             Self::Precondition { .. } => "INVALID_KEY_TRANSITION",
             Self::Invalid { .. } => "INVALID_FIELD",
             Self::UnwrapFailed(_) => "UNWRAP_FAILED",
@@ -180,7 +183,18 @@ impl From<WrapError> for VaultError {
     fn from(e: WrapError) -> Self {
         match e {
             WrapError::Backend => Self::Backend,
+            WrapError::NotForThisKey => Self::invalid("algorithm", e),
             other => Self::invalid("plaintext", other),
+        }
+    }
+}
+
+impl From<SignError> for VaultError {
+    fn from(e: SignError) -> Self {
+        match e {
+            SignError::DigestLength { .. } => Self::invalid("digest", e),
+            SignError::NotForThisKey(_) => Self::invalid("algorithm", e),
+            _ => Self::Backend,
         }
     }
 }

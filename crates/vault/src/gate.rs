@@ -132,6 +132,18 @@ operations! {
     PurgeKey = "KeyPurge", Purge;
     /// Makes a new version.
     RotateKey = "KeyRotate", Rotate;
+    /// Encrypts.
+    Encrypt = "KeyEncrypt", Encrypt;
+    /// Decrypts.
+    Decrypt = "KeyDecrypt", Decrypt;
+    /// Signs.
+    Sign = "KeySign", Sign;
+    /// Checks a signature.
+    Verify = "KeyVerify", Verify;
+    /// Takes a sealed copy.
+    BackupKey = "KeyBackup", Backup;
+    /// Brings a copy back.
+    RestoreKey = "KeyRestore", Restore;
     /// Wraps.
     WrapKey = "KeyWrap", WrapKey;
     /// Unwraps.

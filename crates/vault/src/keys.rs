@@ -5,24 +5,46 @@ use crate::{
     catalog::{KEYS, VERSIONS},
     gate::{Permit, op},
     names::new_id,
-    record::{KeyRecord, VersionRecord},
+    record::{KeyRecord, Tags, VersionRecord},
 };
-use custody_kek::{KekPrivateKey, RsaSize};
+use custody_kek::{PrivateJwk, PrivateKey};
 use custody_store::Batch;
-use custody_types::{KeyAttributes, KeyName, KeyVersionName, UnixMillis, VaultName};
+use custody_types::{KeyAttributes, KeyName, KeyOperation, KeyType, KeyVersionName, UnixMillis, VaultName};
 use zeroize::Zeroizing;
 
 /// Where a new key's material comes from.
 #[derive(Debug)]
-pub enum NewKey {
-    /// The vault makes it, of so many bits; 0 for 2048.
-    Generate(u32),
+pub enum Material {
+    /// The vault makes it.
+    Generate(KeyType),
     /// It is brought: PKCS#8 or PKCS#1, PEM or DER.
     Import(Zeroizing<Vec<u8>>),
+    /// It is brought as a JWK.
+    ImportJwk(PrivateJwk),
+}
+
+/// What goes with the material of a new version.
+#[derive(Clone, Debug, Default)]
+pub struct Particulars {
+    /// Whether and when it may be used.
+    pub attributes: KeyAttributes,
+    /// What it may be asked to do; empty for all that its kind can.
+    pub key_ops: Vec<KeyOperation>,
+    /// Notes.
+    pub tags: Tags,
+}
+
+/// What to do where a key of the name exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfExists {
+    /// Azure's way: the key becomes a new version.
+    AddVersion,
+    /// Nothing is made.
+    Refuse,
 }
 
 /// A change of attributes: `None` leaves a field as it is.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct AttributeChange {
     /// Whether it may be used.
     pub enabled: Option<bool>,
@@ -30,14 +52,28 @@ pub struct AttributeChange {
     pub not_before: Option<Option<UnixMillis>>,
     /// Not from then on; the inner `None` takes the date away.
     pub expire_time: Option<Option<UnixMillis>>,
+    /// What it may be asked to do, in place of what it may now.
+    pub key_ops: Option<Vec<KeyOperation>>,
+    /// Notes, in place of those it has.
+    pub tags: Option<Tags>,
 }
 
 impl AttributeChange {
-    fn apply(self, mut attributes: KeyAttributes) -> Result<KeyAttributes, VaultError> {
-        attributes.enabled = self.enabled.unwrap_or(attributes.enabled);
-        attributes.not_before = self.not_before.unwrap_or(attributes.not_before);
-        attributes.expire_time = self.expire_time.unwrap_or(attributes.expire_time);
-        check_dates(attributes)
+    fn apply(self, record: &mut VersionRecord) -> Result<(), VaultError> {
+        let old = record.attributes;
+        record.attributes = check_dates(KeyAttributes {
+            enabled: self.enabled.unwrap_or(old.enabled),
+            not_before: self.not_before.unwrap_or(old.not_before),
+            expire_time: self.expire_time.unwrap_or(old.expire_time),
+        })?;
+        if let Some(key_ops) = self.key_ops {
+            let kind = record.public.key_type().ok_or(VaultError::Backend)?;
+            record.key_ops = check_key_ops(&key_ops, kind)?;
+        }
+        if let Some(tags) = self.tags {
+            record.tags = check_tags(tags)?;
+        }
+        Ok(())
     }
 }
 
@@ -46,6 +82,30 @@ fn check_dates(attributes: KeyAttributes) -> Result<KeyAttributes, VaultError> {
         Ok(attributes)
     } else {
         Err(VaultError::invalid("attributes.expire_time", "must lie after attributes.not_before"))
+    }
+}
+
+/// The operations in Azure's order, each once.
+fn check_key_ops(given: &[KeyOperation], kind: KeyType) -> Result<Vec<KeyOperation>, VaultError> {
+    let possible = KeyOperation::of(kind);
+    if let Some(other) = given.iter().find(|o| !possible.contains(o)) {
+        return Err(VaultError::invalid("key_ops", format!("an {} key cannot {other}", kind.kty())));
+    }
+    Ok(possible.iter().filter(|o| given.is_empty() || given.contains(o)).copied().collect())
+}
+
+/// Azure's bounds: 15 tags, names and texts of 256 characters.
+fn check_tags(tags: Tags) -> Result<Tags, VaultError> {
+    let fits = |(name, text): (&String, &String)| {
+        (1..=256).contains(&name.chars().count()) && text.chars().count() <= 256
+    };
+    if tags.len() <= 15 && tags.iter().all(fits) {
+        Ok(tags)
+    } else {
+        Err(VaultError::invalid(
+            "tags",
+            "may be 15, with names of 1 to 256 characters and texts of up to 256",
+        ))
     }
 }
 
@@ -60,28 +120,62 @@ impl Vault {
         call: &Call,
         vault: &str,
         id: &str,
-        material: NewKey,
-        attributes: KeyAttributes,
+        material: Material,
+        particulars: Particulars,
+        if_exists: IfExists,
     ) -> Result<KeyView, VaultError> {
         let vault: VaultName = vault.parse().map_err(|e| VaultError::invalid("parent", e))?;
         let name = vault.key(id).map_err(|e| VaultError::invalid("key_id", e))?;
-        let attributes = check_dates(attributes)?;
-        match material {
-            NewKey::Generate(bits) => {
-                let size = RsaSize::try_from(if bits == 0 { 2048 } else { bits })?;
-                self.gate.run::<op::CreateKey, _>(call, name.as_str(), |_| {
-                    self.check_name_free(&name)?;
-                    self.add_key(&name, &KekPrivateKey::generate(size, self.options.backend)?, attributes)
-                })
+        check_dates(particulars.attributes)?;
+        let particulars = Particulars { tags: check_tags(particulars.tags)?, ..particulars };
+        let backend = self.options.backend;
+        let make: Box<dyn FnOnce() -> Result<PrivateKey, VaultError>> = match material {
+            Material::Generate(kind) => {
+                check_key_ops(&particulars.key_ops, kind)?;
+                let make = move || Ok(PrivateKey::generate(kind, backend)?);
+                return self.gate.run::<op::CreateKey, _>(call, name.as_str(), |_| {
+                    self.add_version(&name, make, &particulars, if_exists)
+                });
             }
-            NewKey::Import(bytes) => self.gate.run::<op::ImportKey, _>(call, name.as_str(), |_| {
-                self.check_name_free(&name)?;
-                self.add_key(&name, &KekPrivateKey::import(&bytes, self.options.backend)?, attributes)
-            }),
+            Material::Import(bytes) => Box::new(move || Ok(PrivateKey::import(&bytes, backend)?)),
+            Material::ImportJwk(jwk) => Box::new(move || Ok(PrivateKey::import_jwk(jwk, backend)?)),
+        };
+        self.gate.run::<op::ImportKey, _>(call, name.as_str(), |_| {
+            self.add_version(&name, make, &particulars, if_exists)
+        })
+    }
+
+    /// Makes a version under a name that is free, or of a key that is there.
+    fn add_version(
+        &self,
+        name: &KeyName,
+        make: impl FnOnce() -> Result<PrivateKey, VaultError>,
+        particulars: &Particulars,
+        if_exists: IfExists,
+    ) -> Result<KeyView, VaultError> {
+        self.key_to_extend(name, if_exists)?;
+        let version = self.seal_version(name, &make()?, particulars)?;
+        let _one_at_a_time = self.changes.lock();
+        let mut key = self.key_to_extend(name, if_exists)?.unwrap_or_else(|| KeyRecord {
+            name: name.clone(),
+            create_time: version.create_time,
+            versions: Vec::new(),
+            deleted: None,
+        });
+        key.versions.push(version.name.clone());
+        self.put(key, Some(version), EventType::NewVersionCreated)
+    }
+
+    /// The key of this name that shall have a new version; none where the name is free.
+    fn key_to_extend(&self, name: &KeyName, if_exists: IfExists) -> Result<Option<KeyRecord>, VaultError> {
+        let there = self.catalog.read().keys.get(name).filter(|k| k.deleted.is_none()).cloned();
+        match (there, if_exists) {
+            (Some(key), IfExists::AddVersion) => Ok(Some(key)),
+            _ => self.check_name_free(name).map(|()| None),
         }
     }
 
-    fn check_name_free(&self, name: &KeyName) -> Result<(), VaultError> {
+    pub(crate) fn check_name_free(&self, name: &KeyName) -> Result<(), VaultError> {
         let catalog = self.catalog.read();
         catalog.vault(&name.vault())?;
         let held = |why| Err(VaultError::NameHeld { name: name.to_string(), why });
@@ -100,37 +194,21 @@ impl Vault {
     fn seal_version(
         &self,
         key: &KeyName,
-        private: &KekPrivateKey,
-        attributes: KeyAttributes,
+        private: &PrivateKey,
+        particulars: &Particulars,
     ) -> Result<VersionRecord, VaultError> {
         let name = key.version(&new_id()?)?;
+        let now = self.now();
         Ok(VersionRecord {
             sealed: private.seal(&self.root, name.as_str().as_bytes())?,
             name,
-            create_time: self.now(),
-            attributes,
-            size_bits: private.size().bits(),
-            n: private.public().n.clone(),
-            e: private.public().e.clone(),
+            create_time: now,
+            update_time: now,
+            attributes: particulars.attributes,
+            key_ops: check_key_ops(&particulars.key_ops, private.kind())?,
+            tags: particulars.tags.clone(),
+            public: private.public().clone(),
         })
-    }
-
-    fn add_key(
-        &self,
-        name: &KeyName,
-        private: &KekPrivateKey,
-        attributes: KeyAttributes,
-    ) -> Result<KeyView, VaultError> {
-        let version = self.seal_version(name, private, attributes)?;
-        let _one_at_a_time = self.changes.lock();
-        self.check_name_free(name)?;
-        let key = KeyRecord {
-            name: name.clone(),
-            create_time: version.create_time,
-            versions: vec![version.name.clone()],
-            deleted: None,
-        };
-        self.put(key, Some(version), EventType::NewVersionCreated)
     }
 
     /// Commits a key, and a version where it changed, and tells of it.
@@ -262,11 +340,12 @@ impl Vault {
             };
             (key, version.record.clone())
         };
-        record.attributes = change.apply(record.attributes)?;
+        change.apply(&mut record)?;
+        record.update_time = self.now();
         self.put(key, Some(record), EventType::Updated)
     }
 
-    /// Makes a new version, of the same size and enabled. Older versions still unwrap.
+    /// Makes a new version, of the same kind and enabled, for the same operations. Older versions still unwrap.
     ///
     /// # Errors
     /// Not allowed, does not exist, or is deleted.
@@ -276,15 +355,17 @@ impl Vault {
     }
 
     fn do_rotate(&self, _: &Permit<op::RotateKey>, name: &KeyName) -> Result<KeyView, VaultError> {
-        let bits = {
+        let (kind, particulars) = {
             let catalog = self.catalog.read();
-            catalog.current(catalog.live_key(name)?)?.record.size_bits
+            let record = &catalog.current(catalog.live_key(name)?)?.record;
+            let particulars = Particulars {
+                attributes: KeyAttributes::default(),
+                key_ops: record.key_ops.clone(),
+                tags: record.tags.clone(),
+            };
+            (record.public.key_type().ok_or(VaultError::Backend)?, particulars)
         };
-        let private = KekPrivateKey::generate(RsaSize::try_from(bits)?, self.options.backend)?;
-        let version = self.seal_version(name, &private, KeyAttributes::default())?;
-        let _one_at_a_time = self.changes.lock();
-        let mut key = self.catalog.read().live_key(name)?.clone();
-        key.versions.push(version.name.clone());
-        self.put(key, Some(version), EventType::NewVersionCreated)
+        let make = || Ok(PrivateKey::generate(kind, self.options.backend)?);
+        self.add_version(name, make, &particulars, IfExists::AddVersion)
     }
 }

@@ -4,6 +4,7 @@
 //! on keys demand a [`gate::Permit`] that only the gate makes.
 
 mod access;
+mod backup;
 mod catalog;
 mod error;
 mod event;
@@ -18,12 +19,14 @@ mod vault;
 mod vaults;
 
 pub use access::NewAssignment;
+pub use custody_kek::{Backend, PrivateJwk};
 pub use error::VaultError;
 pub use event::{Event, EventType};
-pub use keys::{AttributeChange, NewKey};
+pub use keys::{AttributeChange, IfExists, Material, Particulars};
 pub use lifecycle::RECOVERY_DAYS;
-pub use record::{KeyView, VaultRecord, VersionView};
+pub use record::{KeyView, Tags, VaultRecord, VersionView};
 pub use root::{RootKeyError, load_root_key};
+pub use usage::Opened;
 pub use vault::{Call, Vault, VaultOptions};
 
 /// Bytes that are erased on drop: for key material that a transport hands in.

@@ -1,9 +1,17 @@
 //! What is stored of vaults, keys and versions, and how they are shown.
 
-use custody_kek::KekPrivateKey;
-use custody_types::{KeyAttributes, KeyName, KeyState, KeyVersionName, UnixMillis, VaultName};
+use custody_kek::PrivateKey;
+use custody_types::{
+    KeyAttributes, KeyName, KeyOperation, KeyState, KeyVersionName, PublicKey, UnixMillis, VaultName,
+};
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, OnceLock};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
+
+/// What an owner notes on a version: at most 15 names, each with a text. Not secret.
+pub type Tags = BTreeMap<String, String>;
 
 /// A vault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,12 +42,12 @@ pub(crate) struct KeyRecord {
 pub(crate) struct VersionRecord {
     pub(crate) name: KeyVersionName,
     pub(crate) create_time: UnixMillis,
+    pub(crate) update_time: UnixMillis,
     pub(crate) attributes: KeyAttributes,
-    pub(crate) size_bits: u32,
-    #[serde(with = "base64_bytes")]
-    pub(crate) n: Vec<u8>,
-    #[serde(with = "base64_bytes")]
-    pub(crate) e: Vec<u8>,
+    pub(crate) key_ops: Vec<KeyOperation>,
+    pub(crate) tags: Tags,
+    #[serde(with = "public_key")]
+    pub(crate) public: PublicKey,
     /// The private half, sealed under the root key for this version's name.
     #[serde(with = "base64_bytes")]
     pub(crate) sealed: Vec<u8>,
@@ -49,7 +57,7 @@ pub(crate) struct VersionRecord {
 #[derive(Debug)]
 pub(crate) struct Version {
     pub(crate) record: VersionRecord,
-    pub(crate) private: Arc<OnceLock<KekPrivateKey>>,
+    pub(crate) private: Arc<OnceLock<PrivateKey>>,
 }
 
 /// A key as it is shown.
@@ -78,14 +86,16 @@ pub struct VersionView {
     pub attributes: KeyAttributes,
     /// Where it is in its life.
     pub state: KeyState,
-    /// Bits of the modulus.
-    pub size_bits: u32,
-    /// The modulus.
-    pub n: Vec<u8>,
-    /// The public exponent.
-    pub e: Vec<u8>,
+    /// What it may be asked to do.
+    pub key_ops: Vec<KeyOperation>,
+    /// What its owner noted.
+    pub tags: Tags,
+    /// The public half.
+    pub public: PublicKey,
     /// When it was made.
     pub create_time: UnixMillis,
+    /// When its owner last changed it.
+    pub update_time: UnixMillis,
 }
 
 mod base64_bytes {
@@ -98,5 +108,37 @@ mod base64_bytes {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
         STANDARD.decode(String::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+/// The numbers as base64url text, as in a JWK; as lists of numbers they would take four times as much.
+mod public_key {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as B64};
+    use custody_types::{Curve, PublicKey};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(tag = "kty")]
+    enum Jwk {
+        #[serde(rename = "EC")]
+        Ec { crv: Curve, x: String, y: String },
+        #[serde(rename = "RSA")]
+        Rsa { n: String, e: String },
+    }
+
+    pub(super) fn serialize<S: Serializer>(key: &PublicKey, to: S) -> Result<S::Ok, S::Error> {
+        match key {
+            PublicKey::Ec { crv, x, y } => Jwk::Ec { crv: *crv, x: B64.encode(x), y: B64.encode(y) },
+            PublicKey::Rsa { n, e } => Jwk::Rsa { n: B64.encode(n), e: B64.encode(e) },
+        }
+        .serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PublicKey, D::Error> {
+        let bytes = |text: String| B64.decode(text).map_err(D::Error::custom);
+        Ok(match Jwk::deserialize(from)? {
+            Jwk::Ec { crv, x, y } => PublicKey::Ec { crv, x: bytes(x)?, y: bytes(y)? },
+            Jwk::Rsa { n, e } => PublicKey::Rsa { n: bytes(n)?, e: bytes(e)? },
+        })
     }
 }

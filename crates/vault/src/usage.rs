@@ -1,14 +1,28 @@
-//! Using keys: wrap, unwrap, re-wrap.
+//! Using keys: wrap, unwrap, re-wrap, encrypt, decrypt, sign, verify.
 
 use crate::{
     Call, Vault, VaultError,
     gate::{Permit, op},
     record::Version,
 };
-use custody_kek::KekPrivateKey;
-use custody_types::{KeyName, KeyUse, KeyVersionName, WrapAlgorithm, WrappedKey};
-use std::sync::Arc;
+use custody_kek::PrivateKey;
+use custody_types::{KeyName, KeyOperation, KeyVersionName, SignatureAlgorithm, WrapAlgorithm, WrappedKey};
+use std::{fmt, sync::Arc};
 use zeroize::Zeroizing;
+
+/// What a key opened.
+pub struct Opened {
+    /// The version that opened it.
+    pub key_version: KeyVersionName,
+    /// What was inside; erased on drop.
+    pub plain: Zeroizing<Vec<u8>>,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened").field("key_version", &self.key_version).finish_non_exhaustive()
+    }
+}
 
 /// A key, whose current version is meant, or a version.
 enum Target {
@@ -56,7 +70,7 @@ impl Vault {
         algorithm: WrapAlgorithm,
         plain: &[u8],
     ) -> Result<WrappedKey, VaultError> {
-        let version = self.usable(target, KeyUse::Wrap)?;
+        let version = self.usable(target, KeyOperation::WrapKey)?;
         let ciphertext = self.private(&version)?.wrap_key(algorithm, plain)?;
         Ok(WrappedKey { key_version: version.record.name.clone(), algorithm, ciphertext })
     }
@@ -72,7 +86,7 @@ impl Vault {
         name: &str,
         algorithm: WrapAlgorithm,
         wrapped: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+    ) -> Result<Opened, VaultError> {
         let target = Target::parse(name, "name")?;
         self.gate.run(call, target.as_str(), |permit| self.do_unwrap(&permit, &target, algorithm, wrapped))
     }
@@ -83,9 +97,10 @@ impl Vault {
         target: &Target,
         algorithm: WrapAlgorithm,
         wrapped: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, VaultError> {
-        let version = self.usable(target, KeyUse::Unwrap)?;
-        Ok(self.private(&version)?.unwrap_key(algorithm, wrapped)?)
+    ) -> Result<Opened, VaultError> {
+        let version = self.usable(target, KeyOperation::UnwrapKey)?;
+        let plain = self.private(&version)?.unwrap_key(algorithm, wrapped)?;
+        Ok(Opened { key_version: version.record.name.clone(), plain })
     }
 
     /// Moves wrapped key material to another key or version; what is inside does not leave the vault. Needs
@@ -101,37 +116,116 @@ impl Vault {
         wrapped: &[u8],
         target: &str,
     ) -> Result<WrappedKey, VaultError> {
-        let plain = self.unwrap_key(call, name, algorithm, wrapped)?;
-        self.wrap_key(call, target, WrapAlgorithm::RsaOaep256, &plain)
+        let opened = self.unwrap_key(call, name, algorithm, wrapped)?;
+        self.wrap_key(call, target, WrapAlgorithm::RsaOaep256, &opened.plain)
     }
 
-    fn usable(&self, target: &Target, usage: KeyUse) -> Result<Arc<Version>, VaultError> {
+    /// Encrypts a few bytes: what wrapping does, under a right of its own.
+    ///
+    /// # Errors
+    /// As [`Vault::wrap_key`].
+    pub fn encrypt(
+        &self,
+        call: &Call,
+        name: &str,
+        algorithm: WrapAlgorithm,
+        plain: &[u8],
+    ) -> Result<WrappedKey, VaultError> {
+        let target = Target::parse(name, "name")?;
+        self.gate.run(call, target.as_str(), |_: Permit<op::Encrypt>| {
+            let version = self.usable(&target, KeyOperation::Encrypt)?;
+            let ciphertext = self.private(&version)?.wrap_key(algorithm, plain)?;
+            Ok(WrappedKey { key_version: version.record.name.clone(), algorithm, ciphertext })
+        })
+    }
+
+    /// Opens encrypted bytes; answers also which version did.
+    ///
+    /// # Errors
+    /// As [`Vault::unwrap_key`].
+    pub fn decrypt(
+        &self,
+        call: &Call,
+        name: &str,
+        algorithm: WrapAlgorithm,
+        encrypted: &[u8],
+    ) -> Result<Opened, VaultError> {
+        let target = Target::parse(name, "name")?;
+        self.gate.run(call, target.as_str(), |_: Permit<op::Decrypt>| {
+            let version = self.usable(&target, KeyOperation::Decrypt)?;
+            let plain = self.private(&version)?.unwrap_key(algorithm, encrypted)?;
+            Ok(Opened { key_version: version.record.name.clone(), plain })
+        })
+    }
+
+    /// Signs a digest; answers also which version did.
+    ///
+    /// # Errors
+    /// Not allowed, does not exist, its state or its kind does not allow it, or the digest has a wrong length.
+    pub fn sign(
+        &self,
+        call: &Call,
+        name: &str,
+        algorithm: SignatureAlgorithm,
+        digest: &[u8],
+    ) -> Result<(KeyVersionName, Vec<u8>), VaultError> {
+        let target = Target::parse(name, "name")?;
+        self.gate.run(call, target.as_str(), |_: Permit<op::Sign>| {
+            let version = self.usable(&target, KeyOperation::Sign)?;
+            let signature = self.private(&version)?.sign(algorithm, digest)?;
+            Ok((version.record.name.clone(), signature))
+        })
+    }
+
+    /// Whether a signature over a digest holds; answers also under which version.
+    ///
+    /// # Errors
+    /// As [`Vault::sign`].
+    pub fn verify(
+        &self,
+        call: &Call,
+        name: &str,
+        algorithm: SignatureAlgorithm,
+        digest: &[u8],
+        signature: &[u8],
+    ) -> Result<(KeyVersionName, bool), VaultError> {
+        let target = Target::parse(name, "name")?;
+        self.gate.run(call, target.as_str(), |_: Permit<op::Verify>| {
+            let version = self.usable(&target, KeyOperation::Verify)?;
+            let backend = self.options.backend;
+            let holds = custody_kek::verify(&version.record.public, algorithm, digest, signature, backend)?;
+            Ok((version.record.name.clone(), holds))
+        })
+    }
+
+    fn usable(&self, target: &Target, operation: KeyOperation) -> Result<Arc<Version>, VaultError> {
         let catalog = self.catalog.read();
         let version = match target {
             Target::Key(name) => catalog.current(catalog.key(name)?)?,
             Target::Version(name) => catalog.version(name)?,
         };
+        let name = || version.record.name.to_string();
         let state = catalog.state(version, self.now());
-        if state.allows(usage) {
-            Ok(version.clone())
+        if !state.allows_use() {
+            Err(VaultError::KeyUnusable { name: name(), state, operation })
+        } else if !version.record.key_ops.contains(&operation) {
+            Err(VaultError::OperationForbidden { name: name(), operation })
         } else {
-            Err(VaultError::KeyUnusable { name: version.record.name.to_string(), state, usage })
+            Ok(version.clone())
         }
     }
 
     /// The private half, opened and checked once.
-    fn private<'a>(&self, version: &'a Version) -> Result<&'a KekPrivateKey, VaultError> {
+    fn private<'a>(&self, version: &'a Version) -> Result<&'a PrivateKey, VaultError> {
         if let Some(open) = version.private.get() {
             return Ok(open);
         }
         let record = &version.record;
-        let opened = KekPrivateKey::open(
-            &self.root,
-            record.name.as_str().as_bytes(),
-            &record.sealed,
-            self.options.backend,
-        )
-        .map_err(|_| VaultError::Damaged(record.name.to_string()))?;
+        let damaged = || VaultError::Damaged(record.name.to_string());
+        let kind = record.public.key_type().ok_or_else(damaged)?;
+        let context = record.name.as_str().as_bytes();
+        let opened = PrivateKey::open(&self.root, context, &record.sealed, kind, self.options.backend)
+            .map_err(|_| damaged())?;
         Ok(version.private.get_or_init(|| opened))
     }
 }

@@ -4,7 +4,10 @@
 use custody_audit::{Journal, Outcome};
 use custody_envelope::RootKey;
 use custody_store::Store;
-use custody_types::{Caller, Clock, Duty, KeyAttributes, SystemClock, UnixMillis, WrapAlgorithm::RsaOaep256};
+use custody_types::{
+    Caller, Clock, Curve, Duty, KeyOperation, KeyType, PublicKey, RsaSize, SignatureAlgorithm, SystemClock,
+    UnixMillis, WrapAlgorithm::RsaOaep256,
+};
 use custody_vault::*;
 use std::{
     path::Path,
@@ -80,10 +83,14 @@ fn grant(vault: &Vault) -> String {
     vault.create_role_assignment(&officer(), "vaults/v", new).unwrap().name
 }
 
+fn rsa() -> Material {
+    Material::Generate(KeyType::Rsa(RsaSize::Bits2048))
+}
+
 fn with_key(rig: &Rig) -> String {
     rig.vault.create_vault(&officer(), "v", 7, true).unwrap();
     rig.vault
-        .create_key(&officer(), "vaults/v", "k", NewKey::Generate(2048), KeyAttributes::default())
+        .create_key(&officer(), "vaults/v", "k", rsa(), Particulars::default(), IfExists::Refuse)
         .unwrap();
     grant(&rig.vault)
 }
@@ -95,7 +102,7 @@ fn a_wrapped_key_opens_only_for_whom_it_was_granted() {
     let wrapped = rig.vault.wrap_key(&node(), "vaults/v/keys/k", RsaOaep256, &[7; 32]).unwrap();
     let version = wrapped.key_version.as_str().to_owned();
     assert_eq!(
-        rig.vault.unwrap_key(&node(), &version, RsaOaep256, &wrapped.ciphertext).unwrap()[..],
+        rig.vault.unwrap_key(&node(), &version, RsaOaep256, &wrapped.ciphertext).unwrap().plain[..],
         [7; 32]
     );
     for who in
@@ -124,7 +131,8 @@ fn old_versions_unwrap_and_new_ones_wrap() {
     assert_eq!(new.key_version, rotated.current.name);
     assert_ne!(old.key_version, new.key_version);
     assert_eq!(
-        &rig.vault.unwrap_key(&node(), old.key_version.as_str(), RsaOaep256, &old.ciphertext).unwrap()[..],
+        &rig.vault.unwrap_key(&node(), old.key_version.as_str(), RsaOaep256, &old.ciphertext).unwrap().plain
+            [..],
         b"dek"
     );
     let crossed =
@@ -190,8 +198,9 @@ fn purge_protection_holds_until_the_time_comes_and_the_name_is_retired() {
         rig.vault.purge_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(),
         "INVALID_KEY_TRANSITION"
     );
-    let again =
-        |id| rig.vault.create_key(&officer(), "vaults/v", id, NewKey::Generate(0), KeyAttributes::default());
+    let again = |id| {
+        rig.vault.create_key(&officer(), "vaults/v", id, rsa(), Particulars::default(), IfExists::Refuse)
+    };
     assert_eq!(again("k").unwrap_err().reason(), "NAME_HELD");
     rig.clock.0.fetch_add(7 * 86_400_000 - 1000, Ordering::SeqCst);
     rig.vault.tick().unwrap();
@@ -208,13 +217,15 @@ fn bad_input_names_the_field() {
     let rig = rig();
     with_key(&rig);
     let key = |parent, id, material| {
-        rig.vault.create_key(&officer(), parent, id, material, KeyAttributes::default()).unwrap_err().field()
+        rig.vault
+            .create_key(&officer(), parent, id, material, Particulars::default(), IfExists::Refuse)
+            .unwrap_err()
+            .field()
     };
-    assert_eq!(key("vault/v", "a", NewKey::Generate(0)), Some("parent"));
-    assert_eq!(key("vaults/v", "A_b", NewKey::Generate(0)), Some("key_id"));
-    assert_eq!(key("vaults/v", "a", NewKey::Generate(1024)), Some("key_size_bits"));
+    assert_eq!(key("vault/v", "a", rsa()), Some("parent"));
+    assert_eq!(key("vaults/v", "A_b", rsa()), Some("key_id"));
     assert_eq!(
-        key("vaults/v", "a", NewKey::Import(zeroize::Zeroizing::new(b"nonsense".to_vec()))),
+        key("vaults/v", "a", Material::Import(zeroize::Zeroizing::new(b"nonsense".to_vec()))),
         Some("private_key")
     );
     assert_eq!(
@@ -265,7 +276,10 @@ fn everything_is_kept_over_a_restart_and_every_operation_has_its_record() {
     drop(rig);
     let (vault, journal) = open(dir.path(), &clock, Arc::default());
     assert_eq!(
-        &vault.unwrap_key(&node(), wrapped.key_version.as_str(), RsaOaep256, &wrapped.ciphertext).unwrap()[..],
+        &vault
+            .unwrap_key(&node(), wrapped.key_version.as_str(), RsaOaep256, &wrapped.ciphertext)
+            .unwrap()
+            .plain[..],
         b"d"
     );
     drop(vault);
@@ -299,4 +313,110 @@ fn without_a_journal_nothing_is_done() {
         rig.vault.delete_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(),
         "AUDIT_UNAVAILABLE"
     );
+}
+
+/// An assignment that lets a workload use keys in every way.
+fn user(rig: &Rig) -> Call {
+    let new = NewAssignment {
+        principal: "principals/app".into(),
+        role: "Key Vault Crypto User".into(),
+        scope: "vaults/v".into(),
+    };
+    rig.vault.create_role_assignment(&officer(), "vaults/v", new).unwrap();
+    call("principals/app", Duty::Workload)
+}
+
+#[test]
+fn an_ec_key_signs_and_its_owner_says_what_it_may() {
+    let rig = rig();
+    with_key(&rig);
+    let app = user(&rig);
+    let ec = Material::Generate(KeyType::Ec(Curve::P256));
+    let only_sign = Particulars { key_ops: vec![KeyOperation::Sign], ..Particulars::default() };
+    let made = rig.vault.create_key(&officer(), "vaults/v", "s", ec, only_sign, IfExists::Refuse).unwrap();
+    assert!(matches!(made.current.public, PublicKey::Ec { crv: Curve::P256, .. }));
+    let digest = [5; 32];
+    let name = "vaults/v/keys/s";
+    let (version, signature) = rig.vault.sign(&app, name, SignatureAlgorithm::Es256, &digest).unwrap();
+    assert_eq!(version, made.current.name);
+    let verify = || rig.vault.verify(&app, name, SignatureAlgorithm::Es256, &digest, &signature);
+    assert_eq!(verify().unwrap_err().reason(), "KEY_OPERATION_FORBIDDEN");
+    let all = AttributeChange { key_ops: Some(Vec::new()), ..AttributeChange::default() };
+    rig.vault.update_key(&officer(), name, all).unwrap();
+    assert!(verify().unwrap().1);
+    let wrong = |algorithm, digest: &[u8]| rig.vault.sign(&app, name, algorithm, digest).unwrap_err().field();
+    assert_eq!(wrong(SignatureAlgorithm::Rs256, &digest), Some("algorithm"));
+    assert_eq!(wrong(SignatureAlgorithm::Es256, &[1; 20]), Some("digest"));
+    assert_eq!(
+        rig.vault.wrap_key(&app, name, RsaOaep256, &[1; 32]).unwrap_err().reason(),
+        "KEY_OPERATION_FORBIDDEN"
+    );
+    let cannot = Particulars { key_ops: vec![KeyOperation::WrapKey], ..Particulars::default() };
+    let ec = Material::Generate(KeyType::Ec(Curve::P384));
+    let refused = rig.vault.create_key(&officer(), "vaults/v", "t", ec, cannot, IfExists::Refuse);
+    assert_eq!(refused.unwrap_err().field(), Some("key_ops"));
+    assert_eq!(
+        rig.vault.sign(&node(), name, SignatureAlgorithm::Es256, &digest).unwrap_err().reason(),
+        "PERMISSION_DENIED"
+    );
+}
+
+#[test]
+fn encrypting_is_a_right_of_its_own() {
+    let rig = rig();
+    with_key(&rig);
+    let app = user(&rig);
+    let sealed = rig.vault.encrypt(&app, "vaults/v/keys/k", RsaOaep256, b"small").unwrap();
+    let opened =
+        rig.vault.decrypt(&app, sealed.key_version.as_str(), RsaOaep256, &sealed.ciphertext).unwrap();
+    assert_eq!(opened.plain[..], b"small"[..]);
+    let refused = rig.vault.decrypt(&node(), sealed.key_version.as_str(), RsaOaep256, &sealed.ciphertext);
+    assert_eq!(refused.unwrap_err().reason(), "PERMISSION_DENIED");
+}
+
+#[test]
+fn a_backup_brings_a_purged_key_back_and_nothing_else_does() {
+    let rig = rig();
+    rig.vault.create_vault(&officer(), "v", 7, false).unwrap();
+    rig.vault.create_vault(&officer(), "other", 7, false).unwrap();
+    rig.vault
+        .create_key(&officer(), "vaults/v", "k", rsa(), Particulars::default(), IfExists::Refuse)
+        .unwrap();
+    let app = user(&rig);
+    let name = "vaults/v/keys/k";
+    let wrapped = rig.vault.wrap_key(&app, name, RsaOaep256, &[7; 32]).unwrap();
+    rig.vault.rotate_key(&officer(), name).unwrap();
+    let backup = rig.vault.backup_key(&officer(), name).unwrap();
+    assert_eq!(rig.vault.backup_key(&app, name).unwrap_err().reason(), "PERMISSION_DENIED");
+    let restore = |vault: &str, bytes: &[u8]| rig.vault.restore_key(&officer(), vault, bytes);
+    assert_eq!(restore("vaults/v", &backup).unwrap_err().reason(), "ALREADY_EXISTS");
+    rig.vault.delete_key(&officer(), name).unwrap();
+    assert_eq!(restore("vaults/v", &backup).unwrap_err().reason(), "NAME_HELD");
+    rig.vault.purge_key(&officer(), name).unwrap();
+    assert_eq!(restore("vaults/other", &backup).unwrap_err().field(), Some("backup"));
+    for at in [0, 30, backup.len() - 1] {
+        let mut altered = backup.clone();
+        altered[at] ^= 1;
+        assert_eq!(restore("vaults/v", &altered).unwrap_err().field(), Some("backup"));
+    }
+    assert_eq!(restore("vaults/v", &backup[..40]).unwrap_err().field(), Some("backup"));
+    restore("vaults/v", &backup).unwrap();
+    assert_eq!(rig.vault.list_key_versions(&officer(), name).unwrap().len(), 2);
+    let opened =
+        rig.vault.unwrap_key(&app, wrapped.key_version.as_str(), RsaOaep256, &wrapped.ciphertext).unwrap();
+    assert_eq!(opened.plain[..], [7; 32]);
+}
+
+#[test]
+fn azures_way_of_making_a_key_that_exists_adds_a_version() {
+    let rig = rig();
+    with_key(&rig);
+    let again = |if_exists| {
+        rig.vault.create_key(&officer(), "vaults/v", "k", rsa(), Particulars::default(), if_exists)
+    };
+    assert_eq!(again(IfExists::Refuse).unwrap_err().reason(), "ALREADY_EXISTS");
+    let before = rig.vault.get_key(&officer(), "vaults/v/keys/k").unwrap().current.name;
+    assert_ne!(again(IfExists::AddVersion).unwrap().current.name, before);
+    rig.vault.delete_key(&officer(), "vaults/v/keys/k").unwrap();
+    assert_eq!(again(IfExists::AddVersion).unwrap_err().reason(), "NAME_HELD");
 }

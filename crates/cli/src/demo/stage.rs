@@ -51,7 +51,7 @@ impl Stage {
             parent: "vaults/contoso".to_owned(),
             key_id: "payroll".to_owned(),
             key_size_bits: 3072,
-            attributes: None,
+            ..kv::CreateKeyRequest::default()
         };
         let key = officer.create_key(request).await?.into_inner();
         let version = key.current_version.unwrap_or_default();

@@ -1,0 +1,100 @@
+//! Sealed copies of keys: taken, kept elsewhere, and brought back to the vault that they are of.
+//!
+//! A copy has every version with its private half and outlives the key: restoring it after a purge brings the very
+//! same key back, as Azure does. Whoever may take a copy can undo a purge; the trail has each one.
+
+use crate::{
+    Call, EventType, KeyView, Vault, VaultError,
+    catalog::{KEYS, RETIRED, VERSIONS},
+    gate::{Permit, op},
+    record::{KeyRecord, VersionRecord},
+};
+use custody_store::Batch;
+use custody_types::{KeyName, VaultName};
+use serde::{Deserialize, Serialize};
+
+/// What a copy begins with; the rest is sealed under the root key.
+const MAGIC: &[u8] = b"CUSTODY-KEY-BACKUP-1:";
+/// Longest copy that is read, in bytes: some 500 versions.
+const LEN_MAX: usize = 4 << 20;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Copy {
+    key: KeyRecord,
+    /// Their private halves are sealed for their own names besides.
+    versions: Vec<VersionRecord>,
+}
+
+impl Vault {
+    /// Takes a sealed copy of a key with all its versions.
+    ///
+    /// # Errors
+    /// Not allowed, does not exist, or is deleted.
+    pub fn backup_key(&self, call: &Call, name: &str) -> Result<Vec<u8>, VaultError> {
+        let name: KeyName = name.parse()?;
+        self.gate.run(call, name.as_str(), |permit| self.do_backup(&permit, &name))
+    }
+
+    fn do_backup(&self, _: &Permit<op::BackupKey>, name: &KeyName) -> Result<Vec<u8>, VaultError> {
+        let copy = {
+            let catalog = self.catalog.read();
+            let key = catalog.live_key(name)?.clone();
+            let versions = key.versions.iter().map(|v| Ok(catalog.version(v)?.record.clone()));
+            let versions = versions.collect::<Result<_, VaultError>>()?;
+            Copy { key, versions }
+        };
+        let plain = serde_json::to_vec(&copy).map_err(|_| VaultError::Backend)?;
+        let sealed = self.root.seal(MAGIC, &plain)?;
+        Ok([MAGIC, &sealed].concat())
+    }
+
+    /// Brings a copy back under its own name, which must be free: not of a key, nor of a deleted one.
+    ///
+    /// # Errors
+    /// Not allowed; the copy was altered, or is of another vault or deployment; the name is taken.
+    pub fn restore_key(&self, call: &Call, vault: &str, copy: &[u8]) -> Result<KeyView, VaultError> {
+        let vault: VaultName = vault.parse().map_err(|e| VaultError::invalid("parent", e))?;
+        self.gate.run(call, vault.as_str(), |permit| self.do_restore(&permit, &vault, copy))
+    }
+
+    fn do_restore(
+        &self,
+        _: &Permit<op::RestoreKey>,
+        vault: &VaultName,
+        copy: &[u8],
+    ) -> Result<KeyView, VaultError> {
+        let bad = |why: &str| VaultError::invalid("backup", why);
+        let sealed = copy.strip_prefix(MAGIC).filter(|_| copy.len() <= LEN_MAX);
+        let sealed = sealed.ok_or_else(|| bad("is not a backup of a key"))?;
+        let plain = self.root.open(MAGIC, sealed);
+        let plain = plain.map_err(|_| bad("was altered, or is of another deployment"))?;
+        let Copy { key, versions } =
+            serde_json::from_slice(&plain).map_err(|_| bad("is of another version of this program"))?;
+        if key.name.vault() != *vault {
+            return Err(bad("is of a key of another vault; restore it there"));
+        }
+        let _one_at_a_time = self.changes.lock();
+        let held = self.check_name_free(&key.name);
+        // The purged key itself may come back: its name means the same key as before.
+        let purged = matches!(held, Err(VaultError::NameHeld { .. }))
+            && !self.catalog.read().keys.contains_key(&key.name);
+        if !purged {
+            held?;
+        }
+        let mut batch = Batch::new();
+        batch.put(KEYS, key.name.as_str(), &key).delete(RETIRED, key.name.as_str());
+        for version in &versions {
+            batch.put(VERSIONS, version.name.as_str(), version);
+        }
+        let (now, name) = (self.now(), key.name.clone());
+        let view = self.commit(batch, |catalog| {
+            catalog.retired.remove(name.as_str());
+            catalog.keys.insert(name.clone(), key.clone());
+            versions.into_iter().for_each(|version| catalog.put_version(version));
+            catalog.view_key(&key, now)
+        })?;
+        self.tell(EventType::Recovered, name.as_str());
+        view
+    }
+}
