@@ -78,6 +78,29 @@ async fn tokens_forged_altered_or_for_another_audience_are_refused() {
     }
 }
 
+/// Whoever makes principals chooses names; a service proves itself by its certificate.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_not_enough_to_be_a_service() {
+    let deployment = Deployment::start();
+    let named = deployment.cli(&["identity", "create-principal", "control", "workload"]).unwrap_err();
+    assert!(named.to_string().contains("name of a service"), "{named}");
+    // A token that is genuine in every way, but was given for a secret.
+    let good = deployment.tokens("officer", "custody-node").unwrap().text().await.unwrap();
+    let header = jsonwebtoken::decode_header(&good).unwrap();
+    let own = fs::read(deployment.dir().join("identity/data/signing.key")).unwrap();
+    let refused = async |amr: &str| {
+        let claims = serde_json::json!({"iss": "https://identity.custody.localhost", "sub": "principals/control", "aud": "custody-node", "duty": "workload", "jti": "x", "amr": [amr], "iat": 0, "nbf": 0, "exp": 4_000_000_000u64});
+        let key = jsonwebtoken::EncodingKey::from_ec_der(&own);
+        let token = jsonwebtoken::encode(&header, &claims, &key).unwrap();
+        let mut client = StorageNodeClient::new(deployment.endpoint("storage").unwrap().channel());
+        let mut request = Request::new(CreateVolumeRequest::default());
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        client.create_volume(request).await.unwrap_err()
+    };
+    assert_eq!(reason(&refused("pwd").await), "DUTY_NOT_ALLOWED");
+    assert_eq!(refused("swk").await.code(), Code::InvalidArgument, "the same by certificate is let through");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_on_every_port_harms_nothing() {
     let deployment = Deployment::start();

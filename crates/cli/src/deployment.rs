@@ -1,6 +1,6 @@
 //! A deployment's directory: certificates, credentials, settings, and where each service is.
 
-use crate::pki;
+use crate::pki::{self, VAULT_DOMAIN};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -14,6 +14,11 @@ use std::{
 
 /// The services in the order they are stopped in, last first.
 pub(crate) const SERVICES: [&str; 5] = ["identity", "vault", "storage", "database", "control"];
+
+/// Faces of services in other people's APIs: Azure's REST API of the vault, and OAuth of the identity service.
+const FACES: [&str; 2] = ["identity-oauth", "vault-rest"];
+/// What OAuth clients call the tenant.
+const TENANT: &str = "custody";
 
 /// The principals made at the first start: id and duty.
 const PRINCIPALS: [(&str, &str); 4] = [
@@ -70,12 +75,20 @@ impl Deployment {
         pki::ensure(&dir.join("pki"), &SERVICES)?;
         let bootstrap = credentials(&dir)?;
         // All bound before any is released, so that no two services get the same port.
-        let holders = SERVICES.iter().map(|_| free_port()).collect::<anyhow::Result<Vec<_>>>()?;
+        let holders =
+            SERVICES.iter().chain(&FACES).map(|_| free_port()).collect::<anyhow::Result<Vec<_>>>()?;
         let ports = holders.iter().map(|h| Ok(h.local_addr()?.port())).collect::<anyhow::Result<Vec<_>>>()?;
-        let endpoints: BTreeMap<String, String> = SERVICES
+        let ports: BTreeMap<&str, u16> = SERVICES.iter().chain(&FACES).copied().zip(ports).collect();
+        let endpoints: BTreeMap<String, String> = ports
             .iter()
-            .zip(&ports)
-            .map(|(s, p)| ((*s).to_owned(), format!("https://127.0.0.1:{p}")))
+            .map(|(name, port)| {
+                let host = match *name {
+                    "vault-rest" => VAULT_DOMAIN,
+                    "identity-oauth" => "localhost",
+                    _ => "127.0.0.1",
+                };
+                ((*name).to_owned(), format!("https://{host}:{port}"))
+            })
             .collect();
         let nbd_socket = dir.join("storage/nbd.sock");
         anyhow::ensure!(
@@ -84,11 +97,11 @@ impl Deployment {
             dir.display()
         );
         let deployment = Self { endpoints, nbd_socket, supervisor_pid: std::process::id() };
-        for (service, port) in SERVICES.iter().zip(ports) {
+        for service in SERVICES {
             let home = dir.join(service);
             fs::create_dir_all(&home)?;
             _ = fs::remove_file(home.join("address"));
-            let settings = deployment.settings(&dir, service, port, &bootstrap, options);
+            let settings = deployment.settings(&dir, service, &ports, &bootstrap, options);
             pki::write_secret(&home.join("settings.toml"), &toml::to_string(&settings)?)?;
         }
         fs::create_dir_all(dir.join("logs"))?;
@@ -100,15 +113,16 @@ impl Deployment {
         &self,
         dir: &Path,
         service: &str,
-        port: u16,
+        ports: &BTreeMap<&str, u16>,
         bootstrap: &[serde_json::Value],
         options: &Options,
     ) -> serde_json::Value {
         let at = |name: &str| dir.join(name).display().to_string();
         let home = dir.join(service);
         let url = |name: &str| self.endpoints.get(name).cloned().unwrap_or_default();
+        let listen = |name: &str| format!("127.0.0.1:{}", ports.get(name).copied().unwrap_or(0));
         let mut server = json!({
-            "listen": format!("127.0.0.1:{port}"),
+            "listen": listen(service),
             "ca": at("pki/ca.pem"),
             "certificate": at(&format!("pki/{service}.pem")),
             "private_key": at(&format!("pki/{service}.key")),
@@ -123,11 +137,27 @@ impl Deployment {
         }
         match service {
             "identity" => {
-                json!({ "token_lifetime_s": 300, "managed": [["platform", "principals/storage"]], "server": server, "bootstrap": bootstrap })
+                json!({
+                    "token_lifetime_s": 300,
+                    "managed": [["platform", "principals/storage"]],
+                    "server": server,
+                    "bootstrap": bootstrap,
+                    "services": SERVICES,
+                    "oauth": {
+                        "listen": listen("identity-oauth"),
+                        "tenant": TENANT,
+                        "resources": { url("vault-rest"): "custody-vault" },
+                    },
+                })
             }
             "vault" => json!({
                 "root_key": home.join("root.key"),
                 "server": server,
+                "rest": {
+                    "listen": listen("vault-rest"),
+                    "domain": VAULT_DOMAIN,
+                    "authority": format!("{}/{TENANT}", url("identity-oauth")),
+                },
                 "service_managed": { "vault": "platform", "key": "service-managed", "managed_identity": "managedIdentities/platform" },
             }),
             "storage" => json!({

@@ -17,7 +17,7 @@ pub(crate) enum Verb {
     /// Makes a principal and prints its secret, once (officer).
     CreatePrincipal {
         id: String,
-        /// security_officer, system_administrator, database_administrator or auditor.
+        /// security_officer, system_administrator, database_administrator, auditor, or workload for a program.
         duty: String,
     },
     /// Lists principals.

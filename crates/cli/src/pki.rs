@@ -13,6 +13,9 @@ use std::{
     path::Path,
 };
 
+/// Each vault has a host below it in Azure's REST API.
+pub(crate) const VAULT_DOMAIN: &str = "vault.localhost";
+
 /// Makes the authority and the certificates that are missing.
 pub(crate) fn ensure(dir: &Path, services: &[&str]) -> anyhow::Result<()> {
     fs::create_dir_all(dir)?;
@@ -52,6 +55,12 @@ fn certificate(service: &str) -> anyhow::Result<CertificateParams> {
     params
         .subject_alt_names
         .push(SanType::URI(Ia5String::try_from(format!("custody:principals/{service}"))?));
+    if service == "vault" {
+        // A wildcard directly below `localhost` is not accepted by OpenSSL's clients.
+        for name in [VAULT_DOMAIN.to_owned(), format!("*.{VAULT_DOMAIN}")] {
+            params.subject_alt_names.push(SanType::DnsName(Ia5String::try_from(name)?));
+        }
+    }
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;

@@ -1,13 +1,14 @@
 //! `custody-identity`: the gRPC face of the identity service.
 
+mod oauth;
 mod service;
 
 use clap::Parser;
 use custody_audit::{Journal, Outcome, Record};
 use custody_identity::{Bootstrap, Registry, Signer};
 use custody_rpc::{
-    CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, server, settings,
-    token::TokenVerifier, workers::Workers,
+    CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, https::HttpsServer,
+    server, settings, token::TokenVerifier, workers::Workers,
 };
 use custody_types::SystemClock;
 use serde::Deserialize;
@@ -32,6 +33,11 @@ struct Settings {
     /// Principals that exist from the first start on.
     #[serde(default)]
     bootstrap: Vec<Bootstrap>,
+    /// The OAuth face, for clients of other people's APIs; none without it.
+    #[serde(default)]
+    oauth: Option<oauth::OauthSettings>,
+    /// Ids of the workloads that prove themselves by certificates: no other principal may have such a name.
+    services: Vec<String>,
     /// Managed identities that exist from the first start on, each with a node that may act as it.
     #[serde(default)]
     managed: Vec<(String, String)>,
@@ -56,10 +62,21 @@ async fn main() -> anyhow::Result<()> {
         Arc::new(SystemClock),
         &settings.bootstrap,
         &settings.managed,
+        &settings.services,
     )?);
     let verifier =
         Arc::new(TokenVerifier::fixed(&settings.server.issuer, "custody-identity", registry.jwks()));
     let workers = Workers::new(512);
+    let oauth_router = |face: &oauth::OauthSettings| oauth::router(registry.clone(), workers.clone(), face);
+    let faces = settings.oauth.as_ref().map(|face| (face, oauth_router(face)));
+    let https = match faces {
+        Some((face, router)) => {
+            let server = HttpsServer::bind(face.listen, &server::credentials(&settings.server)?).await?;
+            server.announce(face.address_file.as_deref())?;
+            Some(tokio::spawn(server.serve(router)))
+        }
+        None => None,
+    };
     let routes = Routes::default()
         .add_service(service::IdentityService::server(registry.clone(), workers.clone()))
         .add_service(AuditLogService::server(Arc::new(service::IdentityTrail(registry)), workers));
@@ -71,6 +88,9 @@ async fn main() -> anyhow::Result<()> {
         server::terminated(),
     )
     .await?;
+    if let Some(https) = https {
+        https.abort();
+    }
     tokio::task::spawn_blocking(move || journal.close()).await?;
     Ok(())
 }

@@ -4,4 +4,4 @@ mod registry;
 mod signer;
 
 pub use registry::{Bootstrap, IdentityError, ManagedIdentityRecord, PrincipalRecord, Registry};
-pub use signer::{AUDIENCES, Claims, IssuedToken, Signer, SignerError};
+pub use signer::{AUDIENCES, Claims, IssuedToken, Proof, Signer, SignerError};

@@ -1,6 +1,6 @@
 //! Who exists, and what each may prove.
 
-use crate::{AUDIENCES, IssuedToken, Signer};
+use crate::{AUDIENCES, IssuedToken, Proof, Signer, signer::Subject};
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use custody_audit::{AuditUnavailable, Entry, Journal, Outcome, Record};
@@ -137,6 +137,8 @@ pub struct Registry {
     signer: Signer,
     journal: Arc<Journal>,
     clock: Arc<dyn Clock>,
+    /// Ids of workloads that prove themselves by certificates.
+    services: Vec<String>,
 }
 
 fn hash(secret: &str) -> String {
@@ -161,8 +163,9 @@ impl Registry {
         clock: Arc<dyn Clock>,
         bootstrap: &[Bootstrap],
         managed: &[(String, String)],
+        services: &[String],
     ) -> Result<Self, IdentityError> {
-        let registry = Self { store, signer, journal, clock };
+        let registry = Self { store, signer, journal, clock, services: services.to_vec() };
         let mut batch = Batch::new();
         for entry in bootstrap {
             let name: PrincipalName = format!("principals/{}", entry.id)
@@ -229,16 +232,9 @@ impl Registry {
         }
     }
 
-    fn sign(
-        &self,
-        subject: &str,
-        duty: Duty,
-        audience: &str,
-        actor: Option<&str>,
-    ) -> Result<IssuedToken, IdentityError> {
-        self.signer
-            .sign(subject, duty, audience, actor, self.clock.now(), random_hex()?)
-            .ok_or(IdentityError::Backend)
+    fn sign(&self, subject: Subject<'_>, audience: &str) -> Result<IssuedToken, IdentityError> {
+        let signed = self.signer.sign(subject, audience, self.clock.now(), random_hex()?);
+        signed.ok_or(IdentityError::Backend)
     }
 
     fn check_audience(audience: &str) -> Result<(), IdentityError> {
@@ -285,7 +281,10 @@ impl Registry {
             let stored = record.as_ref().map_or_else(|| hash(""), |r| r.secret_hash.clone());
             let good = bool::from(hash(secret).as_bytes().ct_eq(stored.as_bytes()));
             match record {
-                Some(r) if good => self.sign(r.name.as_str(), r.duty, audience, None),
+                Some(r) if good => {
+                    let (name, proof) = (r.name.as_str(), Proof::Secret);
+                    self.sign(Subject { name, duty: r.duty, proof, actor: None }, audience)
+                }
                 _ => Err(IdentityError::BadCredentials),
             }
         })
@@ -311,7 +310,8 @@ impl Registry {
         };
         if identity.is_empty() {
             return self.audited(&caller, "TokenIssue", workload.as_str(), || {
-                self.sign(workload.as_str(), Duty::Workload, audience, None)
+                let (name, proof) = (workload.as_str(), Proof::Certificate);
+                self.sign(Subject { name, duty: Duty::Workload, proof, actor: None }, audience)
             });
         }
         let identity: ManagedIdentityName =
@@ -324,14 +324,16 @@ impl Registry {
                     identity: identity.to_string(),
                 });
             }
-            self.sign(identity.as_str(), Duty::Workload, audience, Some(workload.as_str()))
+            let (name, proof, actor) = (identity.as_str(), Proof::Certificate, Some(workload.as_str()));
+            self.sign(Subject { name, duty: Duty::Workload, proof, actor }, audience)
         })
     }
 
     /// Makes a principal and answers its secret, which is stored nowhere.
     ///
     /// # Errors
-    /// The id is malformed or taken, or the duty is `workload`, which certificates have.
+    /// The id is malformed or taken, or is the name of a service, which proves itself by a certificate: role
+    /// assignments to the one would hold for the other.
     pub fn create_principal(
         &self,
         caller: &Caller,
@@ -341,8 +343,8 @@ impl Registry {
         let name: PrincipalName =
             format!("principals/{id}").parse().map_err(|e| IdentityError::invalid("principal_id", e))?;
         let duty: Duty = duty.parse().map_err(|e| IdentityError::invalid("duty", e))?;
-        if duty == Duty::Workload {
-            return Err(IdentityError::invalid("duty", "workloads are given certificates, not secrets"));
+        if self.services.iter().any(|s| s == id) {
+            return Err(IdentityError::invalid("principal_id", "is the name of a service; choose another"));
         }
         self.audited(caller, "PrincipalCreate", name.as_str(), || {
             self.check_free(PRINCIPALS, name.as_str())?;

@@ -21,6 +21,28 @@ use std::{
 pub const AUDIENCES: [&str; 5] =
     ["custody-control", "custody-database", "custody-identity", "custody-node", "custody-vault"];
 
+/// How a principal proved itself (RFC 8176 §2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Proof {
+    /// By the private key of a certificate.
+    #[serde(rename = "swk")]
+    Certificate,
+    /// By a secret.
+    #[serde(rename = "pwd")]
+    Secret,
+}
+
+/// Whom a token is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subject<'a> {
+    /// A principal or a managed identity.
+    pub(crate) name: &'a str,
+    pub(crate) duty: Duty,
+    pub(crate) proof: Proof,
+    /// The workload that acts, where `name` is a managed identity.
+    pub(crate) actor: Option<&'a str>,
+}
+
 /// What a token says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
@@ -40,6 +62,8 @@ pub struct Claims {
     pub exp: u64,
     /// The token's id.
     pub jti: String,
+    /// How the principal proved itself.
+    pub amr: [Proof; 1],
     /// The workload that acts, where `sub` is a managed identity (RFC 8693 §4.1).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub act: Option<String>,
@@ -126,24 +150,23 @@ impl Signer {
     /// Signs a token that begins now.
     pub(crate) fn sign(
         &self,
-        subject: &str,
-        duty: Duty,
+        subject: Subject<'_>,
         audience: &str,
-        actor: Option<&str>,
         now: UnixMillis,
         id: String,
     ) -> Option<IssuedToken> {
         let expire_time = now.plus(self.lifetime);
         let claims = Claims {
             iss: self.issuer.clone(),
-            sub: subject.to_owned(),
+            sub: subject.name.to_owned(),
             aud: audience.to_owned(),
-            duty,
+            duty: subject.duty,
             iat: now.as_secs(),
             nbf: now.as_secs(),
             exp: expire_time.as_secs(),
             jti: id.clone(),
-            act: actor.map(str::to_owned),
+            amr: [subject.proof],
+            act: subject.actor.map(str::to_owned),
         };
         let header = Header { kid: Some(self.kid.clone()), ..Header::new(Algorithm::ES256) };
         let text = jsonwebtoken::encode(&header, &claims, &self.key).ok()?;

@@ -104,12 +104,18 @@ impl AuthenticationLayer {
             return Err(status::status("UNAUTHENTICATED", "TOKEN_REQUIRED", why, None));
         };
         let claims = self.verifier.verify(&token).await?;
+        let by_certificate = claims.by_certificate();
         context.caller.principal = claims.sub;
         context.caller.duty = claims.duty;
         context.caller.token_id = claims.jti;
         let allowed = match rule {
             Rule::Duties(duties) => duties.contains(&claims.duty),
-            Rule::Services(principals) => principals.contains(&context.caller.principal.as_str()),
+            // A name alone is not enough: whoever makes principals chooses names.
+            Rule::Services(principals) => {
+                by_certificate
+                    && claims.duty == Duty::Workload
+                    && principals.contains(&context.caller.principal.as_str())
+            }
             Rule::Public | Rule::Certificate => true,
         };
         if allowed {

@@ -15,7 +15,7 @@ pub enum Rule {
     Certificate,
     /// Callers of these duties. In the vault, role assignments decide after that.
     Duties(&'static [Duty]),
-    /// These services, by their principal: what only another part of the platform may ask for.
+    /// These services, by their principal and its certificate: what only another part of the platform may ask for.
     Services(&'static [&'static str]),
 }
 

@@ -118,6 +118,19 @@ impl Credentials {
             .map_err(|e| bad(&e))
     }
 
+    /// For a server of another protocol, whose clients prove themselves in other ways.
+    ///
+    /// # Errors
+    /// The certificates do not fit together.
+    pub fn public_server(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        let bad = |e: &dyn std::fmt::Display| TlsError::Unusable(e.to_string());
+        let (_, chain, key) = self.parts()?;
+        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|e| bad(&e))?;
+        config.with_no_client_auth().with_single_cert(chain, key).map(Arc::new).map_err(|e| bad(&e))
+    }
+
     /// For a client of another protocol.
     ///
     /// # Errors

@@ -22,6 +22,17 @@ pub struct VerifiedClaims {
     pub duty: Duty,
     /// The token's id.
     pub jti: String,
+    /// How it proved itself (RFC 8176).
+    #[serde(default)]
+    amr: Vec<String>,
+}
+
+impl VerifiedClaims {
+    /// Whether it proved itself by the private key of a certificate.
+    #[must_use]
+    pub fn by_certificate(&self) -> bool {
+        self.amr.iter().any(|method| method == "swk")
+    }
 }
 
 /// An unknown key id makes the verifier ask the issuer again, but not more often than this.

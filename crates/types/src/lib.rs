@@ -26,4 +26,4 @@ pub use permission::Permission;
 pub use principal::Caller;
 pub use signature::{SignatureAlgorithm, UnknownSignatureAlgorithm};
 pub use time::{Clock, SystemClock, UnixMillis};
-pub use wrapped::{WrapAlgorithm, WrappedKey};
+pub use wrapped::{UnknownAlgorithm, WrapAlgorithm, WrappedKey};

@@ -32,6 +32,15 @@ fn id_ok(id: &str) -> bool {
         && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
 }
 
+/// Longest id of a key: Azure's bound, whose clients choose such ids.
+const KEY_ID_LEN_MAX: usize = 127;
+const KEY_RULE: &str = "a key's id is 1 to 127 of a-z, 0-9 and -";
+
+fn key_ok(id: &str) -> bool {
+    (1..=KEY_ID_LEN_MAX).contains(&id.len())
+        && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
 fn version_ok(id: &str) -> bool {
     id.len() == 32 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
@@ -49,8 +58,11 @@ fn segments<'a, const N: usize>(
             return Err(NameError::new(text, expected, "a collection id is missing or misspelt"));
         }
         let id = parts.next().unwrap_or("");
-        let (ok, rule) =
-            if literal == "versions" { (version_ok(id), VERSION_RULE) } else { (id_ok(id), ID_RULE) };
+        let (ok, rule) = match literal {
+            "keys" => (key_ok(id), KEY_RULE),
+            "versions" => (version_ok(id), VERSION_RULE),
+            _ => (id_ok(id), ID_RULE),
+        };
         if !ok {
             return Err(NameError::new(text, expected, rule));
         }
@@ -207,6 +219,10 @@ mod tests {
         assert_eq!(version.key().vault().as_str(), "vaults/v");
         assert_eq!(version.id().len(), 32);
         assert!("vaults/v/keys/k/versions/1".parse::<KeyVersionName>().is_err());
+        assert!(format!("vaults/v/keys/1-{}", "a".repeat(125)).parse::<KeyName>().is_ok());
+        for bad in ["", "A", "a_b", "a b", &"a".repeat(128)] {
+            assert!(format!("vaults/v/keys/{bad}").parse::<KeyName>().is_err(), "{bad}");
+        }
     }
 
     #[test]

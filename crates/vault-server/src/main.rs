@@ -8,14 +8,15 @@ use anyhow::Context as _;
 use clap::Parser;
 use custody_audit::{Journal, Outcome, Record};
 use custody_rpc::{
-    CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, server, settings,
-    workers::Workers,
+    CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, https::HttpsServer,
+    server, settings, workers::Workers,
 };
 use custody_types::{Caller, Clock, Duty, KeyType, RsaSize, SystemClock};
 use custody_vault::{Call, IfExists, Material, NewAssignment, Particulars, Vault, VaultOptions};
+use custody_vault_rest::{Face, FaceSettings};
 use serde::Deserialize;
 use service::KeyVaultService;
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tonic::service::Routes;
 
 #[derive(Parser)]
@@ -35,6 +36,21 @@ struct Settings {
     root_key: PathBuf,
     /// The platform's own key for service-managed encryption; made at the first start.
     service_managed: Option<ServiceManaged>,
+    /// Azure's REST API; not served without it.
+    rest: Option<Rest>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rest {
+    /// Where to listen; port 0 takes a free one.
+    listen: SocketAddr,
+    /// A file to write the listening address to, once ready.
+    address_file: Option<PathBuf>,
+    /// The domain below which each vault has a host: `NAME.vault.localhost`.
+    domain: String,
+    /// Where clients get tokens, `https://host:port/TENANT`.
+    authority: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -71,10 +87,20 @@ async fn main() -> anyhow::Result<()> {
     let ticking = tokio::spawn(tick(vault.clone()));
     let workers = Workers::new(JOBS_MAX);
     let trail = Arc::new(trail::VaultTrail(vault.clone()));
+    let verifier = server::verifier(&settings.server, "custody-vault")?;
+    let https = match &settings.rest {
+        Some(rest) => {
+            let server = HttpsServer::bind(rest.listen, &server::credentials(&settings.server)?).await?;
+            server.announce(rest.address_file.as_deref())?;
+            let face = FaceSettings { domain: rest.domain.clone(), authority: rest.authority.clone() };
+            let face = Face::new(vault.clone(), workers.clone(), verifier.clone(), face);
+            Some(tokio::spawn(server.serve(custody_vault_rest::router(Arc::new(face)))))
+        }
+        None => None,
+    };
     let routes = Routes::default()
         .add_service(KeyVaultService::server(vault.clone(), events, workers.clone()))
         .add_service(AuditLogService::server(trail, workers));
-    let verifier = server::verifier(&settings.server, "custody-vault")?;
     server::serve(
         &settings.server,
         routes,
@@ -84,6 +110,9 @@ async fn main() -> anyhow::Result<()> {
     )
     .await?;
     ticking.abort();
+    if let Some(https) = https {
+        https.abort();
+    }
     tokio::task::spawn_blocking(move || journal.close()).await?;
     Ok(())
 }

@@ -1,0 +1,250 @@
+//! What clients send. Unknown members are let pass, as Azure does; what is known is checked.
+
+use crate::error::RestError;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use custody_types::{Curve, KeyAttributes, KeyOperation, KeyType, RsaSize, UnixMillis};
+use custody_vault::{AttributeChange, Particulars, PrivateJwk, Tags};
+use serde::{Deserialize, de::DeserializeOwned};
+use zeroize::{Zeroize as _, Zeroizing};
+
+/// Reads a body.
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, RestError> {
+    serde_json::from_slice(body).map_err(|e| {
+        // The place is told, never the text: a body may hold a private key.
+        let (line, column) = (e.line(), e.column());
+        RestError::bad_parameter(format!(
+            "the body is not the JSON object expected (line {line}, column {column})"
+        ))
+    })
+}
+
+/// Bytes in base64url, with or without padding. Erased on drop.
+pub(crate) fn bytes(text: &str, field: &str) -> Result<Zeroizing<Vec<u8>>, RestError> {
+    let decoded = URL_SAFE_NO_PAD.decode(text.trim_end_matches('='));
+    decoded.map(Zeroizing::new).map_err(|_| RestError::bad_parameter(format!("`{field}` is not base64url")))
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Attributes {
+    enabled: Option<bool>,
+    nbf: Option<u64>,
+    exp: Option<u64>,
+    exportable: Option<bool>,
+}
+
+impl Attributes {
+    fn check(&self) -> Result<(), RestError> {
+        if self.exportable == Some(true) {
+            return Err(RestError::bad_parameter(
+                "exportable keys are not offered: a private half stays in the vault",
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn key_ops(given: &[String]) -> Result<Vec<KeyOperation>, RestError> {
+    let parse = |o: &String| {
+        o.parse().map_err(|e: custody_types::UnknownKeyOperation| RestError::bad_parameter(e.to_string()))
+    };
+    given.iter().map(parse).collect()
+}
+
+fn particulars(
+    attributes: Option<Attributes>,
+    ops: Option<Vec<String>>,
+    tags: Option<Tags>,
+) -> Result<Particulars, RestError> {
+    let given = attributes.unwrap_or_default();
+    given.check()?;
+    Ok(Particulars {
+        attributes: KeyAttributes {
+            enabled: given.enabled.unwrap_or(true),
+            not_before: given.nbf.map(UnixMillis::from_secs),
+            expire_time: given.exp.map(UnixMillis::from_secs),
+        },
+        key_ops: key_ops(&ops.unwrap_or_default())?,
+        tags: tags.unwrap_or_default(),
+    })
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Create {
+    kty: String,
+    key_size: Option<u32>,
+    crv: Option<String>,
+    key_ops: Option<Vec<String>>,
+    attributes: Option<Attributes>,
+    tags: Option<Tags>,
+    public_exponent: Option<u64>,
+    release_policy: Option<serde::de::IgnoredAny>,
+}
+
+fn curve(name: Option<&str>) -> Result<Curve, RestError> {
+    let name = name.unwrap_or("P-256");
+    name.parse().map_err(|e: custody_types::UnknownCurve| RestError::bad_parameter(e.to_string()))
+}
+
+fn no_hsm(kty: &str) -> RestError {
+    RestError::bad_parameter(format!("`kty` {kty} needs an HSM, and this vault has none; use RSA or EC"))
+}
+
+impl Create {
+    pub(crate) fn check(self) -> Result<(KeyType, Particulars), RestError> {
+        let kind = match self.kty.as_str() {
+            "RSA" => RsaSize::try_from(self.key_size.unwrap_or(2048))
+                .map(KeyType::Rsa)
+                .map_err(|e| RestError::bad_parameter(e.to_string()))?,
+            "EC" => KeyType::Ec(curve(self.crv.as_deref())?),
+            other @ ("RSA-HSM" | "EC-HSM" | "oct" | "oct-HSM") => return Err(no_hsm(other)),
+            _ => return Err(RestError::bad_parameter("`kty` must be RSA or EC")),
+        };
+        if self.public_exponent.is_some_and(|e| e != 65_537) {
+            return Err(RestError::bad_parameter("`public_exponent` must be 65537 (NIST SP 800-56B §6.2)"));
+        }
+        if self.release_policy.is_some() {
+            return Err(RestError::bad_parameter("Non-exportable keys must not have release policy"));
+        }
+        Ok((kind, particulars(self.attributes, self.key_ops, self.tags)?))
+    }
+}
+
+/// A private key as a JWK. Its texts are erased on drop.
+#[derive(Deserialize)]
+struct Jwk {
+    kty: String,
+    key_ops: Option<Vec<String>>,
+    crv: Option<String>,
+    n: Option<String>,
+    e: Option<String>,
+    d: Option<String>,
+    p: Option<String>,
+    q: Option<String>,
+    dp: Option<String>,
+    dq: Option<String>,
+    qi: Option<String>,
+    k: Option<String>,
+    x: Option<String>,
+    y: Option<String>,
+    key_hsm: Option<String>,
+}
+
+impl Drop for Jwk {
+    fn drop(&mut self) {
+        for text in
+            [&mut self.d, &mut self.p, &mut self.q, &mut self.dp, &mut self.dq, &mut self.qi, &mut self.k]
+        {
+            text.zeroize();
+        }
+    }
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Import {
+    key: Jwk,
+    #[serde(rename = "Hsm")]
+    hsm: Option<bool>,
+    attributes: Option<Attributes>,
+    tags: Option<Tags>,
+}
+
+/// A number without leading zeros.
+fn number(text: Option<&String>, field: &str) -> Result<Zeroizing<Vec<u8>>, RestError> {
+    let text = text.ok_or_else(|| RestError::bad_parameter(format!("`key.{field}` is required")))?;
+    let bytes = bytes(text, &format!("key.{field}"))?;
+    Ok(Zeroizing::new(bytes.iter().copied().skip_while(|b| *b == 0).collect()))
+}
+
+/// A number of a curve's length; clients may leave zeros out at its front, or add one.
+fn coordinate(text: Option<&String>, field: &str, len: usize) -> Result<Zeroizing<Vec<u8>>, RestError> {
+    let number = number(text, field)?;
+    let mut padded = Zeroizing::new(vec![0; len.saturating_sub(number.len())]);
+    padded.extend_from_slice(&number);
+    Ok(padded)
+}
+
+impl Import {
+    pub(crate) fn check(mut self) -> Result<(PrivateJwk, Particulars), RestError> {
+        if self.hsm == Some(true) || self.key.key_hsm.is_some() {
+            return Err(RestError::bad_parameter("importing into an HSM needs one, and this vault has none"));
+        }
+        let ops = self.key.key_ops.take();
+        let jwk = &self.key;
+        let private = match jwk.kty.as_str() {
+            "RSA" => PrivateJwk::Rsa {
+                n: number(jwk.n.as_ref(), "n")?.to_vec(),
+                e: number(jwk.e.as_ref(), "e")?.to_vec(),
+                d: number(jwk.d.as_ref(), "d")?,
+                p: number(jwk.p.as_ref(), "p")?,
+                q: number(jwk.q.as_ref(), "q")?,
+            },
+            "EC" => {
+                let crv = curve(jwk.crv.as_deref())?;
+                let part =
+                    |text: &Option<String>, field| coordinate(text.as_ref(), field, crv.coordinate_len());
+                PrivateJwk::Ec {
+                    crv,
+                    d: part(&jwk.d, "d")?,
+                    x: part(&jwk.x, "x")?.to_vec(),
+                    y: part(&jwk.y, "y")?.to_vec(),
+                }
+            }
+            other @ ("RSA-HSM" | "EC-HSM" | "oct" | "oct-HSM") => return Err(no_hsm(other)),
+            _ => return Err(RestError::bad_parameter("`key.kty` must be RSA or EC")),
+        };
+        Ok((private, particulars(self.attributes.take(), ops, self.tags.take())?))
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Update {
+    key_ops: Option<Vec<String>>,
+    attributes: Option<Attributes>,
+    tags: Option<Tags>,
+}
+
+impl Update {
+    pub(crate) fn check(self) -> Result<AttributeChange, RestError> {
+        let given = self.attributes.unwrap_or_default();
+        given.check()?;
+        Ok(AttributeChange {
+            enabled: given.enabled,
+            not_before: given.nbf.map(|t| Some(UnixMillis::from_secs(t))),
+            expire_time: given.exp.map(|t| Some(UnixMillis::from_secs(t))),
+            key_ops: self.key_ops.as_deref().map(key_ops).transpose()?,
+            tags: self.tags,
+        })
+    }
+}
+
+/// The body of encrypt, decrypt, wrapkey, unwrapkey and sign.
+#[derive(Deserialize)]
+pub(crate) struct Use {
+    pub(crate) alg: String,
+    /// May be key material in clear.
+    value: String,
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        self.value.zeroize();
+    }
+}
+
+impl Use {
+    pub(crate) fn value(&self) -> Result<Zeroizing<Vec<u8>>, RestError> {
+        bytes(&self.value, "value")
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Verify {
+    pub(crate) alg: String,
+    pub(crate) digest: String,
+    pub(crate) value: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Restore {
+    pub(crate) value: String,
+}

@@ -1,0 +1,229 @@
+//! Each route as a call of the domain. Runs on a worker.
+
+use crate::{
+    bodies::{self, Create, Import, Restore, Update, Verify},
+    error::RestError,
+    face::{Answer, Face, Taken},
+    route::{Route, Use},
+    views::b64,
+};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use custody_types::{SignatureAlgorithm, WrapAlgorithm};
+use custody_vault::{IfExists, KeyView, Material, Vault, VersionView};
+use serde_json::{Value, json};
+
+/// Items on a page of a list: Azure's most, and what is given where nothing is asked for.
+const PAGE_LEN: usize = 25;
+
+type Outcome = Result<Answer, RestError>;
+
+pub(crate) fn run(face: &Face, route: Route, taken: &Taken) -> Outcome {
+    let (vault, call) = (&*face.vault, &taken.call);
+    let named = |key: &str| format!("{}/keys/{key}", taken.vault);
+    match route {
+        Route::Create { key } => {
+            let (kind, particulars) = bodies::parse::<Create>(&taken.body)?.check()?;
+            let material = Material::Generate(kind);
+            let made =
+                vault.create_key(call, &taken.vault, &key, material, particulars, IfExists::AddVersion)?;
+            bundle(taken, &made)
+        }
+        Route::Import { key } => {
+            let (jwk, particulars) = bodies::parse::<Import>(&taken.body)?.check()?;
+            let material = Material::ImportJwk(jwk);
+            let made =
+                vault.create_key(call, &taken.vault, &key, material, particulars, IfExists::AddVersion)?;
+            bundle(taken, &made)
+        }
+        Route::Get { key, version } => {
+            let (found, version) = find(vault, taken, &key, &version)?;
+            Ok(Answer::Json(taken.base.bundle(&found, &version)))
+        }
+        Route::Update { key, version } => update(vault, taken, &key, &version),
+        Route::Delete { key } => {
+            let name = named(&key);
+            live(vault, taken, &key)?;
+            let deleted = vault.delete_key(call, &name)?;
+            Ok(Answer::Json(taken.base.deleted_bundle(&deleted)))
+        }
+        Route::GetDeleted { key } => {
+            Ok(Answer::Json(taken.base.deleted_bundle(&deleted(vault, taken, &key)?)))
+        }
+        Route::Recover { key } => {
+            deleted(vault, taken, &key)?;
+            bundle(taken, &vault.undelete_key(call, &named(&key))?)
+        }
+        Route::Purge { key } => {
+            deleted(vault, taken, &key)?;
+            vault.purge_key(call, &named(&key))?;
+            Ok(Answer::NoContent)
+        }
+        Route::Rotate { key } => bundle(taken, &vault.rotate_key(call, &named(&key))?),
+        Route::Backup { key } => {
+            let copy = vault.backup_key(call, &named(&key))?;
+            Ok(Answer::Json(json!({ "value": b64(&copy) })))
+        }
+        Route::Restore => {
+            let body: Restore = bodies::parse(&taken.body)?;
+            let copy = bodies::bytes(&body.value, "value")?;
+            bundle(taken, &vault.restore_key(call, &taken.vault, &copy)?)
+        }
+        Route::List => {
+            let keys = vault.list_keys(call, &taken.vault, false)?;
+            page(taken, "/keys", keys, |k| k.name.id().to_owned(), |k| taken.base.item(k, &k.current, false))
+        }
+        Route::ListDeleted => {
+            let keys = vault.list_keys(call, &taken.vault, true)?;
+            page(taken, "/deletedkeys", keys, |k| k.name.id().to_owned(), |k| taken.base.deleted_item(k))
+        }
+        Route::ListVersions { key } => {
+            let found = live(vault, taken, &key)?;
+            let mut versions = vault.list_key_versions(call, &named(&key))?;
+            versions.sort_by(|a, b| a.name.id().cmp(b.name.id()));
+            let path = format!("/keys/{key}/versions");
+            page(taken, &path, versions, |v| v.name.id().to_owned(), |v| taken.base.item(&found, v, true))
+        }
+        Route::Use { key, version, operation } => {
+            let name =
+                if version.is_empty() { named(&key) } else { format!("{}/versions/{version}", named(&key)) };
+            use_key(vault, taken, &name, operation)
+        }
+    }
+}
+
+fn bundle(taken: &Taken, key: &KeyView) -> Outcome {
+    Ok(Answer::Json(taken.base.bundle(key, &key.current)))
+}
+
+/// A key that is not deleted.
+fn live(vault: &Vault, taken: &Taken, key: &str) -> Result<KeyView, RestError> {
+    let found = vault.get_key(&taken.call, &format!("{}/keys/{key}", taken.vault))?;
+    if found.deleted.is_some() { Err(RestError::key_not_found(key)) } else { Ok(found) }
+}
+
+/// A key that is deleted.
+fn deleted(vault: &Vault, taken: &Taken, key: &str) -> Result<KeyView, RestError> {
+    let found = vault.get_key(&taken.call, &format!("{}/keys/{key}", taken.vault));
+    match found {
+        Ok(found) if found.deleted.is_some() => Ok(found),
+        Ok(_) => Err(RestError::deleted_key_not_found(key)),
+        Err(e) if e.reason() == "NOT_FOUND" => Err(RestError::deleted_key_not_found(key)),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// A key and one of its versions, the current one if none is named.
+fn find(vault: &Vault, taken: &Taken, key: &str, version: &str) -> Result<(KeyView, VersionView), RestError> {
+    let found = live(vault, taken, key)?;
+    let version = if version.is_empty() {
+        found.current.clone()
+    } else {
+        vault.get_key_version(&taken.call, &format!("{}/versions/{version}", found.name))?
+    };
+    Ok((found, version))
+}
+
+fn update(vault: &Vault, taken: &Taken, key: &str, version: &str) -> Outcome {
+    let change = bodies::parse::<Update>(&taken.body)?.check()?;
+    let name = format!("{}/keys/{key}", taken.vault);
+    if version.is_empty() {
+        return bundle(taken, &vault.update_key(&taken.call, &name, change)?);
+    }
+    let changed = vault.update_key_version(&taken.call, &format!("{name}/versions/{version}"), change)?;
+    let found = live(vault, taken, key)?;
+    Ok(Answer::Json(taken.base.bundle(&found, &changed)))
+}
+
+fn wrap_algorithm(name: &str) -> Result<WrapAlgorithm, RestError> {
+    match name {
+        "" => Err(RestError::bad_parameter("`alg` is required; use RSA-OAEP-256")),
+        "RSA1_5" => Err(RestError::bad_parameter(
+            "RSA1_5 is not offered: its padding tells too much when it fails (RFC 8017 §7.2); use RSA-OAEP-256",
+        )),
+        name => {
+            name.parse().map_err(|e: custody_types::UnknownAlgorithm| RestError::bad_parameter(e.to_string()))
+        }
+    }
+}
+
+fn signature_algorithm(name: &str) -> Result<SignatureAlgorithm, RestError> {
+    let parsed = name.parse();
+    parsed.map_err(|e: custody_types::UnknownSignatureAlgorithm| RestError::bad_parameter(e.to_string()))
+}
+
+fn use_key(vault: &Vault, taken: &Taken, name: &str, operation: Use) -> Outcome {
+    let call = &taken.call;
+    let result = |version: &str, value: &[u8]| {
+        Ok(Answer::Json(json!({ "kid": taken.base.kid(version), "value": b64(value) })))
+    };
+    if operation == Use::Verify {
+        let body: Verify = bodies::parse(&taken.body)?;
+        let algorithm = signature_algorithm(&body.alg)?;
+        let (digest, signature) =
+            (bodies::bytes(&body.digest, "digest")?, bodies::bytes(&body.value, "value")?);
+        let (_, valid) = vault.verify(call, name, algorithm, &digest, &signature)?;
+        return Ok(Answer::Json(json!({ "value": valid })));
+    }
+    let body: bodies::Use = bodies::parse(&taken.body)?;
+    let value = body.value()?;
+    match operation {
+        Use::Encrypt => {
+            let done = vault.encrypt(call, name, wrap_algorithm(&body.alg)?, &value)?;
+            result(done.key_version.as_str(), &done.ciphertext)
+        }
+        Use::Wrap => {
+            let done = vault.wrap_key(call, name, wrap_algorithm(&body.alg)?, &value)?;
+            result(done.key_version.as_str(), &done.ciphertext)
+        }
+        Use::Decrypt => {
+            let done = vault.decrypt(call, name, wrap_algorithm(&body.alg)?, &value)?;
+            result(done.key_version.as_str(), &done.plain)
+        }
+        Use::Unwrap => {
+            let done = vault.unwrap_key(call, name, wrap_algorithm(&body.alg)?, &value)?;
+            result(done.key_version.as_str(), &done.plain)
+        }
+        Use::Sign => {
+            let (version, signature) = vault.sign(call, name, signature_algorithm(&body.alg)?, &value)?;
+            result(version.as_str(), &signature)
+        }
+        Use::Verify => Err(RestError::no_such_route()),
+    }
+}
+
+/// One page of a sorted list, with the link to the next.
+fn page<T>(
+    taken: &Taken,
+    path: &str,
+    all: Vec<T>,
+    id: impl Fn(&T) -> String,
+    view: impl Fn(&T) -> Value,
+) -> Outcome {
+    let asked = taken.parameters.get("maxresults").map(|text| text.parse::<usize>());
+    let len = match asked {
+        None => PAGE_LEN,
+        Some(Ok(len @ 1..=PAGE_LEN)) => len,
+        Some(_) => return Err(RestError::bad_parameter("`maxresults` must be 1 to 25")),
+    };
+    let after = match taken.parameters.get("$skiptoken") {
+        None => String::new(),
+        Some(token) => URL_SAFE_NO_PAD
+            .decode(token)
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok())
+            .ok_or_else(|| RestError::bad_parameter("`$skiptoken` is not one that this vault gave"))?,
+    };
+    let mut rest = all.iter().skip_while(|item| !after.is_empty() && id(item) <= after).peekable();
+    let shown: Vec<&T> = rest.by_ref().take(len).collect();
+    let next = match (rest.peek(), shown.last()) {
+        (Some(_), Some(last)) => {
+            let version = taken.parameters.get("api-version").map(String::as_str).unwrap_or_default();
+            let token = URL_SAFE_NO_PAD.encode(id(last));
+            let base = &taken.base.0;
+            json!(format!("{base}{path}?api-version={version}&$skiptoken={token}&maxresults={len}"))
+        }
+        _ => Value::Null,
+    };
+    let value: Vec<Value> = shown.into_iter().map(view).collect();
+    Ok(Answer::Json(json!({ "value": value, "nextLink": next })))
+}

@@ -1,0 +1,127 @@
+//! What clients get. Members that say nothing are left out, never `null`.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use custody_types::{KeyAttributes, PublicKey, UnixMillis};
+use custody_vault::{KeyView, VersionView};
+use serde_json::{Map, Value, json};
+
+pub(crate) fn b64(bytes: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// Where the client sees the vault, `https://name.vault.example:port`: the beginning of every id.
+#[derive(Clone, Debug)]
+pub(crate) struct Base(pub(crate) String);
+
+/// What a key's vault says of its recovery.
+#[derive(Clone, Copy)]
+struct Recovery<'a> {
+    level: &'a str,
+    days: u32,
+}
+
+fn level(view: &KeyView) -> String {
+    // "Customized" where the retention is below 90 days (Azure: "Key Vault soft-delete overview").
+    let customized = if view.recoverable_days < 90 { "Customized" } else { "" };
+    let purgeable = if view.purge_protection { "" } else { "+Purgeable" };
+    format!("{customized}Recoverable{purgeable}")
+}
+
+fn attributes(a: KeyAttributes, created: UnixMillis, updated: UnixMillis, recovery: Recovery<'_>) -> Value {
+    let mut out = json!({ "enabled": a.enabled });
+    if let Some(fields) = out.as_object_mut() {
+        let mut date = |name: &str, time: Option<UnixMillis>| {
+            if let Some(time) = time {
+                fields.insert(name.to_owned(), json!(time.as_secs()));
+            }
+        };
+        date("nbf", a.not_before);
+        date("exp", a.expire_time);
+        date("created", Some(created));
+        date("updated", Some(updated));
+        fields.insert("recoveryLevel".to_owned(), json!(recovery.level));
+        fields.insert("recoverableDays".to_owned(), json!(recovery.days));
+    }
+    out
+}
+
+impl Base {
+    /// `https://host/keys/name/version` of a version's resource name.
+    pub(crate) fn kid(&self, version_name: &str) -> String {
+        let mut parts = version_name.split('/').skip(3);
+        let (key, version) = (parts.next().unwrap_or_default(), parts.nth(1).unwrap_or_default());
+        format!("{}/keys/{key}/{version}", self.0)
+    }
+
+    fn jwk(&self, version: &VersionView) -> Value {
+        let ops: Vec<&str> = version.key_ops.iter().map(|o| o.as_str()).collect();
+        let kid = self.kid(version.name.as_str());
+        match &version.public {
+            PublicKey::Ec { crv, x, y } => {
+                json!({ "kid": kid, "kty": "EC", "key_ops": ops, "crv": crv.as_str(), "x": b64(x), "y": b64(y) })
+            }
+            PublicKey::Rsa { n, e } => {
+                json!({ "kid": kid, "kty": "RSA", "key_ops": ops, "n": b64(n), "e": b64(e) })
+            }
+        }
+    }
+
+    /// A KeyBundle of one version of a key.
+    pub(crate) fn bundle(&self, key: &KeyView, version: &VersionView) -> Value {
+        let level = level(key);
+        let recovery = Recovery { level: &level, days: key.recoverable_days };
+        let mut out = json!({
+            "key": self.jwk(version),
+            "attributes": attributes(version.attributes, version.create_time, version.update_time, recovery),
+        });
+        add_tags(&mut out, version);
+        out
+    }
+
+    /// A DeletedKeyBundle.
+    pub(crate) fn deleted_bundle(&self, key: &KeyView) -> Value {
+        let mut out = self.bundle(key, &key.current);
+        self.add_deletion(&mut out, key);
+        out
+    }
+
+    fn add_deletion(&self, out: &mut Value, key: &KeyView) {
+        if let (Some(fields), Some((deleted, purge))) = (out.as_object_mut(), key.deleted) {
+            let id = format!("{}/deletedkeys/{}", self.0, key.name.id());
+            fields.insert("recoveryId".to_owned(), json!(id));
+            fields.insert("deletedDate".to_owned(), json!(deleted.as_secs()));
+            fields.insert("scheduledPurgeDate".to_owned(), json!(purge.as_secs()));
+        }
+    }
+
+    /// A KeyItem: an id without a version in lists of keys, with one in lists of versions.
+    pub(crate) fn item(&self, key: &KeyView, version: &VersionView, versioned: bool) -> Value {
+        let kid = if versioned {
+            self.kid(version.name.as_str())
+        } else {
+            format!("{}/keys/{}", self.0, key.name.id())
+        };
+        let level = level(key);
+        let recovery = Recovery { level: &level, days: key.recoverable_days };
+        let mut out = json!({
+            "kid": kid,
+            "attributes": attributes(version.attributes, version.create_time, version.update_time, recovery),
+        });
+        add_tags(&mut out, version);
+        out
+    }
+
+    pub(crate) fn deleted_item(&self, key: &KeyView) -> Value {
+        let mut out = self.item(key, &key.current, false);
+        self.add_deletion(&mut out, key);
+        out
+    }
+}
+
+fn add_tags(out: &mut Value, version: &VersionView) {
+    if let (Some(fields), false) = (out.as_object_mut(), version.tags.is_empty()) {
+        let tags: Map<String, Value> =
+            version.tags.iter().map(|(name, text)| (name.clone(), json!(text))).collect();
+        fields.insert("tags".to_owned(), Value::Object(tags));
+    }
+}

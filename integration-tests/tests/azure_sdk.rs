@@ -1,0 +1,201 @@
+//! Azure's own clients, unmodified, over the vault's REST API and the identity service's OAuth (`sdk/`).
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use custody_testkit::Deployment;
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn here() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
+}
+
+/// A deployment with the vault `sdk`, and a workload that may use its keys: its id and its secret.
+fn deployment() -> (Deployment, String) {
+    let deployment = Deployment::start();
+    _ = deployment.run(&["vault", "create", "sdk", "--no-purge-protection", "--retention-days", "7"]);
+    let app = deployment.run(&["identity", "create-principal", "app", "workload"]);
+    _ = deployment.run(&["access", "grant", "principals/app", "Key Vault Crypto User", "vaults/sdk"]);
+    let secret = text(&app, "client_secret");
+    (deployment, secret)
+}
+
+fn text(value: &serde_json::Value, field: &str) -> String {
+    value.get(field).and_then(|v| v.as_str()).unwrap().to_owned()
+}
+
+fn secret_of(deployment: &Deployment, principal: &str) -> String {
+    let path = deployment.dir().join(format!("credentials/{principal}.json"));
+    let held: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    text(&held, "client_secret")
+}
+
+/// `https://sdk.vault.localhost:port`.
+fn vault_url(deployment: &Deployment) -> String {
+    deployment.url("vault-rest").unwrap().replace("https://", "https://sdk.")
+}
+
+fn command(deployment: &Deployment, program: &Path, app_secret: &str) -> Command {
+    assert!(program.exists(), "`{}` is missing; scripts/test installs it", program.display());
+    let ca = deployment.dir().join("pki/ca.pem");
+    let mut command = Command::new(program);
+    command
+        .env("CUSTODY_VAULT_URL", vault_url(deployment))
+        .env("CUSTODY_AUTHORITY", deployment.url("identity-oauth").unwrap())
+        .env("REQUESTS_CA_BUNDLE", &ca)
+        .env("NODE_EXTRA_CA_CERTS", &ca)
+        .env("OFFICER_SECRET", secret_of(deployment, "officer"))
+        .env("APP_ID", "app")
+        .env("APP_SECRET", app_secret);
+    command
+}
+
+fn passes(command: &mut Command) {
+    let output = command.output().unwrap();
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("checks passed"), "{said}");
+}
+
+#[test]
+fn python() {
+    let (deployment, app) = deployment();
+    let python = here().join("../target/sdk/python/bin/python");
+    passes(command(&deployment, &python, &app).arg(here().join("sdk/python/keys.py")));
+    // What the SDK did is in the trail, by Azure's names.
+    let records = deployment.run(&["audit", "list", "vault", "--resource", "vaults/sdk/keys/user"]);
+    let done =
+        |operation: &str, principal: &str| {
+            records.as_array().unwrap().iter().any(|r| {
+                r["operation"] == operation && r["principal"] == principal && r["result"] == "Success"
+            })
+        };
+    assert!(done("KeyCreate", "principals/officer") && done("KeyUnwrap", "principals/app"), "{records}");
+    assert!(done("KeySign", "principals/app"), "{records}");
+}
+
+#[test]
+fn javascript() {
+    let (deployment, app) = deployment();
+    let node = ["/usr/bin/node", "/usr/local/bin/node"].map(PathBuf::from);
+    let node = node.iter().find(|n| n.exists()).expect("Node.js is missing; scripts/test installs it");
+    assert!(here().join("sdk/js/node_modules/@azure").exists(), "scripts/test installs the SDK");
+    passes(command(&deployment, node, &app).arg(here().join("sdk/js/keys.js")));
+}
+
+/// One request as bytes over TLS, and the answer as text.
+fn raw(deployment: &Deployment, request: &str) -> String {
+    let url = vault_url(deployment);
+    let port = url.rsplit(':').next().unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    let pem = std::fs::read(deployment.dir().join("pki/ca.pem")).unwrap();
+    use rustls_pki_types::pem::PemObject as _;
+    roots.add(rustls_pki_types::CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = "sdk.vault.localhost".try_into().unwrap();
+    let connection = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+    let socket = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+    let mut stream = rustls::StreamOwned::new(connection, socket);
+    let request = request.replace("HOST", &format!("sdk.vault.localhost:{port}"));
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_challenge_comes_before_the_body_and_errors_have_azures_form() {
+    let (deployment, _) = deployment();
+    let end = "Connection: close\r\n\r\n";
+    let challenged = raw(
+        &deployment,
+        &format!(
+            "POST /keys/k/create?api-version=7.4 HTTP/1.1\r\nHost: HOST\r\nContent-Length: 0\r\nx-ms-client-request-id: abc-1\r\n{end}"
+        ),
+    );
+    assert!(challenged.starts_with("HTTP/1.1 401"), "{challenged}");
+    let authority = deployment.url("identity-oauth").unwrap();
+    let port = deployment.url("vault-rest").unwrap().rsplit(':').next().unwrap().to_owned();
+    for expected in [
+        format!("Bearer authorization=\"{authority}/custody\", resource=\"https://vault.localhost:{port}\""),
+        "x-ms-client-request-id: abc-1".to_owned(),
+        "x-ms-request-id: ".to_owned(),
+        "AKV10000".to_owned(),
+        "cache-control: no-cache".to_owned(),
+    ] {
+        assert!(challenged.contains(&expected), "{expected} is missing: {challenged}");
+    }
+    let token = deployment.tokens("officer", "custody-vault").unwrap().text().await.unwrap();
+    let ask = |line: &str, token: &str, body: &str| {
+        let length = body.len();
+        raw(
+            &deployment,
+            &format!(
+                "{line} HTTP/1.1\r\nHost: HOST\r\nAuthorization: Bearer {token}\r\nContent-Length: {length}\r\n{end}{body}"
+            ),
+        )
+    };
+    for (line, body, status, text) in [
+        ("GET /keys/none?api-version=7.4", "", "404", "\"code\":\"KeyNotFound\""),
+        ("GET /keys/none", "", "400", "api-version"),
+        ("GET /keys/none?api%2Dversion=7.4", "", "404", "KeyNotFound"),
+        ("GET /keys/none/?api-version=2099-01-01-preview", "", "404", "KeyNotFound"),
+        ("PUT /keys?api-version=7.4", "", "405", "MethodNotAllowed"),
+        ("GET /secrets/x?api-version=7.4", "", "404", "NotFound"),
+        ("POST /keys/a_b/create?api-version=7.4", "{}", "400", "0-9a-zA-Z"),
+        ("POST /keys/k/create?api-version=7.4", "", "400", "BadParameter"),
+        (
+            "POST /keys/k/create?api-version=7.4",
+            "{\"kty\":\"RSA\",\"key_size\":123}",
+            "400",
+            "2048, 3072 or 4096",
+        ),
+        ("POST /keys/k/create?api-version=7.4", "[[[[[[", "400", "JSON"),
+        (
+            "POST /keys/k/create?api-version=7.4",
+            "{\"kty\":\"RSA\",\"attributes\":{\"nbf\":20,\"exp\":10}}",
+            "400",
+            "expire_time",
+        ),
+        (
+            "POST /keys/k/create?api-version=7.4",
+            "{\"kty\":\"EC\",\"key_ops\":[\"wrapKey\"]}",
+            "400",
+            "wrapKey",
+        ),
+        (
+            "POST /keys/none//wrapkey?api-version=7.4",
+            "{\"alg\":\"RSA-OAEP-256\",\"value\":\"AAAA\"}",
+            "403",
+            "ForbiddenByRbac",
+        ),
+        ("GET /keys?api-version=7.4&maxresults=0", "", "400", "maxresults"),
+        ("GET /keys?api-version=7.4&$skiptoken=%FF", "", "400", "skiptoken"),
+    ] {
+        let answer = ask(line, &token, body);
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(text),
+            "{line}: {answer}"
+        );
+    }
+    let forged = ask("GET /keys/none?api-version=7.4", "a.b.c", "");
+    assert!(forged.starts_with("HTTP/1.1 401") && forged.contains("error=\"invalid_token\""), "{forged}");
+    let other = deployment.tokens("officer", "custody-control").unwrap().text().await.unwrap();
+    let other = ask("GET /keys/none?api-version=7.4", &other, "");
+    assert!(other.starts_with("HTTP/1.1 401") && other.contains("another audience"), "{other}");
+    let huge = "x".repeat((1 << 20) + 1);
+    let huge = ask("POST /keys/k/create?api-version=7.4", &token, &huge);
+    assert!(huge.starts_with("HTTP/1.1 413"), "{}", huge.get(..100).unwrap_or_default());
+    let rubbish = raw(&deployment, "\x00\x01\x02 nonsense\r\n\r\n");
+    assert!(rubbish.is_empty() || rubbish.starts_with("HTTP/1.1 400"), "{rubbish}");
+    let log = std::fs::read_to_string(deployment.dir().join("logs/vault.log")).unwrap();
+    assert!(!log.contains("panicked"), "{log}");
+}
