@@ -16,6 +16,7 @@ pub mod timestamp;
 pub mod tls;
 pub mod token;
 pub mod trace;
+mod verified_tokens;
 pub mod workers;
 
 pub use authentication::CallContext;

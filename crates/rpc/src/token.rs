@@ -1,8 +1,8 @@
 //! Verifying tokens by the issuer's JWKS.
 
-use crate::{channel::Endpoint, status::status};
+use crate::{channel::Endpoint, status::status, verified_tokens::VerifiedTokens};
 use custody_proto::identity::identity_client::IdentityClient;
-use custody_types::Duty;
+use custody_types::{Clock as _, Duty, SystemClock};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
 use parking_lot::RwLock;
 use serde::Deserialize;
@@ -22,6 +22,8 @@ pub struct VerifiedClaims {
     pub duty: Duty,
     /// The token's id.
     pub jti: String,
+    /// When it ends, in seconds since 1970.
+    pub(crate) exp: u64,
     /// How it proved itself (RFC 8176).
     #[serde(default)]
     amr: Vec<String>,
@@ -56,6 +58,7 @@ pub struct TokenVerifier {
     audience: &'static str,
     source: Source,
     keys: RwLock<Keys>,
+    verified: VerifiedTokens,
 }
 
 impl TokenVerifier {
@@ -67,6 +70,7 @@ impl TokenVerifier {
             audience,
             source: Source::Remote(identity),
             keys: RwLock::new(Keys { by_id: HashMap::new(), asked: None }),
+            verified: VerifiedTokens::default(),
         }
     }
 
@@ -74,7 +78,8 @@ impl TokenVerifier {
     #[must_use]
     pub fn fixed(issuer: &str, audience: &'static str, jwks: &str) -> Self {
         let keys = Keys { by_id: parse(jwks), asked: None };
-        Self { issuer: issuer.to_owned(), audience, source: Source::Fixed, keys: RwLock::new(keys) }
+        let verified = VerifiedTokens::default();
+        Self { issuer: issuer.to_owned(), audience, source: Source::Fixed, keys: RwLock::new(keys), verified }
     }
 
     fn rejected(why: &str) -> Status {
@@ -86,6 +91,15 @@ impl TokenVerifier {
     /// # Errors
     /// `UNAUTHENTICATED` for a bad token; `UNAVAILABLE` where the issuer's keys cannot be had.
     pub async fn verify(&self, token: &str) -> Result<VerifiedClaims, Status> {
+        if let Some(claims) = self.verified.get(token, SystemClock.now()) {
+            return Ok(claims);
+        }
+        let claims = self.verify_signature(token).await?;
+        self.verified.put(token, &claims, SystemClock.now());
+        Ok(claims)
+    }
+
+    async fn verify_signature(&self, token: &str) -> Result<VerifiedClaims, Status> {
         let header = jsonwebtoken::decode_header(token).map_err(|_| Self::rejected("it is not a JWT"))?;
         if header.alg != Algorithm::ES256 {
             return Err(Self::rejected("its algorithm is not ES256"));
