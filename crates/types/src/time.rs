@@ -1,7 +1,10 @@
 //! Points in time, and the clock that the domain is given.
 
 use serde::{Deserialize, Serialize};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 /// Milliseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -33,6 +36,12 @@ impl UnixMillis {
         self.0 / 1000
     }
 
+    /// The span since an earlier moment; none if that lies ahead.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+
     /// This moment plus a span.
     #[must_use]
     pub fn plus(self, span: Duration) -> Self {
@@ -42,8 +51,11 @@ impl UnixMillis {
 
 /// Where the domain takes the time from, so that tests can hold it.
 pub trait Clock: Send + Sync + 'static {
-    /// The wall clock.
+    /// The wall clock. Whoever administers the machine can set it.
     fn now(&self) -> UnixMillis;
+
+    /// Time since some moment of this process; nobody can set it.
+    fn monotonic(&self) -> Duration;
 }
 
 /// The machine's wall clock.
@@ -54,5 +66,10 @@ impl Clock for SystemClock {
     fn now(&self) -> UnixMillis {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn monotonic(&self) -> Duration {
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed()
     }
 }

@@ -109,7 +109,7 @@ impl Catalog {
             name: key.name.clone(),
             current: self.view_version(self.current(key)?, now),
             create_time: key.create_time,
-            deleted: key.deleted,
+            deleted: key.deleted.map(|d| (d.delete_time, d.purge_time)),
             purge_protection: vault.purge_protection,
             recoverable_days: vault.soft_delete_retention_days,
         })

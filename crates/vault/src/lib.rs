@@ -13,6 +13,7 @@ mod keys;
 mod lifecycle;
 mod names;
 mod record;
+mod retention;
 mod root;
 mod usage;
 mod vault;

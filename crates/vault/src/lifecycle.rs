@@ -4,6 +4,7 @@ use crate::{
     Call, EventType, KeyView, Vault, VaultError,
     catalog::{KEYS, RETIRED, VERSIONS},
     gate::{Permit, op},
+    record::{Deletion, KeyRecord},
 };
 use custody_audit::{Outcome, Record};
 use custody_store::Batch;
@@ -30,7 +31,11 @@ impl Vault {
             (catalog.live_key(name)?.clone(), catalog.vault(&name.vault())?.soft_delete_retention_days)
         };
         let now = self.now();
-        key.deleted = Some((now, now.plus(Duration::from_secs(u64::from(days) * 86_400))));
+        key.deleted = Some(Deletion {
+            delete_time: now,
+            purge_time: now.plus(Duration::from_secs(u64::from(days) * 86_400)),
+            passed_ms: self.retention.passed_ms(self.clock.monotonic()),
+        });
         self.put(key, None, EventType::Deleted)
     }
 
@@ -93,21 +98,36 @@ impl Vault {
 }
 
 /// Destroys deleted keys whose retention has ended, each with its record first.
+///
+/// It has ended when the wall clock says so and as much time has really passed: setting a clock forward ends nothing.
 pub(crate) fn purge_due(vault: &Vault) -> Result<(), VaultError> {
     let now = vault.now();
-    let due: Vec<KeyName> = vault
-        .catalog
-        .read()
-        .keys
-        .values()
-        .filter(|k| k.deleted.is_some_and(|(_, purge)| purge <= now))
-        .map(|k| k.name.clone())
-        .collect();
+    let passed_ms = vault.retention.passed_ms(vault.clock.monotonic());
+    let has_ended = |key: &KeyRecord| {
+        key.deleted.is_some_and(|d| {
+            let span = u64::try_from(d.purge_time.since(d.delete_time).as_millis()).unwrap_or(u64::MAX);
+            d.purge_time <= now && passed_ms.saturating_sub(d.passed_ms) >= span
+        })
+    };
+    let (waiting, due): (bool, Vec<KeyName>) = {
+        let catalog = vault.catalog.read();
+        let deleted = || catalog.keys.values().filter(|k| k.deleted.is_some());
+        (deleted().next().is_some(), deleted().filter(|k| has_ended(k)).map(|k| k.name.clone()).collect())
+    };
+    if waiting {
+        vault.retention.save(&vault.store, passed_ms, now)?;
+    }
     for name in due {
         let call = vault.own_call()?;
         let record = Record::begin(now, "KeyPurge", &call.correlation_id, &call.caller, name.as_str());
         let pending = vault.journal().begin(record)?;
         let _one_at_a_time = vault.changes.lock();
+        // It may have been recovered since the list was made.
+        let still = vault.catalog.read().keys.get(&name).is_some_and(has_ended);
+        if !still {
+            pending.finish(Outcome::Failed, "FAILED_PRECONDITION", "the key was recovered meanwhile");
+            continue;
+        }
         let done = vault.destroy(&name);
         match &done {
             Ok(()) => pending.finish(Outcome::Success, "OK", "the retention of the deleted key has ended"),

@@ -33,8 +33,16 @@ pub(crate) struct KeyRecord {
     pub(crate) create_time: UnixMillis,
     /// Oldest first; the last one wraps.
     pub(crate) versions: Vec<KeyVersionName>,
-    /// Delete and purge times of a soft-deleted key.
-    pub(crate) deleted: Option<(UnixMillis, UnixMillis)>,
+    pub(crate) deleted: Option<Deletion>,
+}
+
+/// When a key was soft-deleted, and when its retention ends.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Deletion {
+    pub(crate) delete_time: UnixMillis,
+    pub(crate) purge_time: UnixMillis,
+    /// What the retention clock showed, in milliseconds: see `retention`.
+    pub(crate) passed_ms: u64,
 }
 
 /// A version as it is stored.

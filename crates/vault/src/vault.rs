@@ -5,6 +5,7 @@ use crate::{
     catalog::Catalog,
     gate::{Gate, op},
     lifecycle,
+    retention::RetentionClock,
 };
 use custody_audit::{Entry, Journal};
 use custody_envelope::RootKey;
@@ -42,6 +43,7 @@ pub struct Vault {
     /// Changes are made one after another, each from a state that is on disk.
     pub(crate) changes: Mutex<()>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) retention: RetentionClock,
     journal: Arc<Journal>,
     listener: Listener,
 }
@@ -61,8 +63,10 @@ impl Vault {
         listener: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, StoreError> {
         let (catalog, assignments) = Catalog::load(&store)?;
+        let retention = RetentionClock::load(&store, clock.now(), clock.monotonic())?;
         Ok(Self {
             store,
+            retention,
             root,
             options,
             gate: Gate::new(journal.clone(), assignments),

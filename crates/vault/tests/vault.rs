@@ -15,14 +15,28 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
+/// The wall clock and the monotonic one, in milliseconds.
 #[derive(Clone)]
-struct TestClock(Arc<AtomicU64>);
+struct TestClock(Arc<AtomicU64>, Arc<AtomicU64>);
 
 impl Clock for TestClock {
     fn now(&self) -> UnixMillis {
         UnixMillis::from_millis(self.0.load(Ordering::SeqCst))
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis(self.1.load(Ordering::SeqCst))
+    }
+}
+
+impl TestClock {
+    /// Time passes, as it does.
+    fn pass(&self, ms: u64) {
+        self.0.fetch_add(ms, Ordering::SeqCst);
+        self.1.fetch_add(ms, Ordering::SeqCst);
     }
 }
 
@@ -48,7 +62,7 @@ fn open(dir: &Path, clock: &TestClock, events: Arc<Mutex<Vec<EventType>>>) -> (V
 
 fn rig() -> Rig {
     let dir = tempfile::tempdir().unwrap();
-    let clock = TestClock(Arc::new(AtomicU64::new(SystemClock.now().as_millis())));
+    let clock = TestClock(Arc::new(AtomicU64::new(SystemClock.now().as_millis())), Arc::default());
     let events = Arc::default();
     let (vault, journal) = open(dir.path(), &clock, Arc::clone(&events));
     Rig { vault, journal, clock, events, _dir: dir }
@@ -158,7 +172,7 @@ fn states_and_dates_stop_use_and_their_end_brings_it_back() {
     use_it().unwrap();
     let now = rig.clock.now();
     change(AttributeChange {
-        not_before: Some(Some(now.plus(std::time::Duration::from_secs(60)))),
+        not_before: Some(Some(now.plus(Duration::from_secs(60)))),
         ..AttributeChange::default()
     });
     assert_eq!(use_it().unwrap_err(), "KEY_PRE_ACTIVE");
@@ -202,10 +216,10 @@ fn purge_protection_holds_until_the_time_comes_and_the_name_is_retired() {
         rig.vault.create_key(&officer(), "vaults/v", id, rsa(), Particulars::default(), IfExists::Refuse)
     };
     assert_eq!(again("k").unwrap_err().reason(), "NAME_HELD");
-    rig.clock.0.fetch_add(7 * 86_400_000 - 1000, Ordering::SeqCst);
+    rig.clock.pass(7 * 86_400_000 - 1000);
     rig.vault.tick().unwrap();
     assert_eq!(rig.vault.list_keys(&officer(), "vaults/v", true).unwrap().len(), 1);
-    rig.clock.0.fetch_add(2000, Ordering::SeqCst);
+    rig.clock.pass(2000);
     rig.vault.tick().unwrap();
     assert!(rig.vault.list_keys(&officer(), "vaults/v", true).unwrap().is_empty());
     assert_eq!(rig.vault.get_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(), "NOT_FOUND");
@@ -259,7 +273,7 @@ fn bad_input_names_the_field() {
 #[test]
 fn everything_is_kept_over_a_restart_and_every_operation_has_its_record() {
     let dir = tempfile::tempdir().unwrap();
-    let clock = TestClock(Arc::new(AtomicU64::new(SystemClock.now().as_millis())));
+    let clock = TestClock(Arc::new(AtomicU64::new(SystemClock.now().as_millis())), Arc::default());
     let (vault, journal) = open(dir.path(), &clock, Arc::default());
     let rig = Rig {
         vault,
@@ -419,4 +433,39 @@ fn azures_way_of_making_a_key_that_exists_adds_a_version() {
     assert_ne!(again(IfExists::AddVersion).unwrap().current.name, before);
     rig.vault.delete_key(&officer(), "vaults/v/keys/k").unwrap();
     assert_eq!(again(IfExists::AddVersion).unwrap_err().reason(), "NAME_HELD");
+}
+
+const DAY_MS: u64 = 86_400_000;
+
+#[test]
+fn a_clock_set_forward_ends_no_retention_and_a_stop_counts_for_a_day_at_most() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = TestClock(Arc::new(AtomicU64::new(SystemClock.now().as_millis())), Arc::default());
+    let (vault, journal) = open(dir.path(), &clock, Arc::default());
+    vault.create_vault(&officer(), "v", 7, true).unwrap();
+    vault.create_key(&officer(), "vaults/v", "k", rsa(), Particulars::default(), IfExists::Refuse).unwrap();
+    vault.delete_key(&officer(), "vaults/v/keys/k").unwrap();
+    let kept = |vault: &Vault| {
+        vault.tick().unwrap();
+        vault.list_keys(&officer(), "vaults/v", true).unwrap().len() == 1
+    };
+    clock.0.fetch_add(365 * DAY_MS, Ordering::SeqCst);
+    assert!(kept(&vault), "the wall clock was set a year forward");
+    clock.pass(3 * DAY_MS);
+    assert!(kept(&vault));
+    drop((vault, journal));
+    // Off, for a year as the wall clock says.
+    clock.0.fetch_add(365 * DAY_MS, Ordering::SeqCst);
+    clock.1.store(0, Ordering::SeqCst);
+    let (vault, journal) = open(dir.path(), &clock, Arc::default());
+    assert!(kept(&vault), "three days and one for the stop have passed");
+    clock.pass(3 * DAY_MS - 1000);
+    assert!(kept(&vault));
+    // Set back, before the time of the deletion: that ends nothing either.
+    let wall = clock.0.swap(1000, Ordering::SeqCst);
+    clock.1.fetch_add(2000, Ordering::SeqCst);
+    assert!(kept(&vault));
+    clock.0.store(wall, Ordering::SeqCst);
+    assert!(!kept(&vault), "seven days have really passed, and the wall clock says so");
+    drop((vault, journal));
 }
