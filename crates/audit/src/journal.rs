@@ -4,7 +4,7 @@ use crate::{
     Broken, Entry, Outcome, Phase, Record,
     chain::{CheckpointLine, Head, RecordLine},
     checkpoint::Signer,
-    verify::{files, walk},
+    verify::{files, head_at_end, walk},
 };
 use custody_types::{Clock, UnixMillis};
 use std::{
@@ -54,7 +54,9 @@ const QUEUE_LEN_MAX: usize = 4096;
 /// Most records in one disk flush.
 const GROUP_LEN_MAX: usize = 1024;
 /// A file is closed and a new one begun at this size.
-const FILE_LEN_MAX: u64 = 64 << 20;
+const FILE_LEN_MAX: u64 = 16 << 20;
+/// Files that are walked at a start: operations still open are among the last few thousand records.
+const FILES_WALKED: usize = 2;
 /// Records between checkpoints; also one after a second without records, and one at the end.
 const CHECKPOINT_EVERY: u64 = 4096;
 
@@ -82,8 +84,9 @@ pub struct Pending<'a> {
 }
 
 impl Journal {
-    /// Opens or makes the journal in `dir`: verifies the last file's chain, cuts an unfinished last line, and ends
-    /// what an earlier process left open as [`Outcome::Interrupted`].
+    /// Opens or makes the journal in `dir`: verifies the chain of the last two files, cuts an unfinished last line, and
+    /// ends what an earlier process left open as [`Outcome::Interrupted`]. How long that takes does not grow with the
+    /// trail; the whole of it is what [`crate::verify`] is for.
     ///
     /// # Errors
     /// See [`OpenJournalError`].
@@ -96,8 +99,13 @@ impl Journal {
         let mut open: HashMap<String, Record> = HashMap::new();
         let mut head = Head::START;
         let mut last = (dir.join("journal-000001.jsonl"), 0);
-        for path in files(dir).map_err(broken)? {
-            let (next, good) = walk(&path, head, None, |entry| {
+        let all = files(dir).map_err(broken)?;
+        let (before, walked) = all.split_at(all.len().saturating_sub(FILES_WALKED));
+        if let Some(path) = before.last() {
+            head = head_at_end(path).map_err(broken)?;
+        }
+        for path in walked {
+            let (next, good) = walk(path, head, None, |entry| {
                 if let Some(Entry { record, .. }) = entry {
                     match record.phase {
                         Phase::Begin => _ = open.insert(record.correlation_id.clone(), record),
@@ -107,7 +115,7 @@ impl Journal {
             })
             .map_err(broken)?;
             head = next;
-            last = (path, good);
+            last = (path.clone(), good);
         }
         let (path, len) = last;
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;

@@ -10,6 +10,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io::{self, BufRead as _, BufReader},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
@@ -89,6 +90,24 @@ pub(crate) fn files(dir: &Path) -> Result<Vec<PathBuf>, Broken> {
         .collect();
     files.sort();
     Ok(files)
+}
+
+/// Bytes at the end of a file in which its last record is looked for: a record and a checkpoint take a few hundred.
+const TAIL_LEN: u64 = 64 * 1024;
+
+/// The head after a file's last record, as the file itself says: what it rests on is not looked at.
+pub(crate) fn head_at_end(path: &Path) -> Result<Head, Broken> {
+    let io = |source| Broken::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    let len = file.metadata().map_err(io)?.len();
+    let mut tail = vec![0; usize::try_from(len.min(TAIL_LEN)).unwrap_or(0)];
+    file.read_exact_at(&mut tail, len.saturating_sub(TAIL_LEN)).map_err(io)?;
+    let last = tail.rsplit(|b| *b == b'\n').find_map(|line| serde_json::from_slice::<RecordLine>(line).ok());
+    let head = last.and_then(|RecordLine { seq, hash, .. }| {
+        let bytes = hex::decode(hash).ok()?;
+        Some(Head { sequence: seq, hash: bytes.try_into().ok()? })
+    });
+    head.ok_or_else(|| Broken::Line { path: path.to_owned(), line: 0 })
 }
 
 /// Walks one file from `head`, giving each entry to `visit`. Returns the new head and how many bytes of whole

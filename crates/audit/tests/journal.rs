@@ -131,3 +131,39 @@ fn many_callers_share_a_flush_and_lose_nothing() {
     drop(journal);
     assert_eq!(verify(dir.path(), &public(dir.path()), None).unwrap().records, 1600);
 }
+
+/// A trail of several files: a start does not walk the first ones, and goes on where the last one ended.
+#[test]
+fn a_long_trail_goes_on_over_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "x".repeat(4000);
+    let mut records = 0;
+    let mut journal = open(dir.path());
+    while !dir.path().join("journal-000004.jsonl").exists() {
+        std::thread::scope(|scope| {
+            for t in 0..64 {
+                let (journal, text) = (&journal, &text);
+                scope.spawn(move || {
+                    for i in 0..8 {
+                        let denied = record(journal, &format!("{t}-{i}"));
+                        journal.append(denied.finish(journal.now(), Outcome::Denied, "D", text)).unwrap();
+                    }
+                });
+            }
+        });
+        records += 512;
+        assert!(records < 100_000, "files never end");
+    }
+    drop(journal);
+    journal = open(dir.path());
+    journal.append(record(&journal, "last").finish(journal.now(), Outcome::Denied, "D", "")).unwrap();
+    drop(journal);
+    let report = verify(dir.path(), &public(dir.path()), None).unwrap();
+    assert_eq!((report.records, report.unsigned), (records + 1, 0));
+    // What a start does not look at, the verifier does.
+    let first = dir.path().join("journal-000001.jsonl");
+    let altered = fs::read_to_string(&first).unwrap().replacen("KeyUnwrap", "KeyGet...", 1);
+    fs::write(&first, altered).unwrap();
+    drop(open(dir.path()));
+    assert!(matches!(verify(dir.path(), &public(dir.path()), None), Err(Broken::Chain { sequence: 1, .. })));
+}
