@@ -4,7 +4,7 @@ use crate::{
     managed::{Managed, Nudge, VolumeStatus},
     node::{Node, blocking, failed, key_of, vault_of},
 };
-use custody_clients::AccessError;
+use custody_clients::{AccessError, VaultAccess};
 use custody_envelope::VolumeKey;
 use custody_node::{Lease, LeaseEvent, LeaseState, Protector, RevokeReason, Volume, VolumeOptions};
 use std::{
@@ -109,18 +109,30 @@ async fn ask(
         opened = Some(volume);
     }
     let follows = !protector.key.contains("/versions/");
-    if look_at_version
-        && follows
-        && let Some(key) = key_of(&protector.key)
-    {
-        let facts = access.get_key(key.as_str()).await?;
-        if facts.active && facts.current_version != wrapped.key_version {
-            let moved = access.wrap_key(facts.current_version.as_str(), &plain).await?;
-            let next = Protector { wrapped: Some(moved), ..protector };
-            rewrap(managed, opened.as_ref(), next).await;
+    if look_at_version && follows {
+        // The key has just opened: a new version that cannot be followed takes nothing away, and is tried again.
+        if let Err(e) = follow(&access, managed, opened.as_ref(), &protector, &plain).await {
+            tracing::warn!(volume = %managed.name, error = %e, "the key's current version was not followed");
         }
     }
     Ok(opened)
+}
+
+/// Moves the wrapped volume key to the key's current version, where that is another one and may be used.
+async fn follow(
+    access: &VaultAccess,
+    managed: &Arc<Managed>,
+    opened: Option<&Volume>,
+    protector: &Protector,
+    plain: &[u8],
+) -> Result<(), AccessError> {
+    let (Some(key), Some(wrapped)) = (key_of(&protector.key), &protector.wrapped) else { return Ok(()) };
+    let facts = access.get_key(key.as_str()).await?;
+    if facts.active && facts.current_version != wrapped.key_version {
+        let moved = access.wrap_key(facts.current_version.as_str(), plain).await?;
+        rewrap(managed, opened, Protector { wrapped: Some(moved), ..protector.clone() }).await;
+    }
+    Ok(())
 }
 
 /// Puts the new protector on disk. A failure changes nothing, and the next look tries again.

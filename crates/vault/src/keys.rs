@@ -154,7 +154,8 @@ impl Vault {
         if_exists: IfExists,
     ) -> Result<KeyView, VaultError> {
         self.key_to_extend(name, if_exists)?;
-        let version = self.seal_version(name, &make()?, particulars)?;
+        let private = make()?;
+        let version = self.seal_version(name, &private, particulars)?;
         let _one_at_a_time = self.changes.lock();
         let mut key = self.key_to_extend(name, if_exists)?.unwrap_or_else(|| KeyRecord {
             name: name.clone(),
@@ -162,6 +163,14 @@ impl Vault {
             versions: Vec::new(),
             deleted: None,
         });
+        if !key.versions.is_empty() {
+            // Whoever follows the key wraps with the next version what this one wrapped.
+            let current = self.catalog.read().current(&key)?.record.public.key_type();
+            if current.is_some_and(|kind| kind.kty() != private.kind().kty()) {
+                let why = "a new version is of the same type as the key; make another key";
+                return Err(VaultError::invalid("key_type", why));
+            }
+        }
         key.versions.push(version.name.clone());
         self.put(key, Some(version), EventType::NewVersionCreated)
     }

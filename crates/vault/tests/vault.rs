@@ -431,6 +431,10 @@ fn azures_way_of_making_a_key_that_exists_adds_a_version() {
     assert_eq!(again(IfExists::Refuse).unwrap_err().reason(), "ALREADY_EXISTS");
     let before = rig.vault.get_key(&officer(), "vaults/v/keys/k").unwrap().current.name;
     assert_ne!(again(IfExists::AddVersion).unwrap().current.name, before);
+    let ec = Material::Generate(KeyType::Ec(Curve::P256));
+    let other =
+        rig.vault.create_key(&officer(), "vaults/v", "k", ec, Particulars::default(), IfExists::AddVersion);
+    assert_eq!(other.unwrap_err().field(), Some("key_type"), "a version of another type");
     rig.vault.delete_key(&officer(), "vaults/v/keys/k").unwrap();
     assert_eq!(again(IfExists::AddVersion).unwrap_err().reason(), "NAME_HELD");
 }
