@@ -1,6 +1,7 @@
-//! Repository checks: `cargo xtask tidy|walls|metrics`.
+//! Repository checks: `cargo xtask tidy|walls|licenses|metrics`.
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
+mod licenses;
 mod metrics;
 mod tidy;
 mod walls;
@@ -13,11 +14,12 @@ fn main() -> anyhow::Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("tidy") => report("tidy", tidy::check(&root)?),
         Some("walls") => report("walls", walls::check(&root)?),
+        Some("licenses") => report("licenses", licenses::check(&root)?),
         Some("metrics") => {
             metrics::print(&root)?;
             Ok(())
         }
-        _ => bail!("usage: cargo xtask tidy|walls|metrics"),
+        _ => bail!("usage: cargo xtask tidy|walls|licenses|metrics"),
     }
 }
 
