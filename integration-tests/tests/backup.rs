@@ -28,12 +28,15 @@ fn files(deployment: &Deployment) -> Vec<String> {
 
 /// Begins a backup, kills a service once its first file is there, and answers how it ended.
 async fn interrupted(deployment: &Deployment, id: &str, service: &str) -> Option<OperationResult> {
-    let request = CreateBackupRequest { parent: "clusters/source".into(), backup_id: id.into() };
-    let begun = ClusterManagerClient::new(deployment.channel("control", "sysadmin").unwrap())
-        .create_backup(request)
-        .await
-        .unwrap();
-    let name = begun.into_inner().name;
+    let mut client = ClusterManagerClient::new(deployment.channel("control", "sysadmin").unwrap());
+    let name = tokio::task::block_in_place(|| {
+        // After an earlier blow the cluster may have to come back first.
+        eventually("a backup can begin", Duration::from_secs(60), || {
+            let request = CreateBackupRequest { parent: "clusters/source".into(), backup_id: id.into() };
+            let begun = tokio::runtime::Handle::current().block_on(client.create_backup(request));
+            begun.ok().map(|operation| operation.into_inner().name)
+        })
+    });
     tokio::task::block_in_place(|| {
         eventually("the backup has begun", Duration::from_secs(10), || {
             (!files(deployment).is_empty()).then_some(())

@@ -71,9 +71,12 @@ impl Stage {
             .await
             .err()
             .context("CHECK FAILED: a cluster was made without rights on its key")?;
+        let why =
+            early.downcast_ref::<Status>().map_or_else(|| early.to_string(), |s| s.message().to_owned());
+        let shown = why.split(" (").next().unwrap_or_default();
         self.check(
-            early.to_string().contains("denied"),
-            &format!("without rights, making a cluster fails and leaves nothing: {early:.90}"),
+            why.contains("denied"),
+            &format!("without rights, making a cluster fails and leaves nothing: {shown}"),
         )?;
         let clusters = self
             .session
