@@ -1,6 +1,7 @@
 //! The layer that every request passes: who calls, and whether its duty may.
 
 use crate::{
+    correlation::CorrelationIds,
     policy::{self, Rule},
     status::{self, code_name},
     tls::principal_of,
@@ -12,13 +13,8 @@ use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use opentelemetry::{KeyValue, global, metrics::Histogram};
 use std::{
-    collections::hash_map::RandomState,
     fmt,
-    hash::{BuildHasher as _, Hasher as _},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Instant,
 };
@@ -60,8 +56,7 @@ pub struct AuthenticationLayer {
     verifier: Arc<TokenVerifier>,
     duration: Histogram<f64>,
     denied: Option<DenialSink>,
-    next_id: Arc<AtomicU64>,
-    process: u64,
+    ids: Arc<CorrelationIds>,
 }
 
 impl AuthenticationLayer {
@@ -71,13 +66,7 @@ impl AuthenticationLayer {
     pub fn new(verifier: Arc<TokenVerifier>, denied: Option<DenialSink>) -> Self {
         let meter = global::meter("custody");
         let duration = meter.f64_histogram("rpc.server.call.duration").with_unit("s").build();
-        Self {
-            verifier,
-            duration,
-            denied,
-            next_id: Arc::default(),
-            process: RandomState::new().build_hasher().finish(),
-        }
+        Self { verifier, duration, denied, ids: Arc::default() }
     }
 
     /// Authenticates and decides.
@@ -190,8 +179,6 @@ where
         );
         trace::adopt(&span, request.headers());
         let started = Instant::now();
-        let number = layer.next_id.fetch_add(1, Ordering::Relaxed);
-        let id = trace::trace_id(&span).unwrap_or_else(|| format!("{:016x}", layer.process));
         let context = CallContext {
             caller: Caller {
                 principal: String::new(),
@@ -200,7 +187,7 @@ where
                 address: address(&request),
             },
             certificate: certificate(&request),
-            correlation_id: format!("{id}-{:08x}-{number:x}", layer.process as u32),
+            correlation_id: layer.ids.next(&span),
         };
         let bearer = request
             .headers()

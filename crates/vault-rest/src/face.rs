@@ -12,20 +12,12 @@ use axum::{
     extract::{Request, State},
     response::Response,
 };
-use custody_rpc::{https::PeerAddress, token::TokenVerifier, workers::Workers};
+use custody_rpc::{correlation::CorrelationIds, https::PeerAddress, token::TokenVerifier, workers::Workers};
 use custody_types::Caller;
 use custody_vault::{Call, Vault};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::Value;
-use std::{
-    collections::hash_map::RandomState,
-    fmt,
-    hash::{BuildHasher as _, Hasher as _},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::HashMap, fmt, sync::Arc};
 use tracing::{Instrument as _, field::Empty};
 
 /// Longest body, in bytes.
@@ -46,8 +38,7 @@ pub struct Face {
     pub(crate) workers: Workers,
     verifier: Arc<TokenVerifier>,
     settings: FaceSettings,
-    next_id: AtomicU64,
-    process: u64,
+    ids: CorrelationIds,
 }
 
 /// A request that has been taken in: whose, for which vault, and what of its query and body matters.
@@ -56,7 +47,7 @@ pub(crate) struct Taken {
     /// `vaults/{vault}`.
     pub(crate) vault: String,
     pub(crate) base: Base,
-    pub(crate) parameters: std::collections::HashMap<String, String>,
+    pub(crate) parameters: HashMap<String, String>,
     pub(crate) body: axum::body::Bytes,
 }
 
@@ -75,8 +66,7 @@ impl Face {
         verifier: Arc<TokenVerifier>,
         settings: FaceSettings,
     ) -> Self {
-        let process = RandomState::new().build_hasher().finish();
-        Self { vault, workers, verifier, settings, next_id: AtomicU64::new(1), process }
+        Self { vault, workers, verifier, settings, ids: CorrelationIds::default() }
     }
 
     /// Takes a request in. The order is Azure's: who calls comes before what is asked.
@@ -110,7 +100,6 @@ impl Face {
     async fn answer(self: Arc<Self>, request: Request) -> Response {
         let host = Host::of(request.headers(), request.uri(), &self.settings.domain);
         let asked = request.headers().get("x-ms-client-request-id").cloned();
-        let number = self.next_id.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!(
             "http.server",
             otel.kind = "server",
@@ -119,8 +108,7 @@ impl Face {
             user.id = Empty
         );
         custody_rpc::trace::adopt(&span, request.headers());
-        let trace = custody_rpc::trace::trace_id(&span).unwrap_or_else(|| format!("{:016x}", self.process));
-        let id = format!("{trace}-{:08x}-r{number:x}", self.process as u32);
+        let id = self.ids.next(&span);
         let outcome = async {
             let (route, taken) = self.take(request, &host, &id).await?;
             span.record("user.id", taken.call.caller.principal.as_str());
@@ -149,11 +137,11 @@ impl Face {
             Ok(Answer::NoContent) => (StatusCode::NO_CONTENT, None, None),
             Err(e) => (e.status, Some(e.body()), e.challenge),
         };
+        let json = body.is_some();
         let mut response = Response::new(body.map_or_else(Body::empty, |b| Body::from(b.to_string())));
-        let json = response.headers().is_empty();
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        if json && status != StatusCode::NO_CONTENT {
+        if json {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
         }
         for (name, value) in [
