@@ -1,7 +1,7 @@
 //! What clients get. Members that say nothing are left out, never `null`.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use custody_types::{KeyAttributes, PublicKey, UnixMillis};
+use custody_types::{PublicKey, UnixMillis};
 use custody_vault::{KeyView, VersionView};
 use serde_json::{Map, Value, json};
 
@@ -13,21 +13,8 @@ pub(crate) fn b64(bytes: &[u8]) -> String {
 #[derive(Clone, Debug)]
 pub(crate) struct Base(pub(crate) String);
 
-/// What a key's vault says of its recovery.
-#[derive(Clone, Copy)]
-struct Recovery<'a> {
-    level: &'a str,
-    days: u32,
-}
-
-fn level(view: &KeyView) -> String {
-    // "Customized" where the retention is below 90 days (Azure: "Key Vault soft-delete overview").
-    let customized = if view.recoverable_days < 90 { "Customized" } else { "" };
-    let purgeable = if view.purge_protection { "" } else { "+Purgeable" };
-    format!("{customized}Recoverable{purgeable}")
-}
-
-fn attributes(a: KeyAttributes, created: UnixMillis, updated: UnixMillis, recovery: Recovery<'_>) -> Value {
+fn attributes(key: &KeyView, version: &VersionView) -> Value {
+    let a = version.attributes;
     let mut out = json!({ "enabled": a.enabled });
     if let Some(fields) = out.as_object_mut() {
         let mut date = |name: &str, time: Option<UnixMillis>| {
@@ -37,10 +24,10 @@ fn attributes(a: KeyAttributes, created: UnixMillis, updated: UnixMillis, recove
         };
         date("nbf", a.not_before);
         date("exp", a.expire_time);
-        date("created", Some(created));
-        date("updated", Some(updated));
-        fields.insert("recoveryLevel".to_owned(), json!(recovery.level));
-        fields.insert("recoverableDays".to_owned(), json!(recovery.days));
+        date("created", Some(version.create_time));
+        date("updated", Some(version.update_time));
+        fields.insert("recoveryLevel".to_owned(), json!(key.recovery_level()));
+        fields.insert("recoverableDays".to_owned(), json!(key.recoverable_days));
     }
     out
 }
@@ -68,11 +55,9 @@ impl Base {
 
     /// A KeyBundle of one version of a key.
     pub(crate) fn bundle(&self, key: &KeyView, version: &VersionView) -> Value {
-        let level = level(key);
-        let recovery = Recovery { level: &level, days: key.recoverable_days };
         let mut out = json!({
             "key": self.jwk(version),
-            "attributes": attributes(version.attributes, version.create_time, version.update_time, recovery),
+            "attributes": attributes(key, version),
         });
         add_tags(&mut out, version);
         out
@@ -101,11 +86,9 @@ impl Base {
         } else {
             format!("{}/keys/{}", self.0, key.name.id())
         };
-        let level = level(key);
-        let recovery = Recovery { level: &level, days: key.recoverable_days };
         let mut out = json!({
             "kid": kid,
-            "attributes": attributes(version.attributes, version.create_time, version.update_time, recovery),
+            "attributes": attributes(key, version),
         });
         add_tags(&mut out, version);
         out

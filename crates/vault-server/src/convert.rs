@@ -125,13 +125,10 @@ pub(crate) fn version(v: VersionView) -> wire::KeyVersion {
 }
 
 pub(crate) fn key(k: KeyView) -> wire::Key {
-    // Azure's recovery levels ("Key Vault soft-delete overview"): customized where the retention is below 90 days.
-    let customized = if k.recoverable_days < 90 { "Customized" } else { "" };
-    let purgeable = if k.purge_protection { "" } else { "+Purgeable" };
     wire::Key {
         name: k.name.to_string(),
+        recovery_level: k.recovery_level(),
         current_version: Some(version(k.current)),
-        recovery_level: format!("{customized}Recoverable{purgeable}"),
         recoverable_days: i32::try_from(k.recoverable_days).unwrap_or(0),
         delete_time: k.deleted.map(|(t, _)| to_wire(t)),
         purge_time: k.deleted.map(|(_, t)| to_wire(t)),

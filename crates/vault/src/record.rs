@@ -85,6 +85,17 @@ pub struct KeyView {
     pub recoverable_days: u32,
 }
 
+impl KeyView {
+    /// Azure's name of what its vault says of recovery ("Key Vault soft-delete overview"): customized where the
+    /// retention is below 90 days.
+    #[must_use]
+    pub fn recovery_level(&self) -> String {
+        let customized = if self.recoverable_days < 90 { "Customized" } else { "" };
+        let purgeable = if self.purge_protection { "" } else { "+Purgeable" };
+        format!("{customized}Recoverable{purgeable}")
+    }
+}
+
 /// A version as it is shown.
 #[derive(Clone, Debug)]
 pub struct VersionView {

@@ -2,7 +2,7 @@
 
 use crate::{
     Call, Vault, VaultError,
-    gate::{Permit, op},
+    gate::{Operation, Permit, op},
     record::Version,
 };
 use custody_kek::PrivateKey;
@@ -59,20 +59,7 @@ impl Vault {
         algorithm: WrapAlgorithm,
         plain: &[u8],
     ) -> Result<WrappedKey, VaultError> {
-        let target = Target::parse(name, "name")?;
-        self.gate.run(call, target.as_str(), |permit| self.do_wrap(&permit, &target, algorithm, plain))
-    }
-
-    fn do_wrap(
-        &self,
-        _: &Permit<op::WrapKey>,
-        target: &Target,
-        algorithm: WrapAlgorithm,
-        plain: &[u8],
-    ) -> Result<WrappedKey, VaultError> {
-        let version = self.usable(target, KeyOperation::WrapKey)?;
-        let ciphertext = self.private(&version)?.wrap_key(algorithm, plain)?;
-        Ok(WrappedKey { key_version: version.record.name.clone(), algorithm, ciphertext })
+        self.protect::<op::WrapKey>(call, name, KeyOperation::WrapKey, algorithm, plain)
     }
 
     /// Opens wrapped key material.
@@ -87,20 +74,7 @@ impl Vault {
         algorithm: WrapAlgorithm,
         wrapped: &[u8],
     ) -> Result<Opened, VaultError> {
-        let target = Target::parse(name, "name")?;
-        self.gate.run(call, target.as_str(), |permit| self.do_unwrap(&permit, &target, algorithm, wrapped))
-    }
-
-    fn do_unwrap(
-        &self,
-        _: &Permit<op::UnwrapKey>,
-        target: &Target,
-        algorithm: WrapAlgorithm,
-        wrapped: &[u8],
-    ) -> Result<Opened, VaultError> {
-        let version = self.usable(target, KeyOperation::UnwrapKey)?;
-        let plain = self.private(&version)?.unwrap_key(algorithm, wrapped)?;
-        Ok(Opened { key_version: version.record.name.clone(), plain })
+        self.unprotect::<op::UnwrapKey>(call, name, KeyOperation::UnwrapKey, algorithm, wrapped)
     }
 
     /// Moves wrapped key material to another key or version; what is inside does not leave the vault. Needs
@@ -131,12 +105,7 @@ impl Vault {
         algorithm: WrapAlgorithm,
         plain: &[u8],
     ) -> Result<WrappedKey, VaultError> {
-        let target = Target::parse(name, "name")?;
-        self.gate.run(call, target.as_str(), |_: Permit<op::Encrypt>| {
-            let version = self.usable(&target, KeyOperation::Encrypt)?;
-            let ciphertext = self.private(&version)?.wrap_key(algorithm, plain)?;
-            Ok(WrappedKey { key_version: version.record.name.clone(), algorithm, ciphertext })
-        })
+        self.protect::<op::Encrypt>(call, name, KeyOperation::Encrypt, algorithm, plain)
     }
 
     /// Opens encrypted bytes; answers also which version did.
@@ -150,10 +119,39 @@ impl Vault {
         algorithm: WrapAlgorithm,
         encrypted: &[u8],
     ) -> Result<Opened, VaultError> {
+        self.unprotect::<op::Decrypt>(call, name, KeyOperation::Decrypt, algorithm, encrypted)
+    }
+
+    /// Wrapping and encrypting: one thing under two rights.
+    fn protect<Op: Operation>(
+        &self,
+        call: &Call,
+        name: &str,
+        operation: KeyOperation,
+        algorithm: WrapAlgorithm,
+        plain: &[u8],
+    ) -> Result<WrappedKey, VaultError> {
         let target = Target::parse(name, "name")?;
-        self.gate.run(call, target.as_str(), |_: Permit<op::Decrypt>| {
-            let version = self.usable(&target, KeyOperation::Decrypt)?;
-            let plain = self.private(&version)?.unwrap_key(algorithm, encrypted)?;
+        self.gate.run(call, target.as_str(), |_: Permit<Op>| {
+            let version = self.usable(&target, operation)?;
+            let ciphertext = self.private(&version)?.wrap_key(algorithm, plain)?;
+            Ok(WrappedKey { key_version: version.record.name.clone(), algorithm, ciphertext })
+        })
+    }
+
+    /// Unwrapping and decrypting.
+    fn unprotect<Op: Operation>(
+        &self,
+        call: &Call,
+        name: &str,
+        operation: KeyOperation,
+        algorithm: WrapAlgorithm,
+        sealed: &[u8],
+    ) -> Result<Opened, VaultError> {
+        let target = Target::parse(name, "name")?;
+        self.gate.run(call, target.as_str(), |_: Permit<Op>| {
+            let version = self.usable(&target, operation)?;
+            let plain = self.private(&version)?.unwrap_key(algorithm, sealed)?;
             Ok(Opened { key_version: version.record.name.clone(), plain })
         })
     }
