@@ -1,7 +1,6 @@
 //! A volume follows its key to new versions; one that it cannot use takes nothing away.
 
 use custody_proto::{
-    identity::{BindManagedIdentityRequest, identity_client::IdentityClient},
     storage::{
         CreateVolumeRequest, GetVolumeRequest, ReadBlocksRequest, RevalidateVolumeRequest, Volume,
         VolumeState, storage_node_client::StorageNodeClient,
@@ -15,11 +14,7 @@ use std::time::Duration;
 async fn a_version_that_does_not_wrap_changes_nothing() {
     let deployment = Deployment::start();
     let (key, identity, _) = deployment.key_and_identity("follow");
-    let bind = BindManagedIdentityRequest { name: identity.clone(), node: "principals/storage".into() };
-    IdentityClient::new(deployment.channel("identity", "workload:control").unwrap())
-        .bind_managed_identity(bind)
-        .await
-        .unwrap();
+    deployment.bind(&identity).await.unwrap();
     let mut control = StorageNodeClient::new(deployment.channel("storage", "workload:control").unwrap());
     let volume = Volume {
         size_bytes: 16 << 20,

@@ -1,8 +1,5 @@
 //! Every built-in role against every operation of the vault, on the wire (`vault-roles.txt`).
-use custody_proto::{
-    identity::{BindManagedIdentityRequest, identity_client::IdentityClient},
-    vault::{self as kv, key_vault_client::KeyVaultClient},
-};
+use custody_proto::vault::{self as kv, key_vault_client::KeyVaultClient};
 use custody_testkit::Deployment;
 use std::fmt::Write as _;
 use tonic::{Code, Status};
@@ -180,13 +177,7 @@ async fn every_role_against_every_operation() {
             None => {
                 let id = format!("holder-{n}");
                 _ = deployment.run(&["identity", "create", &id]);
-                let mut control =
-                    IdentityClient::new(deployment.channel("identity", "workload:control").unwrap());
-                let bind = BindManagedIdentityRequest {
-                    name: format!("managedIdentities/{id}"),
-                    node: "principals/storage".into(),
-                };
-                control.bind_managed_identity(bind).await.unwrap();
+                deployment.bind(&format!("managedIdentities/{id}")).await.unwrap();
                 format!("managedIdentities/{id}")
             }
         };

@@ -2,7 +2,6 @@
 
 use crate::median;
 use anyhow::Context as _;
-use custody_proto::identity::{BindManagedIdentityRequest, identity_client::IdentityClient};
 use custody_proto::storage::{
     CreateVolumeRequest, GetVolumeRequest, ReadBlocksRequest, Volume, WriteBlocksRequest,
     storage_node_client::StorageNodeClient,
@@ -45,10 +44,7 @@ pub(crate) async fn run(rounds: usize) -> anyhow::Result<()> {
     );
     let (key, identity, _) = tokio::task::block_in_place(|| deployment.key_and_identity("bench"));
     // The control plane binds an identity when it makes a cluster; here there are volumes only.
-    let bind = BindManagedIdentityRequest { name: identity.clone(), node: "principals/storage".into() };
-    IdentityClient::new(deployment.channel("identity", "workload:control")?)
-        .bind_managed_identity(bind)
-        .await?;
+    deployment.bind(&identity).await?;
     let mut control = StorageNodeClient::new(deployment.channel("storage", "workload:control")?);
     for (id, size) in [("small", 1i64 << 30), ("large", 1 << 40)] {
         let volume = Volume {

@@ -31,6 +31,17 @@ pub(crate) trait KeyBackend: Send + Sync {
     fn sign(&self, algorithm: SignatureAlgorithm, digest: &[u8]) -> Result<Vec<u8>, SignError>;
 }
 
+/// An RSA public key of its numbers.
+fn rsa_public(n: &[u8], e: &[u8]) -> Option<rsa::PublicKey> {
+    let number = |bytes: &[u8]| rsa::BoxedUint::from_be_slice_vartime(bytes);
+    rsa::PublicKey::new(number(n), number(e)).ok()
+}
+
+/// A point as SEC 1 §2.3.3 writes it, uncompressed.
+fn point(x: &[u8], y: &[u8]) -> Vec<u8> {
+    [&[4], x, y].concat()
+}
+
 impl Backend {
     /// Loads a PKCS#8 key that has been checked before.
     pub(crate) fn load(self, pkcs8: &[u8], kind: KeyType) -> Option<Box<dyn KeyBackend>> {

@@ -304,9 +304,6 @@ impl StorageNode for StorageService {
         &self,
         request: Request<wire::DeleteBackupRequest>,
     ) -> Result<Response<()>, Status> {
-        let node = self.node.clone();
-        unhindered(async move { backup::delete(&node, &request.get_ref().backup).await })
-            .await
-            .map(Response::new)
+        backup::delete(&self.node, &request.get_ref().backup).await.map(Response::new)
     }
 }

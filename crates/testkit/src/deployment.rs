@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 use custody_clients::{AuthenticatedChannel, Endpoint, TokenSource};
+use custody_proto::identity::{BindManagedIdentityRequest, identity_client::IdentityClient};
 use custody_rpc::tls::Credentials;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -264,6 +265,18 @@ impl Deployment {
         let made =
             self.run(&["access", "grant", &identity, "Key Vault Crypto Service Encryption User", &key]);
         (key, identity, made.get("name").and_then(Value::as_str).unwrap_or_default().to_owned())
+    }
+
+    /// Lets the storage node act as a managed identity, as the control plane does when it makes a cluster.
+    ///
+    /// # Errors
+    /// The identity does not exist, or the identity service does not answer.
+    pub async fn bind(&self, identity: &str) -> anyhow::Result<()> {
+        let request =
+            BindManagedIdentityRequest { name: identity.to_owned(), node: "principals/storage".to_owned() };
+        let mut client = IdentityClient::new(self.channel("identity", "workload:control")?);
+        client.bind_managed_identity(request).await?;
+        Ok(())
     }
 
     /// Makes a cluster and answers its coordinator's endpoint.

@@ -6,15 +6,12 @@ use toml::Value;
 
 /// Each crate with a licence that is not allowed, or from elsewhere.
 pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
-    let read = |name: &str| -> anyhow::Result<Value> {
-        toml::from_str(&std::fs::read_to_string(root.join(name))?).context(name.to_owned())
-    };
-    let rules = read("deny.toml")?;
+    let rules = crate::read_toml(root, "deny.toml")?;
     let allowed = rules.get("licenses").and_then(|l| l.get("allow")).and_then(Value::as_array);
     let allowed: BTreeSet<&str> =
         allowed.context("deny.toml allows no licences")?.iter().filter_map(Value::as_str).collect();
     let mut problems = Vec::new();
-    let lock = read("Cargo.lock")?;
+    let lock = crate::read_toml(root, "Cargo.lock")?;
     let packages = lock.get("package").and_then(Value::as_array).context("Cargo.lock has no packages")?;
     // The workspace's own have no source; all others come from one registry, and nothing from a repository.
     let sources: BTreeSet<&str> =

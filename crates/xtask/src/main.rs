@@ -6,7 +6,7 @@ mod metrics;
 mod tidy;
 mod walls;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use std::path::{Path, PathBuf};
 
 fn main() -> anyhow::Result<()> {
@@ -32,6 +32,11 @@ fn report(what: &str, problems: Vec<String>) -> anyhow::Result<()> {
         return Ok(());
     }
     bail!("{what}: {} problems", problems.len())
+}
+
+/// A TOML file of the repository.
+fn read_toml(root: &Path, name: &str) -> anyhow::Result<toml::Value> {
+    toml::from_str(&std::fs::read_to_string(root.join(name))?).context(name.to_owned())
 }
 
 /// Every file below `dir` with this extension, without generated and hidden ones.

@@ -2,16 +2,12 @@
 //! crate that only another platform needs. The lock file has every edge, optional and development ones included, and
 //! every build here runs with `--locked`, so it is true.
 
-use anyhow::Context as _;
 use std::path::Path;
 use toml::Value;
 
 /// Each edge that goes through a wall.
 pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
-    let read = |name: &str| -> anyhow::Result<Value> {
-        toml::from_str(&std::fs::read_to_string(root.join(name))?).context(name.to_owned())
-    };
-    let (rules, lock) = (read("deny.toml")?, read("Cargo.lock")?);
+    let (rules, lock) = (crate::read_toml(root, "deny.toml")?, crate::read_toml(root, "Cargo.lock")?);
     let denied = list(rules.get("bans").and_then(|b| b.get("deny")));
     anyhow::ensure!(denied.len() > 10, "deny.toml has lost its walls");
     let packages = list(lock.get("package"));

@@ -1,6 +1,6 @@
 //! `aws-lc-rs`: what a network peer can time is constant time.
 
-use super::KeyBackend;
+use super::{KeyBackend, point, rsa_public};
 use crate::{SignError, UnwrapFailed, WrapError};
 use aws_lc_rs::{
     digest::{self, Digest},
@@ -15,6 +15,7 @@ use aws_lc_rs::{
     },
 };
 use custody_types::{Curve, KeyType, PublicKey, RsaSize, SignatureAlgorithm, WrapAlgorithm};
+use rsa::pkcs1::EncodeRsaPublicKey as _;
 use zeroize::Zeroizing;
 
 pub(super) fn load(pkcs8: &[u8], kind: KeyType) -> Option<Box<dyn KeyBackend>> {
@@ -152,17 +153,12 @@ pub(super) fn verify(
         Rs512 => &signature::RSA_PKCS1_2048_8192_SHA512,
     };
     let encoded = match public {
-        PublicKey::Ec { x, y, .. } => Some([&[4], x.as_slice(), y.as_slice()].concat()),
-        PublicKey::Rsa { n, e } => pkcs1(n, e),
+        PublicKey::Ec { x, y, .. } => Some(point(x, y)),
+        // An RSAPublicKey (RFC 8017 §A.1.1).
+        PublicKey::Rsa { n, e } => {
+            rsa_public(n, e).and_then(|key| key.to_pkcs1_der().ok()).map(|der| der.as_bytes().to_vec())
+        }
     };
     let (Some(encoded), Some(digest)) = (encoded, import(algorithm, digest)) else { return false };
     UnparsedPublicKey::new(parameters, encoded).verify_digest(&digest, signed).is_ok()
-}
-
-/// The public key as an RSAPublicKey (RFC 8017 §A.1.1).
-fn pkcs1(n: &[u8], e: &[u8]) -> Option<Vec<u8>> {
-    use rsa::pkcs1::EncodeRsaPublicKey as _;
-    let number = |bytes: &[u8]| rsa::BoxedUint::from_be_slice_vartime(bytes);
-    let key = rsa::PublicKey::new(number(n), number(e)).ok()?;
-    Some(key.to_pkcs1_der().ok()?.as_bytes().to_vec())
 }

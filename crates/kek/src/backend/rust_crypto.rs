@@ -1,6 +1,6 @@
 //! The portable backend, in Rust alone: the `rsa` crate and RustCrypto's curves.
 
-use super::KeyBackend;
+use super::{KeyBackend, point, rsa_public};
 use crate::{SignError, UnwrapFailed, WrapError, oaep};
 use custody_types::{Curve, KeyType, PublicKey, RsaSize, SignatureAlgorithm, WrapAlgorithm};
 use rsa::{
@@ -119,10 +119,7 @@ pub(super) fn verify(
     signature: &[u8],
 ) -> bool {
     match public {
-        PublicKey::Ec { crv, x, y } => {
-            let point = [&[4], x.as_slice(), y.as_slice()].concat();
-            verify_ec(*crv, &point, digest, signature)
-        }
+        PublicKey::Ec { crv, x, y } => verify_ec(*crv, &point(x, y), digest, signature),
         PublicKey::Rsa { n, e } => verify_rsa(n, e, algorithm, digest, signature),
     }
 }
@@ -146,8 +143,7 @@ fn verify_ec(curve: Curve, point: &[u8], digest: &[u8], signature: &[u8]) -> boo
 
 fn verify_rsa(n: &[u8], e: &[u8], algorithm: SignatureAlgorithm, digest: &[u8], signature: &[u8]) -> bool {
     use SignatureAlgorithm::*;
-    let number = |bytes: &[u8]| rsa::BoxedUint::from_be_slice_vartime(bytes);
-    let Ok(key) = rsa::PublicKey::new(number(n), number(e)) else { return false };
+    let Some(key) = rsa_public(n, e) else { return false };
     match algorithm {
         Rs256 => key.pkcs1v15_verify_prehash::<Sha256>(digest, signature),
         Rs384 => key.pkcs1v15_verify_prehash::<Sha384>(digest, signature),
