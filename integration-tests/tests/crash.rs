@@ -155,7 +155,7 @@ async fn an_acknowledged_block_survives_its_node() {
                 length: 1 << 20,
             };
             let mut read = Vec::new();
-            for _ in 0..400 {
+            for _ in 0..6000 {
                 // The node waits for the vault before it opens the volume.
                 if let Ok(stream) = client.read_blocks(request.clone()).await {
                     let mut stream = stream.into_inner();

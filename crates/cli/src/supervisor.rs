@@ -43,7 +43,8 @@ fn spawn(dir: &Path, service: &str) -> anyhow::Result<Child> {
         .process_group(0)
         .spawn()
         .with_context(|| format!("custody-{service} cannot be started"))?;
-    std::fs::write(dir.join(service).join("pid"), child.id().unwrap_or(0).to_string())?;
+    let pid = child.id().unwrap_or(0).to_string();
+    custody_rpc::server::write_whole(&dir.join(service).join("pid"), &pid)?;
     Ok(child)
 }
 

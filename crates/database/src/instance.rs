@@ -94,13 +94,19 @@ impl Instance {
         self.dir.join("run")
     }
 
+    /// A file with the server's number would not do: between the start and the file, or in the middle of its write,
+    /// this process may be killed, and a number may be another program's by now. The kernel's list has no such gap.
     fn kill_leftover(&self) {
-        let pid = fs::read_to_string(self.dir.join("server.pid")).ok().and_then(|t| t.trim().parse().ok());
-        let Some(pid) = pid.and_then(Pid::from_raw) else { return };
-        // The number may be another program's by now: only a postgres over our directory is ours.
-        let line = fs::read_to_string(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-        if line.contains(&self.dir.display().to_string()) {
-            _ = kill_process_group(pid, Signal::KILL);
+        let data = self.pgdata().display().to_string();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let pid = entry.file_name().to_str().and_then(|n| n.parse().ok()).and_then(Pid::from_raw);
+            let Some(pid) = pid else { continue };
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            // Not the first argument alone: `setpriv` may not have become the server yet.
+            let has = |wanted: &dyn Fn(&[u8]) -> bool| line.split(|b| *b == 0).any(wanted);
+            if has(&|a| a.ends_with(b"/postgres")) && has(&|a| a == data.as_bytes()) {
+                _ = kill_process_group(pid, Signal::KILL);
+            }
         }
     }
 
@@ -148,7 +154,6 @@ impl Instance {
             spec.port,
             &log,
         )?);
-        fs::write(self.dir.join("server.pid"), server.id().to_string())?;
         self.installation.wait_until_serving(server, &run_dir, spec.port, &log)?;
         self.set_up_roles(spec)
     }
@@ -259,7 +264,6 @@ impl Instance {
         }
         _ = kill_process_group(pid, Signal::KILL);
         _ = server.wait();
-        _ = fs::remove_file(self.dir.join("server.pid"));
     }
 
     /// Unmounts and detaches, also what an earlier process left.

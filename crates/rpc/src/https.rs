@@ -1,7 +1,7 @@
 //! Plain HTTPS beside gRPC, for clients of other people's APIs: TLS, limits, graceful end.
 
 use crate::{
-    server::write_address,
+    server::write_whole,
     tls::{Credentials, TlsError},
 };
 use axum::Router;
@@ -77,7 +77,7 @@ impl HttpsServer {
         let any = SocketAddr::from(([0, 0, 0, 0], 0));
         let address =
             self.listener.local_addr().map_err(|source| HttpsError::Listen { address: any, source })?;
-        write_address(file, address).map_err(|source| HttpsError::Listen { address, source })
+        write_whole(file, &address.to_string()).map_err(|source| HttpsError::Listen { address, source })
     }
 
     /// Serves for as long as the future is polled; dropping it ends every connection.

@@ -108,7 +108,7 @@ pub async fn serve(
         .add_routes(routes);
     tracing::info!(%address, "serving");
     if let Some(file) = &settings.address_file {
-        write_address(file, address).map_err(listen)?;
+        write_whole(file, &address.to_string()).map_err(listen)?;
     }
     let (drain, draining) = tokio::sync::oneshot::channel::<()>();
     let graceful = async move {
@@ -126,10 +126,14 @@ pub async fn serve(
     Ok(())
 }
 
-/// Whole or absent: whoever waits for the file reads an address.
-pub(crate) fn write_address(file: &Path, address: SocketAddr) -> std::io::Result<()> {
+/// Writes a small file that others wait for or read at any time, an address or a process number: they find it whole,
+/// as it was, or absent.
+///
+/// # Errors
+/// The file system failed.
+pub fn write_whole(file: &Path, text: &str) -> std::io::Result<()> {
     let partial = file.with_extension("partial");
-    std::fs::write(&partial, address.to_string())?;
+    std::fs::write(&partial, text)?;
     std::fs::rename(partial, file)
 }
 
