@@ -1,94 +1,11 @@
-//! Assignments and the decision.
+//! All assignments, indexed by who holds them and on what, and the decision.
 
-use crate::Role;
-use custody_types::{Caller, Duty, KeyName, NameError, Permission, VaultName};
-use serde::{Deserialize, Serialize};
-use std::{collections::HashMap, fmt, str::FromStr};
-
-/// What an assignment covers: a vault and all its keys, or one key and its versions.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Scope {
-    /// One key.
-    Key(KeyName),
-    /// A vault and every key in it.
-    Vault(VaultName),
-}
-
-/// The text names neither a vault nor a key.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`scope` must be a vault or a key: {0}")]
-pub struct ScopeError(NameError);
-
-impl Scope {
-    /// Whether this scope reaches `resource` (a vault, a key or a key version).
-    #[must_use]
-    pub fn covers(&self, resource: &str) -> bool {
-        let own = self.as_str();
-        resource.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    }
-
-    /// The vault that the scope lies in.
-    #[must_use]
-    pub fn vault(&self) -> VaultName {
-        match self {
-            Self::Key(key) => key.vault(),
-            Self::Vault(vault) => vault.clone(),
-        }
-    }
-
-    /// As a resource name.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        match self {
-            Self::Key(key) => key.as_str(),
-            Self::Vault(vault) => vault.as_str(),
-        }
-    }
-}
-
-impl FromStr for Scope {
-    type Err = ScopeError;
-    fn from_str(text: &str) -> Result<Self, ScopeError> {
-        if text.contains("/keys/") {
-            text.parse().map(Self::Key).map_err(ScopeError)
-        } else {
-            text.parse().map(Self::Vault).map_err(ScopeError)
-        }
-    }
-}
-
-impl TryFrom<String> for Scope {
-    type Error = ScopeError;
-    fn try_from(text: String) -> Result<Self, ScopeError> {
-        text.parse()
-    }
-}
-
-impl From<Scope> for String {
-    fn from(scope: Scope) -> Self {
-        scope.as_str().to_owned()
-    }
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// A role given to a principal on a scope.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Assignment {
-    /// `vaults/{vault}/roleAssignments/{id}`.
-    pub name: String,
-    /// A principal or a managed identity.
-    pub principal: String,
-    /// The role's name.
-    pub role: String,
-    /// What it covers.
-    pub scope: Scope,
-}
+use crate::{Assignment, Group, Role, UnknownRole, scope::scopes_of};
+use custody_types::{Caller, Duty, Permission, UnixMillis, VaultName};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 /// An answer, and what decided it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,78 +30,234 @@ pub struct ConflictingDuty {
     role: String,
 }
 
-/// All assignments, by principal.
-#[derive(Clone, Debug, Default)]
+/// An assignment with its role, as the index holds it.
+#[derive(Clone, Debug)]
+pub(crate) struct Grant {
+    pub(crate) assignment: Arc<Assignment>,
+    pub(crate) role: Arc<Role>,
+}
+
+/// All assignments. A decision looks at those of the caller and of its groups on the resource's own scopes, however
+/// many others there are.
+#[derive(Debug)]
 pub struct Assignments {
-    by_principal: HashMap<String, Vec<Assignment>>,
+    /// By holder, then by scope.
+    holders: HashMap<String, BTreeMap<String, Vec<Grant>>>,
+    roles: HashMap<String, Arc<Role>>,
+    groups: BTreeMap<String, Group>,
+    /// By member.
+    groups_of: HashMap<String, Vec<String>>,
+}
+
+impl Default for Assignments {
+    fn default() -> Self {
+        let roles = Role::built_in().iter().map(|r| (r.name.clone(), r.clone())).collect();
+        Self { holders: HashMap::new(), roles, groups: BTreeMap::new(), groups_of: HashMap::new() }
+    }
 }
 
 impl Assignments {
-    /// Takes an assignment in.
+    /// The role of this name.
     ///
     /// # Errors
-    /// It would give the principal a second, conflicting duty.
-    pub fn check(&self, new: &Assignment, role: &Role) -> Result<(), ConflictingDuty> {
-        let held = self.of(&new.principal);
-        let conflict = |held: &&Assignment| {
-            Role::named(&held.role).is_ok_and(|h| !h.duties.iter().any(|d| role.duties.contains(d)))
-        };
-        let workload = new.principal.starts_with("managedIdentities/");
-        match held.iter().find(conflict) {
-            Some(other) => Err(ConflictingDuty {
-                principal: new.principal.clone(),
-                held: other.role.clone(),
-                role: new.role.clone(),
-            }),
-            None if workload && !role.duties.contains(&Duty::Workload) => Err(ConflictingDuty {
-                principal: new.principal.clone(),
-                held: "the workload duty".to_owned(),
-                role: new.role.clone(),
-            }),
+    /// There is none.
+    pub fn role(&self, name: &str) -> Result<&Arc<Role>, UnknownRole> {
+        self.roles.get(name).ok_or_else(|| UnknownRole::new(name))
+    }
+
+    /// The built-in roles and those whose names begin with `prefix`, by name.
+    #[must_use]
+    pub fn roles(&self, prefix: &str) -> Vec<Arc<Role>> {
+        let own = self.roles.values().filter(|r| !prefix.is_empty() && r.name.starts_with(prefix));
+        let mut own: Vec<_> = own.cloned().collect();
+        own.sort_by(|a, b| a.name.cmp(&b.name));
+        Role::built_in().iter().cloned().chain(own).collect()
+    }
+
+    /// Takes in a role of an owner.
+    pub fn put_role(&mut self, role: Role) {
+        self.roles.insert(role.name.clone(), Arc::new(role));
+    }
+
+    /// Removes a role of an owner. It must not be assigned.
+    pub fn remove_role(&mut self, name: &str) {
+        self.roles.remove(name);
+    }
+
+    /// Whether any assignment gives this role.
+    #[must_use]
+    pub fn is_assigned(&self, role: &str) -> bool {
+        self.grants().any(|g| g.assignment.role == role)
+    }
+
+    /// The group of this name.
+    #[must_use]
+    pub fn group(&self, name: &str) -> Option<&Group> {
+        self.groups.get(name)
+    }
+
+    /// The groups whose names begin with `prefix`, by name.
+    pub fn groups(&self, prefix: &str) -> impl Iterator<Item = &Group> {
+        self.groups.range(prefix.to_owned()..).map(|(_, g)| g).take_while(move |g| g.name.starts_with(prefix))
+    }
+
+    /// The groups that a principal is in.
+    #[must_use]
+    pub fn groups_of(&self, principal: &str) -> &[String] {
+        self.groups_of.get(principal).map_or(&[], Vec::as_slice)
+    }
+
+    /// Takes in a group, in place of one of its name.
+    pub fn put_group(&mut self, group: Group) {
+        self.remove_group(&group.name);
+        for member in &group.members {
+            self.groups_of.entry(member.clone()).or_default().push(group.name.clone());
+        }
+        self.groups.insert(group.name.clone(), group);
+    }
+
+    /// Removes a group.
+    pub fn remove_group(&mut self, name: &str) {
+        let Some(old) = self.groups.remove(name) else { return };
+        for member in &old.members {
+            if let Some(of) = self.groups_of.get_mut(member) {
+                of.retain(|g| g != name);
+                if of.is_empty() {
+                    self.groups_of.remove(member);
+                }
+            }
+        }
+    }
+
+    /// Whether a principal or a group may be given a role besides those it has: a group, if each member may.
+    ///
+    /// # Errors
+    /// It would give a principal a second, conflicting duty.
+    pub fn check(&self, principal: &str, role: &Role) -> Result<(), ConflictingDuty> {
+        match self.groups.get(principal) {
+            Some(group) => group.members.iter().try_for_each(|m| self.check_one(m, role)),
+            None => self.check_one(principal, role),
+        }
+    }
+
+    /// Whether a principal may join a group: whether it may hold each role that the group has.
+    ///
+    /// # Errors
+    /// As [`Assignments::check`].
+    pub fn check_member(&self, group: &str, member: &str) -> Result<(), ConflictingDuty> {
+        self.of(group).try_for_each(|g| self.check_one(member, &g.role))
+    }
+
+    fn check_one(&self, principal: &str, role: &Role) -> Result<(), ConflictingDuty> {
+        let subjects = std::iter::once(principal).chain(self.groups_of(principal).iter().map(String::as_str));
+        let mut held = subjects.flat_map(|s| self.of(s)).map(|g| &g.role);
+        let conflicting = |held: &&Arc<Role>| !held.duties.iter().any(|d| role.duties.contains(d));
+        let workload = principal.starts_with("managedIdentities/") && !role.duties.contains(&Duty::Workload);
+        let other = held.find(conflicting).map(|r| r.name.clone());
+        match other.or_else(|| workload.then(|| "the workload duty".to_owned())) {
             None => Ok(()),
+            Some(held) => {
+                Err(ConflictingDuty { principal: principal.to_owned(), held, role: role.name.clone() })
+            }
         }
     }
 
     /// Adds an assignment that has been checked.
-    pub fn insert(&mut self, assignment: Assignment) {
-        self.by_principal.entry(assignment.principal.clone()).or_default().push(assignment);
+    ///
+    /// # Errors
+    /// Its role is not known.
+    pub fn insert(&mut self, assignment: Assignment) -> Result<(), UnknownRole> {
+        let role = self.role(&assignment.role)?.clone();
+        let scopes = self.holders.entry(assignment.principal.clone()).or_default();
+        let here = scopes.entry(assignment.scope.as_str().to_owned()).or_default();
+        here.push(Grant { assignment: Arc::new(assignment), role });
+        Ok(())
     }
 
     /// Removes an assignment.
-    pub fn remove(&mut self, name: &str) -> Option<Assignment> {
-        for list in self.by_principal.values_mut() {
-            if let Some(at) = list.iter().position(|a| a.name == name) {
-                return Some(list.swap_remove(at));
+    pub fn remove(&mut self, assignment: &Assignment) {
+        let Some(scopes) = self.holders.get_mut(&assignment.principal) else { return };
+        if let Some(here) = scopes.get_mut(assignment.scope.as_str()) {
+            here.retain(|g| g.assignment.name != assignment.name);
+            if here.is_empty() {
+                scopes.remove(assignment.scope.as_str());
             }
         }
-        None
+        if scopes.is_empty() {
+            self.holders.remove(&assignment.principal);
+        }
     }
 
-    /// A principal's assignments.
+    pub(crate) fn grants(&self) -> impl Iterator<Item = &Grant> {
+        self.holders.values().flat_map(|s| s.values().flatten())
+    }
+
+    /// What a principal or a group holds itself.
+    pub(crate) fn of(&self, holder: &str) -> impl Iterator<Item = &Grant> {
+        self.holders.get(holder).into_iter().flat_map(|s| s.values().flatten())
+    }
+
+    /// The assignments of a principal or a group itself.
+    pub fn assignments_of(&self, holder: &str) -> impl Iterator<Item = &Assignment> {
+        self.of(holder).map(|g| &*g.assignment)
+    }
+
+    /// Any assignment of a principal, or of a group it is in, in a vault.
     #[must_use]
-    pub fn of(&self, principal: &str) -> &[Assignment] {
-        self.by_principal.get(principal).map_or(&[], Vec::as_slice)
+    pub fn reach(&self, principal: &str, vault: &VaultName) -> Option<&Assignment> {
+        let mut held = self.subjects(principal).flat_map(|s| self.of(s)).map(|g| &*g.assignment);
+        held.find(|a| a.scope.vault() == *vault)
+    }
+
+    /// The caller and its groups.
+    pub(crate) fn subjects<'a>(&'a self, principal: &'a str) -> impl Iterator<Item = &'a str> {
+        std::iter::once(principal).chain(self.groups_of(principal).iter().map(String::as_str))
     }
 
     /// Whether the caller may, and by which assignment. An assignment whose role is not for the caller's duty
     /// gives nothing, whoever wrote it.
     #[must_use]
-    pub fn decide(&self, caller: &Caller, permission: Permission, resource: &str) -> Decision {
-        let allows = |a: &&Assignment| {
-            a.scope.covers(resource)
-                && Role::named(&a.role)
-                    .is_ok_and(|r| r.duties.contains(&caller.duty) && r.permissions.contains(&permission))
+    pub fn decide(
+        &self,
+        caller: &Caller,
+        permission: Permission,
+        resource: &str,
+        now: UnixMillis,
+    ) -> Decision {
+        for subject in self.subjects(&caller.principal) {
+            let Some(scopes) = self.holders.get(subject) else { continue };
+            for scope in scopes_of(resource) {
+                let allows = |g: &&Grant| {
+                    g.role.duties.contains(&caller.duty)
+                        && g.role.permissions.contains(&permission)
+                        && g.assignment.condition.check(now, &caller.address).is_ok()
+                };
+                if let Some(grant) = scopes.get(scope).into_iter().flatten().find(allows) {
+                    return Decision::Allow { assignment: grant.assignment.name.clone() };
+                }
+            }
+        }
+        Decision::Deny
+    }
+
+    /// Scopes of assignments that began to hold, or ceased to, between two moments.
+    #[must_use]
+    pub fn turned(&self, after: UnixMillis, until: UnixMillis) -> Vec<String> {
+        let within = |t: Option<UnixMillis>| t.is_some_and(|t| after < t && t <= until);
+        let turned = |g: &&Grant| {
+            let condition = &g.assignment.condition;
+            within(condition.not_before) || within(condition.expire_time)
         };
-        self.of(&caller.principal)
-            .iter()
-            .find(allows)
-            .map_or(Decision::Deny, |a| Decision::Allow { assignment: a.name.clone() })
+        self.grants().filter(turned).map(|g| g.assignment.scope.to_string()).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Condition;
+
+    const NOW: UnixMillis = UnixMillis::from_secs(1000);
 
     fn caller(principal: &str, duty: Duty) -> Caller {
         Caller { principal: principal.into(), duty, token_id: String::new(), address: String::new() }
@@ -196,74 +269,80 @@ mod tests {
             principal: principal.into(),
             role: role.into(),
             scope: scope.parse().unwrap(),
+            condition: Condition::default(),
         }
-    }
-
-    #[test]
-    fn a_scope_covers_what_lies_below_it_and_nothing_beside() {
-        let key: Scope = "vaults/v/keys/k".parse().unwrap();
-        assert!(key.covers("vaults/v/keys/k/versions/0"));
-        assert!(!key.covers("vaults/v/keys/k2"));
-        assert!(!key.covers("vaults/v"));
-        let vault: Scope = "vaults/v".parse().unwrap();
-        assert!(vault.covers("vaults/v/keys/k"));
-        assert!(!vault.covers("vaults/v2/keys/k"));
-        assert!("clusters/c".parse::<Scope>().is_err());
     }
 
     #[test]
     fn only_the_three_rights_come_with_service_encryption() {
         let mut all = Assignments::default();
-        all.insert(assign(
-            "managedIdentities/m",
-            "Key Vault Crypto Service Encryption User",
-            "vaults/v/keys/k",
-        ));
+        let role = "Key Vault Crypto Service Encryption User";
+        all.insert(assign("managedIdentities/m", role, "vaults/v/keys/k")).unwrap();
         let who = caller("managedIdentities/m", Duty::Workload);
         for permission in Permission::ALL {
-            let allowed = all.decide(&who, *permission, "vaults/v/keys/k") != Decision::Deny;
+            let allowed = all.decide(&who, *permission, "vaults/v/keys/k", NOW) != Decision::Deny;
             assert_eq!(
                 allowed,
                 matches!(permission, Permission::Get | Permission::WrapKey | Permission::UnwrapKey)
             );
-            assert_eq!(all.decide(&who, *permission, "vaults/v/keys/other"), Decision::Deny);
+            assert_eq!(all.decide(&who, *permission, "vaults/v/keys/other", NOW), Decision::Deny);
         }
+        let officer = caller("managedIdentities/m", Duty::SecurityOfficer);
         assert_eq!(
-            all.decide(
-                &caller("managedIdentities/m", Duty::SecurityOfficer),
-                Permission::Get,
-                "vaults/v/keys/k"
-            ),
+            all.decide(&officer, Permission::Get, "vaults/v/keys/k", NOW),
             Decision::Deny,
             "a role of another duty gives nothing"
         );
     }
 
     #[test]
-    fn nobody_manages_and_uses_a_key() {
-        for role in crate::ROLES {
-            use Permission::*;
-            let manages =
-                role.permissions.iter().any(|p| matches!(p, AccessWrite | Backup | Delete | Purge | Restore));
-            let uses = role
-                .permissions
-                .iter()
-                .any(|p| matches!(p, Decrypt | Encrypt | Sign | UnwrapKey | Verify | WrapKey));
-            assert!(!(manages && uses), "{}", role.name);
-            let duties_that_use = role.duties.iter().filter(|d| uses && **d != Duty::Workload).count();
-            assert_eq!(duties_that_use, 0, "{} lets people use keys", role.name);
-        }
+    fn a_conflicting_duty_is_refused_also_by_way_of_a_group() {
+        let mut all = Assignments::default();
+        let role = |all: &Assignments, name: &str| all.role(name).unwrap().clone();
+        all.insert(assign("principals/p", "Key Vault Crypto Officer", "vaults/v")).unwrap();
+        let user = role(&all, "Key Vault Crypto User");
+        assert!(all.check("principals/p", &user).is_err());
+        assert!(all.check("principals/p", &role(&all, "Key Vault Reader")).is_ok());
+        assert!(all.check("managedIdentities/m", &role(&all, "Key Vault Administrator")).is_err());
+        let members = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        let group = |names: &[&str]| Group { name: "vaults/v/groups/g".into(), members: members(names) };
+        all.put_group(group(&["principals/p"]));
+        assert!(all.check("vaults/v/groups/g", &user).is_err(), "its member may not");
+        all.put_group(group(&[]));
+        all.insert(assign("vaults/v/groups/g", &user.name, "vaults/v")).unwrap();
+        assert!(all.check_member("vaults/v/groups/g", "principals/p").is_err());
+        assert!(all.check_member("vaults/v/groups/g", "managedIdentities/m").is_ok());
     }
 
     #[test]
-    fn a_conflicting_duty_is_refused() {
+    fn who_is_in_a_group_holds_what_the_group_holds_and_no_longer() {
         let mut all = Assignments::default();
-        all.insert(assign("principals/p", "Key Vault Crypto Officer", "vaults/v"));
-        let second = assign("principals/p", "Key Vault Crypto User", "vaults/v");
-        assert!(all.check(&second, Role::named(&second.role).unwrap()).is_err());
-        let fine = assign("principals/p", "Key Vault Reader", "vaults/v");
-        assert!(all.check(&fine, Role::named(&fine.role).unwrap()).is_ok());
-        let managed = assign("managedIdentities/m", "Key Vault Administrator", "vaults/v");
-        assert!(all.check(&managed, Role::named(&managed.role).unwrap()).is_err());
+        all.insert(assign("vaults/v/groups/g", "Key Vault Crypto User", "vaults/v")).unwrap();
+        let who = caller("managedIdentities/m", Duty::Workload);
+        let may =
+            |all: &Assignments| all.decide(&who, Permission::Sign, "vaults/v/keys/k", NOW) != Decision::Deny;
+        assert!(!may(&all));
+        let members = std::iter::once("managedIdentities/m".to_owned()).collect();
+        all.put_group(Group { name: "vaults/v/groups/g".into(), members });
+        assert!(may(&all));
+        all.put_group(Group { name: "vaults/v/groups/g".into(), members: std::collections::BTreeSet::new() });
+        assert!(!may(&all));
+        assert!(all.groups_of("managedIdentities/m").is_empty());
+    }
+
+    #[test]
+    fn a_condition_ends_a_right_and_the_moment_is_told() {
+        let mut all = Assignments::default();
+        let mut timed = assign("managedIdentities/m", "Key Vault Crypto User", "vaults/v");
+        timed.condition.expire_time = Some(UnixMillis::from_secs(1001));
+        all.insert(timed.clone()).unwrap();
+        let who = caller("managedIdentities/m", Duty::Workload);
+        let at = |s| all.decide(&who, Permission::Sign, "vaults/v/keys/k", UnixMillis::from_secs(s));
+        assert_ne!(at(1000), Decision::Deny);
+        assert_eq!(at(1001), Decision::Deny);
+        assert_eq!(all.turned(NOW, UnixMillis::from_secs(1001)), ["vaults/v"]);
+        assert!(all.turned(UnixMillis::from_secs(1001), UnixMillis::from_secs(2000)).is_empty());
+        all.remove(&timed);
+        assert_eq!(all.grants().count(), 0);
     }
 }

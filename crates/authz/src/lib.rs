@@ -1,7 +1,15 @@
-//! Who may do what to which key: role definitions, assignments and decisions. Pure functions over tables.
+//! Who may do what to which key: role definitions, groups, assignments and decisions. Pure functions over tables.
 
+mod assignment;
 mod decision;
+mod explain;
+mod group;
 mod role;
+mod scope;
 
-pub use decision::{Assignment, Assignments, ConflictingDuty, Decision, Scope, ScopeError};
-pub use role::{ROLES, Role, UnknownRole};
+pub use assignment::{Assignment, Condition, Unmet};
+pub use decision::{Assignments, ConflictingDuty, Decision};
+pub use explain::{Considered, Holder, Verdict};
+pub use group::Group;
+pub use role::{ForbiddenRole, Role, UnknownRole};
+pub use scope::{Scope, ScopeError};

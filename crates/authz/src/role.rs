@@ -1,18 +1,20 @@
-//! The built-in role definitions, with Azure's names and what each allows.
+//! Role definitions: the built-in ones, with Azure's names and what each allows, and those that owners make.
 
 use custody_types::{Duty, Permission, Permission::*};
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, LazyLock};
 
 /// A role definition.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Role {
-    /// Azure's built-in role name, or ours where Azure has none.
-    pub name: &'static str,
+    /// Azure's built-in role name, ours where Azure has none, or `vaults/{vault}/roleDefinitions/{id}`.
+    pub name: String,
     /// The duties it may be given to. A principal of another duty gets nothing from it.
-    pub duties: &'static [Duty],
+    pub duties: Vec<Duty>,
     /// What it allows on its scope.
-    pub permissions: &'static [Permission],
+    pub permissions: Vec<Permission>,
     /// One sentence for people.
-    pub description: &'static str,
+    pub description: String,
 }
 
 /// The text names no role.
@@ -20,11 +22,46 @@ pub struct Role {
 #[error("`{0}` is not a role; `custody access roles` lists them")]
 pub struct UnknownRole(String);
 
+impl UnknownRole {
+    pub(crate) fn new(name: &str) -> Self {
+        Self(name.chars().take(120).collect())
+    }
+}
+
+/// Permissions that no single role can have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ForbiddenRole {
+    /// A role without permissions.
+    #[error("must name at least one permission")]
+    Empty,
+    /// It would let one duty manage keys and use them.
+    #[error(
+        "`{manages}` manages keys and `{uses}` uses them: no single role does both (separation of duties)"
+    )]
+    Mixed {
+        /// The one.
+        manages: Permission,
+        /// The other.
+        uses: Permission,
+    },
+    /// It follows from a duty.
+    #[error("`{0}` follows from the duty of security officers and cannot be given")]
+    ByDuty(Permission),
+}
+
+struct BuiltIn {
+    name: &'static str,
+    duties: &'static [Duty],
+    permissions: &'static [Permission],
+    description: &'static str,
+}
+
 const READ: &[Permission] = &[Get, List, RotationPolicyRead, VaultGet];
 
-/// Every built-in role (Azure: "Azure built-in roles for Security").
-pub const ROLES: &[Role] = &[
-    Role {
+/// Azure: "Azure built-in roles for Security".
+const BUILT_IN: &[BuiltIn] = &[
+    BuiltIn {
         name: "Key Vault Administrator",
         duties: &[Duty::SecurityOfficer],
         permissions: &[
@@ -40,15 +77,17 @@ pub const ROLES: &[Role] = &[
             Purge,
             Recover,
             Restore,
+            Rng,
             Rotate,
             RotationPolicyRead,
             RotationPolicyWrite,
             Update,
             VaultGet,
+            VaultUpdate,
         ],
         description: "Manages keys and who may use them; cannot use a key itself.",
     },
-    Role {
+    BuiltIn {
         name: "Key Vault Crypto Officer",
         duties: &[Duty::SecurityOfficer],
         permissions: &[
@@ -60,6 +99,7 @@ pub const ROLES: &[Role] = &[
             List,
             Recover,
             Restore,
+            Rng,
             Rotate,
             RotationPolicyRead,
             RotationPolicyWrite,
@@ -68,37 +108,37 @@ pub const ROLES: &[Role] = &[
         ],
         description: "Manages keys; grants nothing.",
     },
-    Role {
+    BuiltIn {
         name: "Key Vault Crypto User",
         duties: &[Duty::Workload],
-        permissions: &[Decrypt, Encrypt, Get, List, Sign, UnwrapKey, Verify, WrapKey],
+        permissions: &[Decrypt, Encrypt, Get, List, Rng, Sign, UnwrapKey, Verify, WrapKey],
         description: "Uses keys.",
     },
-    Role {
+    BuiltIn {
         name: "Key Vault Crypto Service Encryption User",
         duties: &[Duty::Workload],
         permissions: &[Get, UnwrapKey, WrapKey],
         description: "The three rights of a service that encrypts at rest: get, wrapKey, unwrapKey.",
     },
-    Role {
+    BuiltIn {
         name: "Key Vault Reader",
         duties: &[Duty::SecurityOfficer, Duty::SystemAdministrator, Duty::Auditor],
         permissions: READ,
         description: "Reads public halves and attributes.",
     },
-    Role {
+    BuiltIn {
         name: "Key Vault Purge Operator",
         duties: &[Duty::SecurityOfficer],
         permissions: &[Purge, Get, List, VaultGet],
         description: "Destroys deleted keys.",
     },
-    Role {
+    BuiltIn {
         name: "Key Vault Data Access Administrator",
         duties: &[Duty::SecurityOfficer],
         permissions: &[AccessRead, AccessWrite, VaultGet],
         description: "Grants and removes access; touches no key.",
     },
-    Role {
+    BuiltIn {
         name: "Custody Auditor",
         duties: &[Duty::Auditor],
         permissions: &[AccessRead, AuditRead, Get, List, RotationPolicyRead, VaultGet],
@@ -106,12 +146,97 @@ pub const ROLES: &[Role] = &[
     },
 ];
 
+static ROLES: LazyLock<Vec<Arc<Role>>> = LazyLock::new(|| {
+    let role = |b: &BuiltIn| Role {
+        name: b.name.to_owned(),
+        duties: b.duties.to_vec(),
+        permissions: b.permissions.to_vec(),
+        description: b.description.to_owned(),
+    };
+    BUILT_IN.iter().map(|b| Arc::new(role(b))).collect()
+});
+
+/// Whether a permission changes keys or who may use them.
+fn manages(permission: Permission) -> bool {
+    matches!(
+        permission,
+        AccessWrite
+            | Backup
+            | Create
+            | Delete
+            | Import
+            | Purge
+            | Recover
+            | Restore
+            | Rotate
+            | RotationPolicyWrite
+            | Update
+            | VaultUpdate
+    )
+}
+
+/// Whether a permission lets a private or public half work.
+fn uses(permission: Permission) -> bool {
+    matches!(permission, Decrypt | Encrypt | Sign | UnwrapKey | Verify | WrapKey)
+}
+
 impl Role {
-    /// The role of this name.
+    /// Every built-in role.
+    #[must_use]
+    pub fn built_in() -> &'static [Arc<Self>] {
+        &ROLES
+    }
+
+    /// An owner's own role. Its duties follow from its permissions: what uses keys is for workloads, what manages them
+    /// for security officers, what only reads for everyone who may read.
     ///
     /// # Errors
-    /// There is none.
-    pub fn named(name: &str) -> Result<&'static Self, UnknownRole> {
-        ROLES.iter().find(|r| r.name == name).ok_or_else(|| UnknownRole(name.chars().take(60).collect()))
+    /// See [`ForbiddenRole`].
+    pub fn custom(
+        name: String,
+        permissions: Vec<Permission>,
+        description: String,
+    ) -> Result<Self, ForbiddenRole> {
+        if let Some(by_duty) = permissions.iter().find(|p| matches!(p, BreakGlass | VaultCreate | VaultList))
+        {
+            return Err(ForbiddenRole::ByDuty(*by_duty));
+        }
+        let managing = permissions.iter().find(|p| manages(**p));
+        let using = permissions.iter().find(|p| uses(**p));
+        let duties = match (managing, using) {
+            _ if permissions.is_empty() => return Err(ForbiddenRole::Empty),
+            (Some(manages), Some(uses)) => {
+                return Err(ForbiddenRole::Mixed { manages: *manages, uses: *uses });
+            }
+            (Some(_), None) => vec![Duty::SecurityOfficer],
+            (None, Some(_)) => vec![Duty::Workload],
+            (None, None) => vec![Duty::SecurityOfficer, Duty::SystemAdministrator, Duty::Auditor],
+        };
+        Ok(Self { name, duties, permissions, description })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_manages_and_uses_a_key() {
+        for role in Role::built_in() {
+            let people = role.duties.iter().filter(|d| **d != Duty::Workload).count();
+            let using = role.permissions.iter().any(|p| uses(*p));
+            assert!(!(using && role.permissions.iter().any(|p| manages(*p))), "{}", role.name);
+            assert!(!using || people == 0, "{} lets people use keys", role.name);
+        }
+        for first in Permission::ALL {
+            for second in Permission::ALL {
+                let made = Role::custom(String::new(), vec![*first, *second], String::new());
+                let mixed = (manages(*first) && uses(*second)) || (uses(*first) && manages(*second));
+                let by_duty =
+                    [first, second].iter().any(|p| matches!(p, BreakGlass | VaultCreate | VaultList));
+                assert_eq!(made.is_err(), mixed || by_duty, "{first} {second}");
+            }
+        }
+        assert_eq!(Role::custom(String::new(), vec![], String::new()), Err(ForbiddenRole::Empty));
     }
 }

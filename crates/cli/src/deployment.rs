@@ -21,8 +21,9 @@ const FACES: [&str; 2] = ["identity-oauth", "vault-rest"];
 const TENANT: &str = "custody";
 
 /// The principals made at the first start: id and duty.
-const PRINCIPALS: [(&str, &str); 4] = [
+const PRINCIPALS: [(&str, &str); 5] = [
     ("officer", "security_officer"),
+    ("custodian", "security_officer"),
     ("sysadmin", "system_administrator"),
     ("dba", "database_administrator"),
     ("auditor", "auditor"),

@@ -26,6 +26,13 @@ pub(crate) enum Verb {
     DeletePrincipal { name: String },
 }
 
+/// The duty of a principal, as the identity service knows it.
+pub(crate) async fn duty_of(session: &Session, name: &str) -> Option<String> {
+    let request = wire::GetPrincipalRequest { name: name.to_owned() };
+    let found = session.identity("officer").ok()?.get_principal(request).await.ok()?;
+    Some(found.into_inner().duty)
+}
+
 pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
     let mut client = session.identity("officer")?;
     match verb {

@@ -7,7 +7,7 @@ use crate::{
 use anyhow::Context as _;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::Subcommand;
-use custody_proto::vault as wire;
+use custody_proto::vault::{self as wire, rotation_policy::Rotate};
 use custody_types::SignatureAlgorithm;
 use prost_types::{FieldMask, Timestamp};
 use serde_json::{Value, json};
@@ -56,6 +56,26 @@ pub(crate) enum Verb {
         #[arg(long)]
         until: Option<String>,
     },
+    /// Bounds how often a version may be used; 0 for no bound.
+    Budget { name: String, uses: i64 },
+    /// Shows a key's rotation policy, or sets it where a span is given: `P90D`, `P18M`, `P2Y`.
+    RotationPolicy {
+        name: String,
+        /// Make a new version so long after the current one was made.
+        #[arg(long, conflicts_with = "rotate_before")]
+        rotate_after: Option<String>,
+        /// Make a new version so long before the current one expires.
+        #[arg(long)]
+        rotate_before: Option<String>,
+        /// Let new versions expire after this time.
+        #[arg(long)]
+        expire_after: Option<String>,
+        /// Tell of the expiry so long before it.
+        #[arg(long)]
+        notify_before: Option<String>,
+    },
+    /// Gives random bytes of a vault's generator, 1 to 128.
+    Random { vault: String, count: i32 },
     /// Deletes a key; it can be recovered.
     Delete { name: String },
     /// Recovers a deleted key.
@@ -97,9 +117,16 @@ fn state(s: i32) -> String {
         .unwrap_or_default()
 }
 
+fn uses(u: Option<wire::KeyUses>) -> String {
+    let mut all: Vec<String> =
+        u.unwrap_or_default().operations.into_iter().map(|(o, n)| format!("{o} {n}")).collect();
+    all.sort();
+    all.join(", ")
+}
+
 fn version(v: wire::KeyVersion) -> Value {
     let a = v.attributes.unwrap_or_default();
-    json!({ "name": v.name, "state": state(v.state), "type": v.key_type, "size": v.key_size_bits, "operations": v.key_ops.join(","), "not_before": time(a.not_before), "expires": time(a.expire_time), "created": time(v.create_time) })
+    json!({ "name": v.name, "state": state(v.state), "type": v.key_type, "size": v.key_size_bits, "operations": v.key_ops.join(","), "not_before": time(a.not_before), "expires": time(a.expire_time), "created": time(v.create_time), "budget": a.use_budget, "uses": uses(v.uses) })
 }
 
 fn key(k: wire::Key) -> Value {
@@ -107,6 +134,18 @@ fn key(k: wire::Key) -> Value {
     json!({
         "name": k.name, "state": state(v.state), "version": v.name.rsplit('/').next().unwrap_or_default(), "type": v.key_type, "size": v.key_size_bits,
         "recovery": format!("{} {} days", k.recovery_level, k.recoverable_days), "created": time(k.create_time), "purge": time(k.purge_time),
+    })
+}
+
+fn policy(p: wire::RotationPolicy) -> Value {
+    let (after, before) = match p.rotate {
+        Some(Rotate::RotateAfterCreation(span)) => (span, String::new()),
+        Some(Rotate::RotateBeforeExpiry(span)) => (String::new(), span),
+        None => (String::new(), String::new()),
+    };
+    json!({
+        "name": p.name, "rotate_after": after, "rotate_before": before, "expire_after": p.expire_after,
+        "notify_before": p.notify_before_expiry, "set": time(p.update_time),
     })
 }
 
@@ -262,8 +301,37 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
                 enabled: true,
                 not_before: date(from.as_ref(), "from")?,
                 expire_time: date(until.as_ref(), "until")?,
+                ..wire::KeyAttributes::default()
             };
             update(session, name, attributes, &paths).await?;
+        }
+        Verb::Budget { name, uses } => {
+            let attributes = wire::KeyAttributes { use_budget: uses, ..wire::KeyAttributes::default() };
+            update(session, name, attributes, &["use_budget"]).await?;
+        }
+        Verb::RotationPolicy { name, rotate_after, rotate_before, expire_after, notify_before } => {
+            let name = format!("{name}/rotationPolicy");
+            let rotate = rotate_after
+                .map(Rotate::RotateAfterCreation)
+                .or_else(|| rotate_before.map(Rotate::RotateBeforeExpiry));
+            let shown = if rotate.is_none() && expire_after.is_none() && notify_before.is_none() {
+                client.get_rotation_policy(wire::GetRotationPolicyRequest { name }).await?
+            } else {
+                let policy = wire::RotationPolicy {
+                    name,
+                    rotate,
+                    notify_before_expiry: notify_before.unwrap_or_default(),
+                    expire_after: expire_after.unwrap_or_default(),
+                    ..wire::RotationPolicy::default()
+                };
+                let rotation_policy = Some(policy);
+                client.update_rotation_policy(wire::UpdateRotationPolicyRequest { rotation_policy }).await?
+            };
+            one(format, &policy(shown.into_inner()));
+        }
+        Verb::Random { vault: parent, count } => {
+            let done = client.get_random_bytes(wire::GetRandomBytesRequest { parent, count }).await?;
+            one(format, &json!({ "bytes": STANDARD.encode(done.into_inner().value) }));
         }
         Verb::Delete { name } => {
             one(format, &key(client.delete_key(wire::DeleteKeyRequest { name }).await?.into_inner()))

@@ -1,5 +1,6 @@
 //! `custody`: starts a whole deployment as real processes, and has a verb for everything the services do.
 
+mod access;
 mod audit;
 mod cluster;
 mod demo;
@@ -28,7 +29,8 @@ struct Arguments {
     /// The deployment's directory.
     #[arg(long, global = true, env = "CUSTODY_DIR", default_value = ".custody")]
     dir: PathBuf,
-    /// Act as this principal instead of the one whose duty the verb is: officer, sysadmin, dba, auditor.
+    /// Act as this principal instead of the one whose duty the verb is: officer, custodian
+    /// (a second officer), sysadmin, dba, auditor.
     #[arg(long = "as", global = true, value_name = "PRINCIPAL")]
     principal: Option<String>,
     /// Tables for people, JSON for programs.
@@ -63,9 +65,9 @@ enum Verb {
     /// Keys in a vault.
     #[command(subcommand)]
     Key(key::Verb),
-    /// Who may use which key.
+    /// Who may use which key, and what needs two officers.
     #[command(subcommand)]
-    Access(vault::AccessVerb),
+    Access(access::Verb),
     /// Principals and managed identities.
     #[command(subcommand)]
     Identity(identity::Verb),
@@ -110,7 +112,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             }
             Verb::Demo(options) => demo::run(options).await,
             Verb::Vault(verb) => vault::run(&session()?, verb).await,
-            Verb::Access(verb) => vault::run_access(&session()?, verb).await,
+            Verb::Access(verb) => access::run(&session()?, verb).await,
             Verb::Key(verb) => key::run(&session()?, verb).await,
             Verb::Identity(verb) => identity::run(&session()?, verb).await,
             Verb::Cluster(verb) => cluster::run(&session()?, verb).await,

@@ -5,6 +5,7 @@ use crate::{
     output::Format,
 };
 use anyhow::Context as _;
+pub(crate) use custody_clients::Access;
 use custody_clients::{
     Audit, AuthenticatedChannel, Control, Endpoint, Identity, Operations, Storage, TokenSource, Vault,
 };
@@ -63,6 +64,10 @@ impl Session {
 
     pub(crate) fn vault(&self, default: &str) -> anyhow::Result<Vault> {
         Ok(Vault::new(self.channel("vault", "custody-vault", default)?))
+    }
+
+    pub(crate) fn access(&self, default: &str) -> anyhow::Result<Access> {
+        Ok(Access::new(self.channel("vault", "custody-vault", default)?))
     }
 
     pub(crate) fn control(&self, default: &str) -> anyhow::Result<Control> {

@@ -1,7 +1,7 @@
-//! Verbs on vaults and on who may use their keys.
+//! Verbs on vaults.
 
 use crate::{
-    output::{line, many, one},
+    output::{many, one},
     session::{Session, time},
 };
 use clap::Subcommand;
@@ -20,6 +20,19 @@ pub(crate) enum Verb {
         /// Let deleted keys be purged before their time. A key of such a vault cannot protect a cluster.
         #[arg(long)]
         no_purge_protection: bool,
+        /// Let one officer purge and back up keys and take roles, as in Azure Key Vault. Two have to agree otherwise.
+        #[arg(long)]
+        one_officer: bool,
+    },
+    /// Changes a vault's settings. What weakens it needs a second officer.
+    Update {
+        name: String,
+        /// Whether deleted keys are kept for all of their time.
+        #[arg(long)]
+        purge_protection: Option<bool>,
+        /// Whether two officers have to agree to what cannot be undone.
+        #[arg(long)]
+        two_officers: Option<bool>,
     },
     /// Shows a vault.
     Get { name: String },
@@ -27,41 +40,44 @@ pub(crate) enum Verb {
     List,
 }
 
-#[derive(Subcommand)]
-pub(crate) enum AccessVerb {
-    /// Gives a role.
-    Grant {
-        /// Who: principals/ID or managedIdentities/ID.
-        grantee: String,
-        /// Which role: see `custody access roles`.
-        role: String,
-        /// On what: a vault or a key.
-        scope: String,
-    },
-    /// Takes a role away.
-    Revoke { name: String },
-    /// Lists a vault's role assignments.
-    List { vault: String },
-    /// Lists the roles.
-    Roles,
+fn policy(two_officers: bool) -> i32 {
+    if two_officers { wire::ApprovalPolicy::TwoOfficers } else { wire::ApprovalPolicy::OneOfficer }.into()
 }
 
 fn view(v: wire::Vault) -> Value {
-    json!({ "name": v.name, "retention_days": v.soft_delete_retention_days, "purge_protection": v.purge_protection, "created": time(v.create_time) })
+    let two = v.approval_policy() == wire::ApprovalPolicy::TwoOfficers;
+    json!({ "name": v.name, "two_officers": two, "retention_days": v.soft_delete_retention_days, "purge_protection": v.purge_protection, "created": time(v.create_time) })
 }
 
 pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
     let mut client = session.vault("officer")?;
     match verb {
-        Verb::Create { id, retention_days, no_purge_protection } => {
+        Verb::Create { id, retention_days, no_purge_protection, one_officer } => {
             let vault = wire::Vault {
                 soft_delete_retention_days: retention_days,
                 purge_protection: !no_purge_protection,
+                approval_policy: policy(!one_officer),
                 ..wire::Vault::default()
             };
             let made =
                 client.create_vault(wire::CreateVaultRequest { vault_id: id, vault: Some(vault) }).await?;
             one(session.format, &view(made.into_inner()));
+        }
+        Verb::Update { name, purge_protection, two_officers } => {
+            let mut paths = Vec::new();
+            let mut vault = wire::Vault { name, ..wire::Vault::default() };
+            if let Some(on) = purge_protection {
+                vault.purge_protection = on;
+                paths.push("purge_protection".to_owned());
+            }
+            if let Some(two) = two_officers {
+                vault.approval_policy = policy(two);
+                paths.push("approval_policy".to_owned());
+            }
+            let update_mask = Some(prost_types::FieldMask { paths });
+            let changed =
+                client.update_vault(wire::UpdateVaultRequest { vault: Some(vault), update_mask }).await?;
+            one(session.format, &view(changed.into_inner()));
         }
         Verb::Get { name } => {
             one(session.format, &view(client.get_vault(wire::GetVaultRequest { name }).await?.into_inner()))
@@ -72,44 +88,6 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
                 .await?
                 .into_inner();
             many(session.format, all.vaults.into_iter().map(view).collect());
-        }
-    }
-    Ok(())
-}
-
-fn assignment(a: wire::RoleAssignment) -> Value {
-    json!({ "principal": a.principal, "role": a.role, "scope": a.scope, "name": a.name })
-}
-
-pub(crate) async fn run_access(session: &Session, verb: AccessVerb) -> anyhow::Result<()> {
-    let mut client = session.vault("officer")?;
-    match verb {
-        AccessVerb::Grant { grantee: principal, role, scope } => {
-            let parent = scope.split('/').take(2).collect::<Vec<_>>().join("/");
-            let role_assignment =
-                Some(wire::RoleAssignment { principal, role, scope, ..wire::RoleAssignment::default() });
-            let made = client
-                .create_role_assignment(wire::CreateRoleAssignmentRequest { parent, role_assignment })
-                .await?;
-            one(session.format, &assignment(made.into_inner()));
-        }
-        AccessVerb::Revoke { name } => {
-            client.delete_role_assignment(wire::DeleteRoleAssignmentRequest { name: name.clone() }).await?;
-            line(format!("{name} removed"));
-        }
-        AccessVerb::List { vault } => {
-            let request = wire::ListRoleAssignmentsRequest {
-                parent: vault,
-                page_size: 1000,
-                page_token: String::new(),
-            };
-            let all = client.list_role_assignments(request).await?.into_inner();
-            many(session.format, all.role_assignments.into_iter().map(assignment).collect());
-        }
-        AccessVerb::Roles => {
-            let all = client.list_role_definitions(()).await?.into_inner();
-            let view = |r: wire::RoleDefinition| json!({ "role": r.role, "duties": r.duties, "permissions": r.permissions });
-            many(session.format, all.role_definitions.into_iter().map(view).collect());
         }
     }
     Ok(())

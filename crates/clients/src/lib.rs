@@ -6,14 +6,19 @@ pub use custody_rpc::{AuthenticatedChannel, Endpoint, TokenSource};
 pub use vault::{AccessError, KeyFacts, VaultAccess};
 
 use custody_proto::{
-    audit::audit_log_client::AuditLogClient, control::cluster_manager_client::ClusterManagerClient,
-    database::database_node_client::DatabaseNodeClient, identity::identity_client::IdentityClient,
-    longrunning::operations_client::OperationsClient, storage::storage_node_client::StorageNodeClient,
-    vault::key_vault_client::KeyVaultClient,
+    audit::audit_log_client::AuditLogClient,
+    control::cluster_manager_client::ClusterManagerClient,
+    database::database_node_client::DatabaseNodeClient,
+    identity::identity_client::IdentityClient,
+    longrunning::operations_client::OperationsClient,
+    storage::storage_node_client::StorageNodeClient,
+    vault::{access_control_client::AccessControlClient, key_vault_client::KeyVaultClient},
 };
 
 /// A client of a vault.
 pub type Vault = KeyVaultClient<AuthenticatedChannel>;
+/// A client of a vault's access control.
+pub type Access = AccessControlClient<AuthenticatedChannel>;
 /// A client of the identity service.
 pub type Identity = IdentityClient<AuthenticatedChannel>;
 /// A client of the control plane.

@@ -60,7 +60,14 @@ pub mod custody {
     pub mod vault {
         pub mod v1 {
             include!(concat!(env!("OUT_DIR"), "/custody.vault.v1.rs"));
-            super::super::opaque!(ImportKeyRequest, UnwrapKeyResponse, WrapKeyRequest);
+            super::super::opaque!(
+                DecryptResponse,
+                EncryptRequest,
+                GetRandomBytesResponse,
+                ImportKeyRequest,
+                UnwrapKeyResponse,
+                WrapKeyRequest
+            );
         }
     }
 }

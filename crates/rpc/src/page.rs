@@ -32,6 +32,12 @@ pub fn after(token: &str) -> Result<String, Status> {
     String::from_utf8(bytes).map_err(|_| invalid("page_token", "must come from an earlier answer"))
 }
 
+/// The token of a page that begins after a key; empty where there is none.
+#[must_use]
+pub fn token(after: Option<&str>) -> String {
+    after.map(|key| URL_SAFE_NO_PAD.encode(key)).unwrap_or_default()
+}
+
 /// Cuts one page out of items that are sorted by `key`, and the token of the next one.
 ///
 /// # Errors

@@ -50,8 +50,10 @@ pub fn rule(method: Method) -> Rule {
         | KeyVaultBackupKey
         | KeyVaultRestoreKey
         | KeyVaultUpdateKeyVersion
-        | KeyVaultCreateRoleAssignment
-        | KeyVaultDeleteRoleAssignment => Rule::Duties(EVERYONE),
+        | KeyVaultUpdateVault
+        | KeyVaultGetRandomBytes
+        | KeyVaultGetRotationPolicy
+        | KeyVaultUpdateRotationPolicy => Rule::Duties(EVERYONE),
         KeyVaultGetVault
         | KeyVaultListVaults
         | KeyVaultGetKey
@@ -65,9 +67,24 @@ pub fn rule(method: Method) -> Rule {
         | KeyVaultDecrypt
         | KeyVaultSign
         | KeyVaultVerify
-        | KeyVaultWatchKeys
-        | KeyVaultListRoleAssignments
-        | KeyVaultListRoleDefinitions => Rule::Duties(EVERYONE),
+        | KeyVaultWatchKeys => Rule::Duties(EVERYONE),
+        AccessControlCreateRoleAssignment
+        | AccessControlListRoleAssignments
+        | AccessControlDeleteRoleAssignment
+        | AccessControlListRoleDefinitions
+        | AccessControlCreateRoleDefinition
+        | AccessControlDeleteRoleDefinition
+        | AccessControlCreateGroup
+        | AccessControlListGroups
+        | AccessControlDeleteGroup
+        | AccessControlAddGroupMember
+        | AccessControlRemoveGroupMember
+        | AccessControlExplainAccess
+        | AccessControlReviewAccess
+        | AccessControlBreakGlass
+        | AccessControlListApprovals
+        | AccessControlApproveApproval
+        | AccessControlRejectApproval => Rule::Duties(EVERYONE),
 
         AuditLogListRecords | AuditLogTailRecords => Rule::Duties(&[Auditor, SecurityOfficer]),
 

@@ -65,11 +65,14 @@ pub struct KeyAttributes {
     pub not_before: Option<UnixMillis>,
     /// No use from this moment on.
     pub expire_time: Option<UnixMillis>,
+    /// No more uses than this, of any kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<u64>,
 }
 
 impl Default for KeyAttributes {
     fn default() -> Self {
-        Self { enabled: true, not_before: None, expire_time: None }
+        Self { enabled: true, not_before: None, expire_time: None, budget: None }
     }
 }
 
@@ -110,7 +113,8 @@ mod tests {
     #[test]
     fn dates_decide_the_state() {
         let at = |ms| UnixMillis::from_millis(ms);
-        let a = KeyAttributes { enabled: true, not_before: Some(at(10)), expire_time: Some(at(20)) };
+        let a =
+            KeyAttributes { not_before: Some(at(10)), expire_time: Some(at(20)), ..KeyAttributes::default() };
         assert_eq!(a.state_at(at(9)), KeyState::PreActive);
         assert_eq!(a.state_at(at(10)), KeyState::Active);
         assert_eq!(a.state_at(at(19)), KeyState::Active);

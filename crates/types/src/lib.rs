@@ -14,15 +14,15 @@ mod signature;
 mod time;
 mod wrapped;
 
-pub use duty::Duty;
+pub use duty::{Duty, UnknownDuty};
 pub use key_operation::{KeyOperation, UnknownKeyOperation};
 pub use key_state::{KeyAttributes, KeyState};
 pub use key_type::{Curve, KeyType, PublicKey, RsaSize, UnknownCurve, UnknownRsaSize};
 pub use name::{
-    ClusterName, KeyName, KeyVersionName, ManagedIdentityName, NameError, PrincipalName, VaultName,
-    VolumeName,
+    ApprovalName, ClusterName, GroupName, KeyName, KeyVersionName, ManagedIdentityName, NameError,
+    PrincipalName, RoleDefinitionName, VaultName, VolumeName,
 };
-pub use permission::Permission;
+pub use permission::{Permission, UnknownPermission};
 pub use principal::Caller;
 pub use signature::{SignatureAlgorithm, UnknownSignatureAlgorithm};
 pub use time::{Clock, SystemClock, UnixMillis};

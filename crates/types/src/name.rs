@@ -22,7 +22,7 @@ impl NameError {
 const ID_LEN_MAX: usize = 63;
 
 const ID_RULE: &str = "an id is 1 to 63 of a-z, 0-9 and -, begins with a letter and does not end with -";
-const VERSION_RULE: &str = "a version is 32 lower-case hexadecimal digits";
+const VERSION_RULE: &str = "an id that the vault gives is 32 lower-case hexadecimal digits";
 
 fn id_ok(id: &str) -> bool {
     let bytes = id.as_bytes();
@@ -60,7 +60,7 @@ fn segments<'a, const N: usize>(
         let id = parts.next().unwrap_or("");
         let (ok, rule) = match literal {
             "keys" => (key_ok(id), KEY_RULE),
-            "versions" => (version_ok(id), VERSION_RULE),
+            "versions" | "approvals" => (version_ok(id), VERSION_RULE),
             _ => (id_ok(id), ID_RULE),
         };
         if !ok {
@@ -119,6 +119,13 @@ macro_rules! name_type {
             }
         }
 
+        /// Names are ordered as their texts are.
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)
@@ -142,6 +149,15 @@ name_type!(
 name_type!(
     /// One version of a key.
     KeyVersionName, "vaults/{vault}/keys/{key}/versions/{version}", ["vaults", "keys", "versions"]);
+name_type!(
+    /// A group of principals that holds roles in a vault.
+    GroupName, "vaults/{vault}/groups/{group}", ["vaults", "groups"]);
+name_type!(
+    /// A role that a vault's owner made.
+    RoleDefinitionName, "vaults/{vault}/roleDefinitions/{role}", ["vaults", "roleDefinitions"]);
+name_type!(
+    /// A request for a second officer's approval.
+    ApprovalName, "vaults/{vault}/approvals/{approval}", ["vaults", "approvals"]);
 name_type!(
     /// A person or a program.
     PrincipalName, "principals/{principal}", ["principals"]);

@@ -1,7 +1,7 @@
 //! Data actions of the vault, in JOSE and Azure words.
 
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 macro_rules! permissions {
     ($($(#[$doc:meta])* $variant:ident = $text:literal),+ $(,)?) => {
@@ -43,6 +43,8 @@ permissions! {
     Encrypt = "encrypt",
     /// Read the public half and the attributes.
     Get = "get",
+    /// Take emergency rights in a vault.
+    BreakGlass = "access/breakGlass",
     /// Bring a key from outside.
     Import = "import",
     /// List keys and versions.
@@ -55,6 +57,8 @@ permissions! {
     Restore = "restore",
     /// Make a new version.
     Rotate = "rotate",
+    /// Get random bytes.
+    Rng = "rng",
     /// Read a key's rotation policy.
     RotationPolicyRead = "getrotationpolicy",
     /// Set a key's rotation policy.
@@ -71,10 +75,25 @@ permissions! {
     VaultGet = "vault/get",
     /// List vaults.
     VaultList = "vault/list",
+    /// Change a vault's own settings.
+    VaultUpdate = "vault/update",
     /// Check a signature.
     Verify = "verify",
     /// Protect key material.
     WrapKey = "wrapKey",
+}
+
+/// The text names no permission.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("`{0}` is not a permission; see `custody access roles` for those there are")]
+pub struct UnknownPermission(String);
+
+impl FromStr for Permission {
+    type Err = UnknownPermission;
+    fn from_str(text: &str) -> Result<Self, UnknownPermission> {
+        let found = Self::ALL.iter().copied().find(|p| p.as_str().eq_ignore_ascii_case(text));
+        found.ok_or_else(|| UnknownPermission(text.chars().take(40).collect()))
+    }
 }
 
 impl fmt::Display for Permission {

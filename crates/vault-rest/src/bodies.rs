@@ -2,8 +2,10 @@
 
 use crate::error::RestError;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use custody_types::{Curve, KeyAttributes, KeyOperation, KeyType, RsaSize, UnixMillis};
-use custody_vault::{AttributeChange, Particulars, PrivateJwk, Tags};
+use custody_types::{Curve, KeyAttributes, KeyName, KeyOperation, KeyType, RsaSize, UnixMillis};
+use custody_vault::{
+    AttributeChange, CalendarSpan, CalendarSpanError, Particulars, PrivateJwk, RotationPolicy, Tags, Trigger,
+};
 use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -62,6 +64,7 @@ fn particulars(
             enabled: given.enabled.unwrap_or(true),
             not_before: given.nbf.map(UnixMillis::from_secs),
             expire_time: given.exp.map(UnixMillis::from_secs),
+            budget: None,
         },
         key_ops: key_ops(&ops.unwrap_or_default())?,
         tags: tags.unwrap_or_default(),
@@ -211,6 +214,7 @@ impl Update {
             enabled: given.enabled,
             not_before: given.nbf.map(|t| Some(UnixMillis::from_secs(t))),
             expire_time: given.exp.map(|t| Some(UnixMillis::from_secs(t))),
+            budget: None,
             key_ops: self.key_ops.as_deref().map(key_ops).transpose()?,
             tags: self.tags,
         })
@@ -242,6 +246,89 @@ pub(crate) struct Verify {
     pub(crate) alg: String,
     pub(crate) digest: String,
     pub(crate) value: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Random {
+    pub(crate) count: usize,
+}
+
+/// A rotation policy as Azure writes it: at most one action of each kind, each with its trigger.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Policy {
+    #[serde(default)]
+    lifetime_actions: Vec<LifetimeAction>,
+    attributes: Option<PolicyAttributes>,
+}
+
+#[derive(Debug, Deserialize)]
+struct LifetimeAction {
+    trigger: Option<LifetimeTrigger>,
+    action: LifetimeActionType,
+}
+
+#[derive(Debug, Deserialize)]
+struct LifetimeActionType {
+    r#type: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LifetimeTrigger {
+    time_after_create: Option<String>,
+    time_before_expiry: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PolicyAttributes {
+    expiry_time: Option<String>,
+}
+
+fn span(text: &str, field: &str) -> Result<CalendarSpan, RestError> {
+    text.parse().map_err(|e: CalendarSpanError| RestError::bad_parameter(format!("`{field}` {e}")))
+}
+
+impl Policy {
+    pub(crate) fn check(self, key: KeyName) -> Result<RotationPolicy, RestError> {
+        let mut policy = RotationPolicy::default_of(key);
+        let expiry = self.attributes.unwrap_or_default().expiry_time.filter(|t| !t.is_empty());
+        policy.expire_after = expiry.map(|t| span(&t, "attributes.expiryTime")).transpose()?;
+        let (mut rotates, mut notifies) = (0, 0);
+        for LifetimeAction { trigger, action } in self.lifetime_actions {
+            let trigger = trigger.unwrap_or_default();
+            let kind = action.r#type.to_ascii_lowercase();
+            match (kind.as_str(), trigger.time_after_create, trigger.time_before_expiry) {
+                ("rotate", Some(after), None) => {
+                    rotates += 1;
+                    policy.rotate = Some(Trigger::AfterCreation(span(&after, "trigger.timeAfterCreate")?));
+                }
+                ("rotate", None, Some(before)) => {
+                    rotates += 1;
+                    policy.rotate = Some(Trigger::BeforeExpiry(span(&before, "trigger.timeBeforeExpiry")?));
+                }
+                ("notify", None, Some(before)) => {
+                    notifies += 1;
+                    policy.notify_before = span(&before, "trigger.timeBeforeExpiry")?;
+                }
+                ("notify", _, _) => {
+                    return Err(RestError::bad_parameter("a Notify action takes `timeBeforeExpiry` alone"));
+                }
+                ("rotate", _, _) => {
+                    let why = "a Rotate action takes one of `timeAfterCreate` and `timeBeforeExpiry`";
+                    return Err(RestError::bad_parameter(why));
+                }
+                _ => return Err(RestError::bad_parameter("`action.type` must be Rotate or Notify")),
+            }
+        }
+        if rotates > 1 || notifies > 1 {
+            return Err(RestError::bad_parameter(
+                "`lifetimeActions` takes one Rotate and one Notify at most",
+            ));
+        }
+        Ok(policy)
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -106,6 +106,8 @@ impl From<VaultError> for RestError {
             "KEY_PRE_ACTIVE" => Self::forbidden("KeyNotYetValid", message),
             "KEY_EXPIRED" => Self::forbidden("KeyExpired", message),
             "KEY_OPERATION_FORBIDDEN" => Self::forbidden("KeyOperationForbidden", message),
+            "KEY_BUDGET_SPENT" => Self::forbidden("KeyBudgetSpent", message),
+            "APPROVAL_REQUIRED" => Self::forbidden("ApprovalRequired", message),
             "KEY_DELETED" | "KEY_DESTROYED" => Self::new(StatusCode::NOT_FOUND, "KeyNotFound", message),
             "INVALID_KEY_TRANSITION" => Self::forbidden("OperationNotAllowed", message),
             "INVALID_FIELD" | "UNWRAP_FAILED" => Self::bad_parameter(message),

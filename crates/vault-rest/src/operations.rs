@@ -1,7 +1,7 @@
 //! Each route as a call of the domain. Runs on a worker.
 
 use crate::{
-    bodies::{self, Create, Import, Restore, Update, Verify},
+    bodies::{self, Create, Import, Policy, Random, Restore, Update, Verify},
     error::RestError,
     face::{Answer, Face, Taken},
     route::{Route, Use},
@@ -63,25 +63,43 @@ pub(crate) fn run(face: &Face, route: Route, taken: &Taken) -> Outcome {
             let copy = vault.backup_key(call, &named(&key))?;
             Ok(Answer::Json(json!({ "value": b64(&copy) })))
         }
+        Route::RotationPolicy { key } => {
+            Ok(Answer::Json(taken.base.rotation_policy(&vault.get_rotation_policy(call, &named(&key))?)))
+        }
+        Route::SetRotationPolicy { key } => {
+            let name = named(&key).parse().map_err(|_| RestError::key_not_found(&key))?;
+            let policy = bodies::parse::<Policy>(&taken.body)?.check(name)?;
+            Ok(Answer::Json(taken.base.rotation_policy(&vault.set_rotation_policy(call, policy)?)))
+        }
+        Route::RandomBytes => {
+            let body: Random = bodies::parse(&taken.body)?;
+            let bytes = vault.random_bytes(call, &taken.vault, body.count)?;
+            Ok(Answer::Json(json!({ "value": b64(&bytes) })))
+        }
         Route::Restore => {
             let body: Restore = bodies::parse(&taken.body)?;
             let copy = bodies::bytes(&body.value, "value")?;
             bundle(taken, &vault.restore_key(call, &taken.vault, &copy)?)
         }
         Route::List => {
-            let keys = vault.list_keys(call, &taken.vault, false)?;
-            page(taken, "/keys", keys, |k| k.name.id().to_owned(), |k| taken.base.item(k, &k.current, false))
+            let asked = Page::of(taken)?;
+            let keys = vault.list_keys(call, &taken.vault, false, &asked.after_key(taken), asked.len + 1)?;
+            let view = |k: &KeyView| taken.base.item(k, &k.current, false);
+            Ok(asked.answer(taken, "/keys", &keys, |k| k.name.id(), view))
         }
         Route::ListDeleted => {
-            let keys = vault.list_keys(call, &taken.vault, true)?;
-            page(taken, "/deletedkeys", keys, |k| k.name.id().to_owned(), |k| taken.base.deleted_item(k))
+            let asked = Page::of(taken)?;
+            let keys = vault.list_keys(call, &taken.vault, true, &asked.after_key(taken), asked.len + 1)?;
+            Ok(asked.answer(taken, "/deletedkeys", &keys, |k| k.name.id(), |k| taken.base.deleted_item(k)))
         }
         Route::ListVersions { key } => {
+            let asked = Page::of(taken)?;
             let found = live(vault, taken, &key)?;
             let mut versions = vault.list_key_versions(call, &named(&key))?;
             versions.sort_by(|a, b| a.name.id().cmp(b.name.id()));
             let path = format!("/keys/{key}/versions");
-            page(taken, &path, versions, |v| v.name.id().to_owned(), |v| taken.base.item(&found, v, true))
+            versions.retain(|v| asked.after.is_empty() || v.name.id() > asked.after.as_str());
+            Ok(asked.answer(taken, &path, &versions, |v| v.name.id(), |v| taken.base.item(&found, v, true)))
         }
         Route::Use { key, version, operation } => {
             let name =
@@ -191,39 +209,59 @@ fn use_key(vault: &Vault, taken: &Taken, name: &str, operation: Use) -> Outcome 
     }
 }
 
-/// One page of a sorted list, with the link to the next.
-fn page<T>(
-    taken: &Taken,
-    path: &str,
-    all: Vec<T>,
-    id: impl Fn(&T) -> String,
-    view: impl Fn(&T) -> Value,
-) -> Outcome {
-    let asked = taken.parameters.get("maxresults").map(|text| text.parse::<usize>());
-    let len = match asked {
-        None => PAGE_LEN,
-        Some(Ok(len @ 1..=PAGE_LEN)) => len,
-        Some(_) => return Err(RestError::bad_parameter("`maxresults` must be 1 to 25")),
-    };
-    let after = match taken.parameters.get("$skiptoken") {
-        None => String::new(),
-        Some(token) => URL_SAFE_NO_PAD
-            .decode(token)
-            .ok()
-            .and_then(|bytes| String::from_utf8(bytes).ok())
-            .ok_or_else(|| RestError::bad_parameter("`$skiptoken` is not one that this vault gave"))?,
-    };
-    let mut rest = all.iter().skip_while(|item| !after.is_empty() && id(item) <= after).peekable();
-    let shown: Vec<&T> = rest.by_ref().take(len).collect();
-    let next = match (rest.peek(), shown.last()) {
-        (Some(_), Some(last)) => {
-            let version = taken.parameters.get("api-version").map(String::as_str).unwrap_or_default();
-            let token = URL_SAFE_NO_PAD.encode(id(last));
-            let base = &taken.base.0;
-            json!(format!("{base}{path}?api-version={version}&$skiptoken={token}&maxresults={len}"))
-        }
-        _ => Value::Null,
-    };
-    let value: Vec<Value> = shown.into_iter().map(view).collect();
-    Ok(Answer::Json(json!({ "value": value, "nextLink": next })))
+/// A page of a sorted list that is asked for.
+struct Page {
+    len: usize,
+    /// The id that it begins after; empty for the first.
+    after: String,
+}
+
+impl Page {
+    fn of(taken: &Taken) -> Result<Self, RestError> {
+        let asked = taken.parameters.get("maxresults").map(|text| text.parse::<usize>());
+        let len = match asked {
+            None => PAGE_LEN,
+            Some(Ok(len @ 1..=PAGE_LEN)) => len,
+            Some(_) => return Err(RestError::bad_parameter("`maxresults` must be 1 to 25")),
+        };
+        let after = match taken.parameters.get("$skiptoken") {
+            None => String::new(),
+            Some(token) => URL_SAFE_NO_PAD
+                .decode(token)
+                .ok()
+                .and_then(|bytes| String::from_utf8(bytes).ok())
+                .ok_or_else(|| RestError::bad_parameter("`$skiptoken` is not one that this vault gave"))?,
+        };
+        Ok(Self { len, after })
+    }
+
+    /// The name of the key that it begins after.
+    fn after_key(&self, taken: &Taken) -> String {
+        if self.after.is_empty() { String::new() } else { format!("{}/keys/{}", taken.vault, self.after) }
+    }
+
+    /// The page out of what follows, one item more than it takes where there is one, with the link to the next.
+    fn answer<T>(
+        &self,
+        taken: &Taken,
+        path: &str,
+        items: &[T],
+        id: impl Fn(&T) -> &str,
+        view: impl Fn(&T) -> Value,
+    ) -> Answer {
+        let shown = items.get(..self.len).unwrap_or(items);
+        let next = match shown.last() {
+            Some(last) if items.len() > shown.len() => {
+                let version = taken.parameters.get("api-version").map(String::as_str).unwrap_or_default();
+                let (base, token) = (&taken.base.0, URL_SAFE_NO_PAD.encode(id(last)));
+                json!(format!(
+                    "{base}{path}?api-version={version}&$skiptoken={token}&maxresults={}",
+                    self.len
+                ))
+            }
+            _ => Value::Null,
+        };
+        let value: Vec<Value> = shown.iter().map(view).collect();
+        Answer::Json(json!({ "value": value, "nextLink": next }))
+    }
 }

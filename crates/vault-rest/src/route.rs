@@ -30,9 +30,12 @@ pub(crate) enum Route {
     ListDeleted,
     ListVersions { key: String },
     Purge { key: String },
+    RandomBytes,
     Recover { key: String },
     Restore,
     Rotate { key: String },
+    RotationPolicy { key: String },
+    SetRotationPolicy { key: String },
     Update { key: String, version: String },
     Use { key: String, version: String, operation: Use },
 }
@@ -82,6 +85,11 @@ impl Route {
             (["keys", key, "versions"], &Method::GET) => Ok(Self::ListVersions { key: name(key)? }),
             (["keys", key, "create"], &Method::POST) => Ok(Self::Create { key: name(key)? }),
             (["keys", key, "backup"], &Method::POST) => Ok(Self::Backup { key: name(key)? }),
+            (["rng"], &Method::POST) => Ok(Self::RandomBytes),
+            (["keys", key, "rotationpolicy"], &Method::GET) => Ok(Self::RotationPolicy { key: name(key)? }),
+            (["keys", key, "rotationpolicy"], &Method::PUT) => {
+                Ok(Self::SetRotationPolicy { key: name(key)? })
+            }
             (["keys", key, "rotate"], &Method::POST) => Ok(Self::Rotate { key: name(key)? }),
             (["keys", key, last], &Method::POST) => {
                 let operation = operation(last).ok_or_else(RestError::no_such_route)?;
@@ -184,6 +192,11 @@ mod tests {
         );
         assert_eq!(of(Method::GET, "/keys/my-key1/versions"), Some(Route::ListVersions { key: key() }));
         assert_eq!(of(Method::POST, "/keys/restore"), Some(Route::Restore));
+        assert_eq!(of(Method::POST, "/rng"), Some(Route::RandomBytes));
+        assert_eq!(
+            of(Method::GET, "/keys/my-key1/rotationPolicy"),
+            Some(Route::RotationPolicy { key: key() })
+        );
         assert_eq!(of(Method::DELETE, "/deletedkeys/my-key1"), Some(Route::Purge { key: key() }));
         for (method, path) in [
             (Method::GET, "/"),

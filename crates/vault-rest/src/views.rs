@@ -2,7 +2,7 @@
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use custody_types::{PublicKey, UnixMillis};
-use custody_vault::{KeyView, VersionView};
+use custody_vault::{KeyView, RotationPolicy, Trigger, VersionView};
 use serde_json::{Map, Value, json};
 
 pub(crate) fn b64(bytes: &[u8]) -> String {
@@ -92,6 +92,37 @@ impl Base {
         });
         add_tags(&mut out, version);
         out
+    }
+
+    /// A KeyRotationPolicy. The notice is always told, also where it is the default.
+    pub(crate) fn rotation_policy(&self, policy: &RotationPolicy) -> Value {
+        let mut actions = Vec::new();
+        match &policy.rotate {
+            Some(Trigger::AfterCreation(span)) => actions.push(json!({
+                "trigger": { "timeAfterCreate": span.to_string() }, "action": { "type": "Rotate" }
+            })),
+            Some(Trigger::BeforeExpiry(span)) => actions.push(json!({
+                "trigger": { "timeBeforeExpiry": span.to_string() }, "action": { "type": "Rotate" }
+            })),
+            None => {}
+        }
+        actions.push(json!({
+            "trigger": { "timeBeforeExpiry": policy.notify_before.to_string() }, "action": { "type": "Notify" }
+        }));
+        let mut attributes = Map::new();
+        if let Some(span) = &policy.expire_after {
+            attributes.insert("expiryTime".to_owned(), json!(span.to_string()));
+        }
+        for (name, time) in [("created", policy.create_time), ("updated", policy.update_time)] {
+            if let Some(time) = time {
+                attributes.insert(name.to_owned(), json!(time.as_secs()));
+            }
+        }
+        json!({
+            "id": format!("{}/keys/{}/rotationpolicy", self.0, policy.key.id()),
+            "lifetimeActions": actions,
+            "attributes": attributes,
+        })
     }
 
     pub(crate) fn deleted_item(&self, key: &KeyView) -> Value {

@@ -1,9 +1,11 @@
 //! `custody-vault`: the gRPC face of the vault.
 
+mod access;
 mod convert;
 mod service;
 mod trail;
 
+use access::AccessControlService;
 use anyhow::Context as _;
 use clap::Parser;
 use custody_audit::{Journal, Outcome, Record};
@@ -12,7 +14,9 @@ use custody_rpc::{
     server, settings, workers::Workers,
 };
 use custody_types::{Caller, Clock, Duty, KeyType, RsaSize, SystemClock};
-use custody_vault::{Call, IfExists, Material, NewAssignment, Particulars, Vault, VaultOptions};
+use custody_vault::{
+    Call, IfExists, Material, NewAssignment, Particulars, Vault, VaultOptions, VaultParameters,
+};
 use custody_vault_rest::{Face, FaceSettings};
 use serde::Deserialize;
 use service::KeyVaultService;
@@ -100,6 +104,7 @@ async fn main() -> anyhow::Result<()> {
     };
     let routes = Routes::default()
         .add_service(KeyVaultService::server(vault.clone(), events, workers.clone()))
+        .add_service(AccessControlService::server(vault.clone(), workers.clone()))
         .add_service(AuditLogService::server(trail, workers));
     server::serve(
         &settings.server,
@@ -113,7 +118,12 @@ async fn main() -> anyhow::Result<()> {
     if let Some(https) = https {
         https.abort();
     }
-    tokio::task::spawn_blocking(move || journal.close()).await?;
+    tokio::task::spawn_blocking(move || {
+        let done = vault.close();
+        journal.close();
+        done
+    })
+    .await??;
     Ok(())
 }
 
@@ -155,8 +165,9 @@ fn make_service_key(vault: &Vault, service: &ServiceManaged) -> Result<(), custo
     if vault.get_vault(&call(1), &parent).is_ok() && vault.get_key(&call(2), &key).is_ok() {
         return Ok(());
     }
+    let parameters = VaultParameters { purge_protection: true, ..VaultParameters::default() };
     let exists = |e: custody_vault::VaultError| if e.reason() == "ALREADY_EXISTS" { Ok(()) } else { Err(e) };
-    vault.create_vault(&call(3), &service.vault, 90, true).map(drop).or_else(exists)?;
+    vault.create_vault(&call(3), &service.vault, parameters).map(drop).or_else(exists)?;
     vault
         .create_key(
             &call(4),
@@ -172,6 +183,7 @@ fn make_service_key(vault: &Vault, service: &ServiceManaged) -> Result<(), custo
         principal: service.managed_identity.clone(),
         role: "Key Vault Crypto Service Encryption User".to_owned(),
         scope: key,
+        ..NewAssignment::default()
     };
     vault.create_role_assignment(&call(5), &parent, grant).map(drop).or_else(exists)
 }
@@ -183,8 +195,8 @@ async fn tick(vault: Arc<Vault>) {
         every.tick().await;
         let vault = vault.clone();
         match tokio::task::spawn_blocking(move || vault.tick()).await {
-            Ok(Err(e)) => tracing::error!(error = %e, "a due purge was not done"),
-            Err(_) => tracing::error!("a due purge failed"),
+            Ok(Err(e)) => tracing::error!(error = %e, "something due was not done"),
+            Err(_) => tracing::error!("doing what is due failed"),
             Ok(Ok(())) => {}
         }
     }

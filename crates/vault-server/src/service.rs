@@ -1,14 +1,19 @@
 //! The KeyVault service: parse, call the domain on a worker, convert back.
 
 use crate::convert::{self, failed};
-use custody_authz::ROLES;
 use custody_proto::vault::{
     self as wire,
     key_vault_server::{KeyVault, KeyVaultServer},
 };
-use custody_rpc::{CallContext, page::cut, server::MESSAGE_LEN_MAX, status::invalid, workers::Workers};
+use custody_rpc::{
+    CallContext,
+    page::{self, cut},
+    server::MESSAGE_LEN_MAX,
+    status::invalid,
+    workers::Workers,
+};
 use custody_types::{Clock as _, SignatureAlgorithm, SystemClock, WrapAlgorithm};
-use custody_vault::{Call, Event, IfExists, Material, NewAssignment, Particulars, Vault};
+use custody_vault::{Call, Event, IfExists, Material, Particulars, Vault, VaultParameters};
 use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_stream::Stream;
@@ -70,10 +75,12 @@ impl KeyVault for KeyVaultService {
             let days = u32::try_from(given.soft_delete_retention_days).map_err(|_| {
                 invalid("vault.soft_delete_retention_days", "must be 7 to 90 days, or 0 for 90")
             })?;
-            vault
-                .create_vault(call, &r.vault_id, days, given.purge_protection)
-                .map(convert::vault)
-                .map_err(failed)
+            let parameters = VaultParameters {
+                retention_days: days,
+                purge_protection: given.purge_protection,
+                approvals: convert::approval_policy(given.approval_policy)?,
+            };
+            vault.create_vault(call, &r.vault_id, parameters).map(convert::vault).map_err(failed)
         })
         .await
     }
@@ -97,6 +104,18 @@ impl KeyVault for KeyVaultService {
                 vaults: page.into_iter().map(convert::vault).collect(),
                 next_page_token,
             })
+        })
+        .await
+    }
+
+    async fn update_vault(
+        &self,
+        request: Request<wire::UpdateVaultRequest>,
+    ) -> Result<Response<wire::Vault>, Status> {
+        self.run(request, |vault, call, r| {
+            let given = r.vault.ok_or_else(|| invalid("vault", "is required"))?;
+            let change = convert::vault_change(&given, r.update_mask.as_ref())?;
+            vault.update_vault(call, &given.name, change).map(convert::vault).map_err(failed)
         })
         .await
     }
@@ -150,7 +169,8 @@ impl KeyVault for KeyVaultService {
         request: Request<wire::ListKeysRequest>,
     ) -> Result<Response<wire::ListKeysResponse>, Status> {
         self.run(request, |vault, call, r| {
-            let all = vault.list_keys(call, &r.parent, r.show_deleted).map_err(failed)?;
+            let (after, max) = (page::after(&r.page_token)?, page::size(r.page_size)? + 1);
+            let all = vault.list_keys(call, &r.parent, r.show_deleted, &after, max).map_err(failed)?;
             let (page, next_page_token) = cut(all, r.page_size, &r.page_token, |k| k.name.to_string())?;
             Ok(wire::ListKeysResponse { keys: page.into_iter().map(convert::key).collect(), next_page_token })
         })
@@ -345,6 +365,40 @@ impl KeyVault for KeyVaultService {
         .await
     }
 
+    async fn get_rotation_policy(
+        &self,
+        request: Request<wire::GetRotationPolicyRequest>,
+    ) -> Result<Response<wire::RotationPolicy>, Status> {
+        self.run(request, |vault, call, r| {
+            let key = convert::policy_key(&r.name)?;
+            vault.get_rotation_policy(call, key.as_str()).map(convert::rotation_policy).map_err(failed)
+        })
+        .await
+    }
+
+    async fn update_rotation_policy(
+        &self,
+        request: Request<wire::UpdateRotationPolicyRequest>,
+    ) -> Result<Response<wire::RotationPolicy>, Status> {
+        self.run(request, |vault, call, r| {
+            let given = r.rotation_policy.ok_or_else(|| invalid("rotation_policy", "is required"))?;
+            let policy = convert::rotation_policy_from(given)?;
+            vault.set_rotation_policy(call, policy).map(convert::rotation_policy).map_err(failed)
+        })
+        .await
+    }
+
+    async fn get_random_bytes(
+        &self,
+        request: Request<wire::GetRandomBytesRequest>,
+    ) -> Result<Response<wire::GetRandomBytesResponse>, Status> {
+        self.run(request, |vault, call, r| {
+            let value = vault.random_bytes(call, &r.parent, usize::try_from(r.count).unwrap_or(0));
+            Ok(wire::GetRandomBytesResponse { value: value.map_err(failed)?.to_vec() })
+        })
+        .await
+    }
+
     async fn watch_keys(
         &self,
         request: Request<wire::WatchKeysRequest>,
@@ -375,56 +429,6 @@ impl KeyVault for KeyVaultService {
             }
         }));
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
-    }
-
-    async fn create_role_assignment(
-        &self,
-        request: Request<wire::CreateRoleAssignmentRequest>,
-    ) -> Result<Response<wire::RoleAssignment>, Status> {
-        self.run(request, |vault, call, r| {
-            let given = r.role_assignment.ok_or_else(|| invalid("role_assignment", "is required"))?;
-            let new = NewAssignment { principal: given.principal, role: given.role, scope: given.scope };
-            vault.create_role_assignment(call, &r.parent, new).map(convert::assignment).map_err(failed)
-        })
-        .await
-    }
-
-    async fn list_role_assignments(
-        &self,
-        request: Request<wire::ListRoleAssignmentsRequest>,
-    ) -> Result<Response<wire::ListRoleAssignmentsResponse>, Status> {
-        self.run(request, |vault, call, r| {
-            let all = vault.list_role_assignments(call, &r.parent).map_err(failed)?;
-            let (page, next_page_token) = cut(all, r.page_size, &r.page_token, |a| a.name.clone())?;
-            Ok(wire::ListRoleAssignmentsResponse {
-                role_assignments: page.into_iter().map(convert::assignment).collect(),
-                next_page_token,
-            })
-        })
-        .await
-    }
-
-    async fn delete_role_assignment(
-        &self,
-        request: Request<wire::DeleteRoleAssignmentRequest>,
-    ) -> Result<Response<()>, Status> {
-        self.run(request, |vault, call, r| vault.delete_role_assignment(call, &r.name).map_err(failed)).await
-    }
-
-    async fn list_role_definitions(
-        &self,
-        _: Request<()>,
-    ) -> Result<Response<wire::ListRoleDefinitionsResponse>, Status> {
-        let role_definitions = ROLES
-            .iter()
-            .map(|r| wire::RoleDefinition {
-                role: r.name.to_owned(),
-                duties: r.duties.iter().map(ToString::to_string).collect(),
-                permissions: r.permissions.iter().map(ToString::to_string).collect(),
-                description: r.description.to_owned(),
-            })
-            .collect();
-        Ok(Response::new(wire::ListRoleDefinitionsResponse { role_definitions }))
     }
 }
 

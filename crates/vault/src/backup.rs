@@ -10,7 +10,7 @@ use crate::{
     record::{KeyRecord, VersionRecord},
 };
 use custody_store::Batch;
-use custody_types::{KeyName, VaultName};
+use custody_types::{KeyName, Permission, VaultName};
 use serde::{Deserialize, Serialize};
 
 /// What a copy begins with; the rest is sealed under the root key.
@@ -30,13 +30,19 @@ impl Vault {
     /// Takes a sealed copy of a key with all its versions.
     ///
     /// # Errors
-    /// Not allowed, does not exist, or is deleted.
+    /// Not allowed, does not exist, is deleted, or a second officer has to agree.
     pub fn backup_key(&self, call: &Call, name: &str) -> Result<Vec<u8>, VaultError> {
         let name: KeyName = name.parse()?;
-        self.gate.run(call, name.as_str(), |permit| self.do_backup(&permit, &name))
+        self.gate.run(call, name.as_str(), |permit| self.do_backup(&permit, call, &name))
     }
 
-    fn do_backup(&self, _: &Permit<op::BackupKey>, name: &KeyName) -> Result<Vec<u8>, VaultError> {
+    fn do_backup(
+        &self,
+        _: &Permit<op::BackupKey>,
+        call: &Call,
+        name: &KeyName,
+    ) -> Result<Vec<u8>, VaultError> {
+        let _one_at_a_time = self.changes.lock();
         let copy = {
             let catalog = self.catalog.read();
             let key = catalog.live_key(name)?.clone();
@@ -44,6 +50,9 @@ impl Vault {
             let versions = versions.collect::<Result<_, VaultError>>()?;
             Copy { key, versions }
         };
+        let action = format!("back up {name}");
+        let agreed = self.second_officer(call, Permission::Backup, &name.vault(), name.as_str(), action)?;
+        self.commit_approved(Batch::new(), Some(agreed), |_| ())?;
         let plain = serde_json::to_vec(&copy).map_err(|_| VaultError::Backend)?;
         let sealed = self.root.seal(MAGIC, &plain)?;
         Ok([MAGIC, &sealed].concat())
@@ -90,8 +99,8 @@ impl Vault {
         let (now, name) = (self.now(), key.name.clone());
         let view = self.commit(batch, |catalog| {
             catalog.retired.remove(name.as_str());
-            catalog.keys.insert(name.clone(), key.clone());
             versions.into_iter().for_each(|version| catalog.put_version(version));
+            catalog.put_key(key.clone(), now);
             catalog.view_key(&key, now)
         })?;
         self.tell(EventType::Recovered, name.as_str());

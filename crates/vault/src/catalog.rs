@@ -1,14 +1,18 @@
 //! All vaults, keys and versions in memory, as of the last commit.
 
 use crate::{
-    VaultError,
+    Approval, LoadError, RotationPolicy, VaultError,
+    agenda::Agenda,
     record::{KeyRecord, KeyView, VaultRecord, Version, VersionRecord, VersionView},
+    rotation,
+    uses::{StoredUses, USES, Uses},
 };
 use custody_authz::Assignments;
-use custody_store::{Store, StoreError};
+use custody_store::Store;
 use custody_types::{KeyName, KeyState, KeyVersionName, UnixMillis, VaultName};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     sync::Arc,
 };
 
@@ -17,6 +21,10 @@ pub(crate) const KEYS: &str = "keys";
 pub(crate) const VERSIONS: &str = "versions";
 pub(crate) const ASSIGNMENTS: &str = "assignments";
 pub(crate) const RETIRED: &str = "retired";
+pub(crate) const APPROVALS: &str = "approvals";
+pub(crate) const GROUPS: &str = "groups";
+pub(crate) const ROLES: &str = "roles";
+pub(crate) const POLICIES: &str = "rotation-policies";
 
 /// The vault's state. Changed only after the store has committed the change.
 #[derive(Debug, Default)]
@@ -26,31 +34,76 @@ pub(crate) struct Catalog {
     pub(crate) versions: BTreeMap<KeyVersionName, Arc<Version>>,
     /// Names of purged keys: never given again.
     pub(crate) retired: BTreeSet<String>,
+    pub(crate) approvals: BTreeMap<String, Approval>,
+    pub(crate) policies: BTreeMap<KeyName, RotationPolicy>,
+    pub(crate) agenda: Agenda,
 }
 
 impl Catalog {
-    pub(crate) fn load(store: &Store) -> Result<(Self, Assignments), StoreError> {
+    pub(crate) fn load(store: &Store, now: UnixMillis) -> Result<(Self, Assignments), LoadError> {
         let mut catalog = Self::default();
         for (_, vault) in store.scan::<VaultRecord>(VAULTS, "")? {
             catalog.vaults.insert(vault.name.clone(), vault);
         }
-        for (_, key) in store.scan::<KeyRecord>(KEYS, "")? {
-            catalog.keys.insert(key.name.clone(), key);
-        }
+        let mut used: BTreeMap<String, StoredUses> = store.scan(USES, "")?.into_iter().collect();
         for (_, record) in store.scan::<VersionRecord>(VERSIONS, "")? {
-            catalog.put_version(record);
+            let uses = used.remove(record.name.as_str()).unwrap_or_default();
+            let version = Version { record, private: Arc::default(), uses: Arc::new(Uses::from(uses)) };
+            catalog.versions.insert(version.record.name.clone(), Arc::new(version));
+        }
+        for (_, policy) in store.scan::<RotationPolicy>(POLICIES, "")? {
+            catalog.policies.insert(policy.key.clone(), policy);
+        }
+        for (_, key) in store.scan::<KeyRecord>(KEYS, "")? {
+            catalog.put_key(key, now);
         }
         catalog.retired = store.scan::<bool>(RETIRED, "")?.into_iter().map(|(name, _)| name).collect();
+        catalog.approvals = store.scan(APPROVALS, "")?.into_iter().collect();
         let mut assignments = Assignments::default();
-        store.scan(ASSIGNMENTS, "")?.into_iter().for_each(|(_, a)| assignments.insert(a));
+        store.scan(ROLES, "")?.into_iter().for_each(|(_, role)| assignments.put_role(role));
+        store.scan(GROUPS, "")?.into_iter().for_each(|(_, group)| assignments.put_group(group));
+        for (_, assignment) in store.scan(ASSIGNMENTS, "")? {
+            assignments.insert(assignment)?;
+        }
         Ok((catalog, assignments))
+    }
+
+    /// Takes a key in, also one whose versions or policy have changed.
+    pub(crate) fn put_key(&mut self, key: KeyRecord, now: UnixMillis) {
+        let name = key.name.clone();
+        self.keys.insert(name.clone(), key);
+        self.plan(&name, now);
+    }
+
+    /// Writes down when something is next due for a key.
+    pub(crate) fn plan(&mut self, name: &KeyName, after: UnixMillis) {
+        let due = self.keys.get(name).and_then(|key| rotation::next_due(self, key, after));
+        self.agenda.set(name, due);
     }
 
     pub(crate) fn put_version(&mut self, record: VersionRecord) {
         let name = record.name.clone();
-        // A changed record keeps the private half that is open already.
-        let private = self.versions.get(&name).map(|v| v.private.clone()).unwrap_or_default();
-        self.versions.insert(name, Arc::new(Version { record, private }));
+        // A changed record keeps the private half that is open already, and the count of its uses.
+        let (private, uses) =
+            self.versions.get(&name).map(|v| (v.private.clone(), v.uses.clone())).unwrap_or_default();
+        self.versions.insert(name, Arc::new(Version { record, private, uses }));
+    }
+
+    /// The requests for approval whose names begin with `prefix`, by name.
+    pub(crate) fn approvals_below(&self, prefix: &str) -> impl Iterator<Item = &Approval> {
+        self.approvals
+            .range(prefix.to_owned()..)
+            .take_while(move |(n, _)| n.starts_with(prefix))
+            .map(|(_, a)| a)
+    }
+
+    /// The keys of a vault after the one named `after`, by name: a range of the index, however many others there are.
+    pub(crate) fn keys_of(&self, vault: &VaultName, after: &str) -> impl Iterator<Item = &KeyRecord> {
+        let prefix = format!("{vault}/keys/");
+        let first =
+            if after.starts_with(&prefix) { Bound::Excluded(after) } else { Bound::Included(&*prefix) };
+        let range = self.keys.range::<str, _>((first, Bound::Unbounded));
+        range.map(|(_, k)| k).take_while(move |k| k.name.as_str().starts_with(&prefix))
     }
 
     pub(crate) fn vault(&self, name: &VaultName) -> Result<&VaultRecord, VaultError> {
@@ -100,6 +153,7 @@ impl Catalog {
             public: record.public.clone(),
             create_time: record.create_time,
             update_time: record.update_time,
+            uses: version.uses.counts(),
         }
     }
 

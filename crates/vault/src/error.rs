@@ -1,7 +1,7 @@
 //! What the vault answers when it does not do something.
 
 use custody_audit::AuditUnavailable;
-use custody_authz::{ConflictingDuty, ScopeError, UnknownRole};
+use custody_authz::{ConflictingDuty, ForbiddenRole, ScopeError, UnknownRole};
 use custody_envelope::RandomError;
 use custody_kek::{ImportError, SignError, UnwrapFailed, WrapError};
 use custody_store::StoreError;
@@ -61,6 +61,19 @@ pub enum VaultError {
         /// Why not, and what to do.
         why: &'static str,
     },
+    /// A second officer has to agree first.
+    #[error(
+        "this needs a second officer's approval ({action}): have `{approval}` approved by another officer who may do it, then ask again within the hour"
+    )]
+    ApprovalRequired {
+        /// The request for approval.
+        approval: String,
+        /// What is to be approved.
+        action: String,
+    },
+    /// The version has been used as often as its owner allows.
+    #[error("key version `{0}` has used up its budget; rotate the key, or raise the budget")]
+    BudgetSpent(String),
     /// A field of the request is wrong.
     #[error("`{field}`: {why}")]
     Invalid {
@@ -99,6 +112,8 @@ impl VaultError {
             Self::AlreadyExists(_) | Self::NameHeld { .. } => "ALREADY_EXISTS",
             Self::KeyUnusable { .. }
             | Self::OperationForbidden { .. }
+            | Self::ApprovalRequired { .. }
+            | Self::BudgetSpent(_)
             | Self::Precondition { .. }
             | Self::ConflictingDuty(_) => "FAILED_PRECONDITION",
             Self::Invalid { .. } | Self::UnwrapFailed(_) => "INVALID_ARGUMENT",
@@ -124,6 +139,8 @@ impl VaultError {
                 _ => "KEY_DESTROYED",
             },
             Self::OperationForbidden { .. } => "KEY_OPERATION_FORBIDDEN",
+            Self::ApprovalRequired { .. } => "APPROVAL_REQUIRED",
+            Self::BudgetSpent(_) => "KEY_BUDGET_SPENT",
             Self::Precondition { .. } => "INVALID_KEY_TRANSITION",
             Self::Invalid { .. } => "INVALID_FIELD",
             Self::UnwrapFailed(_) => "UNWRAP_FAILED",
@@ -158,6 +175,12 @@ impl From<NameError> for VaultError {
 impl From<UnknownRole> for VaultError {
     fn from(e: UnknownRole) -> Self {
         Self::invalid("role_assignment.role", e)
+    }
+}
+
+impl From<ForbiddenRole> for VaultError {
+    fn from(e: ForbiddenRole) -> Self {
+        Self::invalid("role_definition.permissions", e)
     }
 }
 

@@ -8,8 +8,14 @@ use custody_types::UnixMillis;
 pub enum EventType {
     /// Role assignments changed.
     AccessChanged,
+    /// An officer asked for what needs a second one.
+    ApprovalRequested,
     /// A key was deleted.
     Deleted,
+    /// The expiry of a key's current version has come.
+    Expired,
+    /// The expiry of a key's current version is near.
+    NearExpiry,
     /// A key or a version was made.
     NewVersionCreated,
     /// A key was purged.

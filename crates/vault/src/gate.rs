@@ -6,7 +6,7 @@
 use crate::{Call, VaultError};
 use custody_audit::{Journal, Outcome, Record};
 use custody_authz::{Assignments, Decision};
-use custody_types::{Duty, Permission};
+use custody_types::{Clock, Duty, Permission};
 use parking_lot::RwLock;
 use std::{fmt, marker::PhantomData, sync::Arc};
 
@@ -28,15 +28,22 @@ impl<Op: Operation> fmt::Debug for Permit<Op> {
 }
 
 /// Where every operation passes.
-#[derive(Debug)]
 pub struct Gate {
     journal: Arc<Journal>,
     pub(crate) assignments: RwLock<Assignments>,
+    /// Conditions of assignments are held against it.
+    clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gate(..)")
+    }
 }
 
 impl Gate {
-    pub(crate) fn new(journal: Arc<Journal>, assignments: Assignments) -> Self {
-        Self { journal, assignments: RwLock::new(assignments) }
+    pub(crate) fn new(journal: Arc<Journal>, assignments: Assignments, clock: Arc<dyn Clock>) -> Self {
+        Self { journal, assignments: RwLock::new(assignments), clock }
     }
 
     /// Runs an operation on `resource`. A refusal is recorded too, before it is answered.
@@ -46,11 +53,21 @@ impl Gate {
         resource: &str,
         act: impl FnOnce(Permit<Op>) -> Result<T, VaultError>,
     ) -> Result<T, VaultError> {
+        self.run_with(Op::PERMISSION, call, resource, act)
+    }
+
+    /// Runs an operation that asks for the permission of another: approving a purge is for those who may purge.
+    pub(crate) fn run_with<Op: Operation, T>(
+        &self,
+        permission: Permission,
+        call: &Call,
+        resource: &str,
+        act: impl FnOnce(Permit<Op>) -> Result<T, VaultError>,
+    ) -> Result<T, VaultError> {
         let record =
             Record::begin(self.journal.now(), Op::NAME, &call.correlation_id, &call.caller, resource);
-        let Decision::Allow { assignment } = self.decide(call, Op::PERMISSION, resource) else {
-            let error =
-                VaultError::PermissionDenied { permission: Op::PERMISSION, resource: resource.to_owned() };
+        let Decision::Allow { assignment } = self.decide(call, permission, resource) else {
+            let error = VaultError::PermissionDenied { permission, resource: resource.to_owned() };
             let now = self.journal.now();
             self.journal.append(record.finish(now, Outcome::Denied, error.status(), &error.to_string()))?;
             return Err(error);
@@ -68,13 +85,16 @@ impl Gate {
         }
     }
 
-    /// A vault does not exist before it is made, and a list of vaults is of none in particular: those two follow
-    /// from the duty. Everything else follows from role assignments.
+    /// A vault does not exist before it is made, a list of vaults is of none in particular, and emergency rights are for
+    /// when nobody has any: those follow from the duty. Everything else follows from role assignments.
     fn decide(&self, call: &Call, permission: Permission, resource: &str) -> Decision {
         let by_duty = match permission {
-            Permission::VaultCreate => call.caller.duty == Duty::SecurityOfficer,
+            Permission::BreakGlass | Permission::VaultCreate => call.caller.duty == Duty::SecurityOfficer,
             Permission::VaultList => call.caller.duty != Duty::DatabaseAdministrator,
-            _ => return self.assignments.read().decide(&call.caller, permission, resource),
+            _ => {
+                let now = self.clock.now();
+                return self.assignments.read().decide(&call.caller, permission, resource, now);
+            }
         };
         if by_duty {
             Decision::Allow { assignment: format!("duty {}", call.caller.duty) }
@@ -85,7 +105,7 @@ impl Gate {
 
     /// Whether the caller may, without recording: to filter lists inside an operation that is recorded.
     pub(crate) fn may(&self, call: &Call, permission: Permission, resource: &str) -> bool {
-        self.assignments.read().decide(&call.caller, permission, resource) != Decision::Deny
+        self.assignments.read().decide(&call.caller, permission, resource, self.clock.now()) != Decision::Deny
     }
 }
 
@@ -112,6 +132,8 @@ operations! {
     GetVault = "VaultGet", VaultGet;
     /// Lists vaults.
     ListVaults = "VaultList", VaultList;
+    /// Changes a vault's settings.
+    UpdateVault = "VaultPatch", VaultUpdate;
     /// Makes a key.
     CreateKey = "KeyCreate", Create;
     /// Takes a key from outside.
@@ -156,6 +178,40 @@ operations! {
     DeleteRoleAssignment = "RoleAssignmentDelete", AccessWrite;
     /// Lists assignments.
     ListRoleAssignments = "RoleAssignmentList", AccessRead;
+    /// Makes a role.
+    CreateRoleDefinition = "RoleDefinitionCreate", AccessWrite;
+    /// Removes a role.
+    DeleteRoleDefinition = "RoleDefinitionDelete", AccessWrite;
+    /// Lists roles.
+    ListRoleDefinitions = "RoleDefinitionList", AccessRead;
+    /// Makes a group.
+    CreateGroup = "GroupCreate", AccessWrite;
+    /// Removes a group.
+    DeleteGroup = "GroupDelete", AccessWrite;
+    /// Lists groups.
+    ListGroups = "GroupList", AccessRead;
+    /// Puts a principal into a group.
+    AddGroupMember = "GroupMemberAdd", AccessWrite;
+    /// Takes a principal out of a group.
+    RemoveGroupMember = "GroupMemberRemove", AccessWrite;
+    /// Says why a decision is what it is.
+    ExplainAccess = "AccessExplain", AccessRead;
+    /// Says who may use which key.
+    ReviewAccess = "AccessReview", AccessRead;
+    /// Takes emergency rights.
+    BreakGlass = "BreakGlass", BreakGlass;
+    /// Lists requests for approval.
+    ListApprovals = "ApprovalList", AccessRead;
+    /// Approves what another officer asked for. Needs the permission of that.
+    Approve = "ApprovalApprove", AccessRead;
+    /// Rejects what another officer asked for. Needs the permission of that.
+    Reject = "ApprovalReject", AccessRead;
+    /// Reads a rotation policy.
+    GetRotationPolicy = "KeyRotationPolicyGet", RotationPolicyRead;
+    /// Sets a rotation policy.
+    SetRotationPolicy = "KeyRotationPolicySet", RotationPolicyWrite;
+    /// Gives random bytes.
+    GetRandomBytes = "RandomBytesGet", Rng;
     /// Reads the trail.
     ReadAudit = "AuditRead", AuditRead;
 }

@@ -52,6 +52,8 @@ pub struct AttributeChange {
     pub not_before: Option<Option<UnixMillis>>,
     /// Not from then on; the inner `None` takes the date away.
     pub expire_time: Option<Option<UnixMillis>>,
+    /// No more uses than this; the inner `None` takes the budget away.
+    pub budget: Option<Option<u64>>,
     /// What it may be asked to do, in place of what it may now.
     pub key_ops: Option<Vec<KeyOperation>>,
     /// Notes, in place of those it has.
@@ -65,6 +67,7 @@ impl AttributeChange {
             enabled: self.enabled.unwrap_or(old.enabled),
             not_before: self.not_before.unwrap_or(old.not_before),
             expire_time: self.expire_time.unwrap_or(old.expire_time),
+            budget: self.budget.unwrap_or(old.budget),
         })?;
         if let Some(key_ops) = self.key_ops {
             let kind = record.public.key_type().ok_or(VaultError::Backend)?;
@@ -235,10 +238,10 @@ impl Vault {
         let now = self.now();
         let name = key.name.clone();
         let view = self.commit(batch, |catalog| {
-            catalog.keys.insert(key.name.clone(), key.clone());
             if let Some(version) = version {
                 catalog.put_version(version);
             }
+            catalog.put_key(key.clone(), now);
             catalog.view_key(&key, now)
         })?;
         self.tell(kind, name.as_str());
@@ -269,17 +272,26 @@ impl Vault {
         })
     }
 
-    /// The keys of a vault by name, deleted ones or the others.
+    /// The keys of a vault by name, deleted ones or the others: at most `max`, those after the key named `after`.
     ///
     /// # Errors
     /// Not allowed, or the vault does not exist.
-    pub fn list_keys(&self, call: &Call, vault: &str, deleted: bool) -> Result<Vec<KeyView>, VaultError> {
+    pub fn list_keys(
+        &self,
+        call: &Call,
+        vault: &str,
+        deleted: bool,
+        after: &str,
+        max: usize,
+    ) -> Result<Vec<KeyView>, VaultError> {
         let vault: VaultName = vault.parse().map_err(|e| VaultError::invalid("parent", e))?;
         self.gate.run::<op::ListKeys, _>(call, vault.as_str(), |_| {
             let catalog = self.catalog.read();
             catalog.vault(&vault)?;
-            let wanted = |k: &&KeyRecord| k.name.vault() == vault && k.deleted.is_some() == deleted;
-            catalog.keys.values().filter(wanted).map(|k| catalog.view_key(k, self.now())).collect()
+            let now = self.now();
+            let wanted = |k: &&KeyRecord| k.deleted.is_some() == deleted;
+            let page = catalog.keys_of(&vault, after).filter(wanted).take(max);
+            page.map(|k| catalog.view_key(k, now)).collect()
         })
     }
 
@@ -354,21 +366,27 @@ impl Vault {
         self.put(key, Some(record), EventType::Updated)
     }
 
-    /// Makes a new version, of the same kind and enabled, for the same operations. Older versions still unwrap.
+    /// Makes a new version, of the same kind and enabled, for the same operations and with the same budget; it expires
+    /// as the key's rotation policy says. Older versions still unwrap.
     ///
     /// # Errors
     /// Not allowed, does not exist, or is deleted.
     pub fn rotate_key(&self, call: &Call, name: &str) -> Result<KeyView, VaultError> {
         let name: KeyName = name.parse()?;
-        self.gate.run(call, name.as_str(), |permit| self.do_rotate(&permit, &name))
+        self.gate.run(call, name.as_str(), |_: Permit<op::RotateKey>| self.rotate(&name))
     }
 
-    fn do_rotate(&self, _: &Permit<op::RotateKey>, name: &KeyName) -> Result<KeyView, VaultError> {
+    pub(crate) fn rotate(&self, name: &KeyName) -> Result<KeyView, VaultError> {
+        let expire_time = self.expiry_by_policy(name, self.now());
         let (kind, particulars) = {
             let catalog = self.catalog.read();
             let record = &catalog.current(catalog.live_key(name)?)?.record;
             let particulars = Particulars {
-                attributes: KeyAttributes::default(),
+                attributes: KeyAttributes {
+                    expire_time,
+                    budget: record.attributes.budget,
+                    ..KeyAttributes::default()
+                },
                 key_ops: record.key_ops.clone(),
                 tags: record.tags.clone(),
             };

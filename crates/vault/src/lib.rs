@@ -4,8 +4,12 @@
 //! on keys demand a [`gate::Permit`] that only the gate makes.
 
 mod access;
+mod agenda;
+mod approval;
 mod backup;
 mod catalog;
+mod directory;
+mod emergency;
 mod error;
 mod event;
 pub mod gate;
@@ -14,21 +18,29 @@ mod lifecycle;
 mod names;
 mod record;
 mod retention;
+mod review;
 mod root;
+mod rotation;
 mod usage;
+mod uses;
 mod vault;
 mod vaults;
 
 pub use access::NewAssignment;
+pub use approval::{Approval, ApprovalState};
 pub use custody_kek::{Backend, PrivateJwk};
 pub use error::VaultError;
 pub use event::{Event, EventType};
 pub use keys::{AttributeChange, IfExists, Material, Particulars};
 pub use lifecycle::RECOVERY_DAYS;
-pub use record::{KeyView, Tags, VaultRecord, VersionView};
+pub use record::{ApprovalPolicy, KeyView, Tags, VaultRecord, VersionView};
+pub use review::{AccessReview, Explanation};
 pub use root::{RootKeyError, load_root_key};
+pub use rotation::{CalendarSpan, CalendarSpanError, RotationPolicy, Trigger};
 pub use usage::Opened;
-pub use vault::{Call, Vault, VaultOptions};
+pub use uses::UseCounts;
+pub use vault::{Call, LoadError, Vault, VaultOptions};
+pub use vaults::{VaultChange, VaultParameters};
 
 /// Bytes that are erased on drop: for key material that a transport hands in.
 pub type Erased<T> = zeroize::Zeroizing<T>;

@@ -2,13 +2,14 @@
 
 use crate::{
     Call, EventType, KeyView, Vault, VaultError,
-    catalog::{KEYS, RETIRED, VERSIONS},
+    approval::SecondOfficer,
+    catalog::{KEYS, POLICIES, RETIRED, VERSIONS},
     gate::{Permit, op},
     record::{Deletion, KeyRecord},
 };
 use custody_audit::{Outcome, Record};
 use custody_store::Batch;
-use custody_types::KeyName;
+use custody_types::{KeyName, Permission};
 use std::time::Duration;
 
 /// Days that deleted keys are kept where nothing else was said: Azure's default.
@@ -60,7 +61,7 @@ impl Vault {
     /// Destroys a soft-deleted key and retires its name. What it wrapped can never be opened again.
     ///
     /// # Errors
-    /// Not allowed, does not exist, is not deleted, or the vault has purge protection.
+    /// Not allowed, does not exist, is not deleted, the vault has purge protection, or a second officer has to agree.
     pub fn purge_key(&self, call: &Call, name: &str) -> Result<(), VaultError> {
         let name: KeyName = name.parse()?;
         self.gate.run(call, name.as_str(), |_: Permit<op::PurgeKey>| {
@@ -72,21 +73,29 @@ impl Vault {
             let why = match (deleted, protected) {
                 (false, _) => "is not deleted; delete it first",
                 (true, true) => "is under purge protection; it is destroyed at its purge time and not before",
-                (true, false) => return self.destroy(&name),
+                (true, false) => {
+                    let (vault, action) = (name.vault(), format!("purge {name}"));
+                    let agreed =
+                        self.second_officer(call, Permission::Purge, &vault, name.as_str(), action)?;
+                    return self.destroy(&name, Some(agreed));
+                }
             };
             Err(VaultError::Precondition { name: name.to_string(), why })
         })
     }
 
-    fn destroy(&self, name: &KeyName) -> Result<(), VaultError> {
+    fn destroy(&self, name: &KeyName, agreed: Option<SecondOfficer>) -> Result<(), VaultError> {
         let key = self.catalog.read().key(name)?.clone();
         let mut batch = Batch::new();
         batch.delete(KEYS, name.as_str()).put(RETIRED, name.as_str(), &true);
+        batch.delete(POLICIES, name.as_str());
         for version in &key.versions {
             batch.delete(VERSIONS, version.as_str());
         }
-        self.commit(batch, |catalog| {
+        self.commit_approved(batch, agreed, |catalog| {
             catalog.keys.remove(name);
+            catalog.policies.remove(name);
+            catalog.agenda.set(name, None);
             catalog.retired.insert(name.to_string());
             for version in &key.versions {
                 catalog.versions.remove(version);
@@ -128,7 +137,7 @@ pub(crate) fn purge_due(vault: &Vault) -> Result<(), VaultError> {
             pending.finish(Outcome::Failed, "FAILED_PRECONDITION", "the key was recovered meanwhile");
             continue;
         }
-        let done = vault.destroy(&name);
+        let done = vault.destroy(&name, None);
         match &done {
             Ok(()) => pending.finish(Outcome::Success, "OK", "the retention of the deleted key has ended"),
             Err(e) => pending.finish(Outcome::Failed, e.status(), &e.to_string()),

@@ -1,5 +1,6 @@
 //! What is stored of vaults, keys and versions, and how they are shown.
 
+use crate::uses::{UseCounts, Uses};
 use custody_kek::PrivateKey;
 use custody_types::{
     KeyAttributes, KeyName, KeyOperation, KeyState, KeyVersionName, PublicKey, UnixMillis, VaultName,
@@ -24,6 +25,20 @@ pub struct VaultRecord {
     pub purge_protection: bool,
     /// When it was made.
     pub create_time: UnixMillis,
+    /// Who must agree to what cannot be undone.
+    #[serde(default)]
+    pub approvals: ApprovalPolicy,
+}
+
+/// Who must agree to what cannot be undone: see `approval`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ApprovalPolicy {
+    /// A second officer, within an hour.
+    #[default]
+    TwoOfficers,
+    /// Nobody else, as in Azure Key Vault.
+    OneOfficer,
 }
 
 /// A key as it is stored.
@@ -66,6 +81,7 @@ pub(crate) struct VersionRecord {
 pub(crate) struct Version {
     pub(crate) record: VersionRecord,
     pub(crate) private: Arc<OnceLock<PrivateKey>>,
+    pub(crate) uses: Arc<Uses>,
 }
 
 /// A key as it is shown.
@@ -115,6 +131,8 @@ pub struct VersionView {
     pub create_time: UnixMillis,
     /// When its owner last changed it.
     pub update_time: UnixMillis,
+    /// How often it was used.
+    pub uses: UseCounts,
 }
 
 mod base64_bytes {

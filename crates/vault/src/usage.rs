@@ -5,10 +5,16 @@ use crate::{
     gate::{Operation, Permit, op},
     record::Version,
 };
+use custody_envelope::random;
 use custody_kek::PrivateKey;
-use custody_types::{KeyName, KeyOperation, KeyVersionName, SignatureAlgorithm, WrapAlgorithm, WrappedKey};
+use custody_types::{
+    KeyName, KeyOperation, KeyVersionName, SignatureAlgorithm, VaultName, WrapAlgorithm, WrappedKey,
+};
 use std::{fmt, sync::Arc};
 use zeroize::Zeroizing;
+
+/// Most random bytes of one call: Azure Managed HSM's bound.
+const RANDOM_LEN_MAX: usize = 128;
 
 /// What a key opened.
 pub struct Opened {
@@ -135,6 +141,7 @@ impl Vault {
         self.gate.run(call, target.as_str(), |_: Permit<Op>| {
             let version = self.usable(&target, operation)?;
             let ciphertext = self.private(&version)?.wrap_key(algorithm, plain)?;
+            self.count(&version, operation, call);
             Ok(WrappedKey { key_version: version.record.name.clone(), algorithm, ciphertext })
         })
     }
@@ -152,6 +159,7 @@ impl Vault {
         self.gate.run(call, target.as_str(), |_: Permit<Op>| {
             let version = self.usable(&target, operation)?;
             let plain = self.private(&version)?.unwrap_key(algorithm, sealed)?;
+            self.count(&version, operation, call);
             Ok(Opened { key_version: version.record.name.clone(), plain })
         })
     }
@@ -171,6 +179,7 @@ impl Vault {
         self.gate.run(call, target.as_str(), |_: Permit<op::Sign>| {
             let version = self.usable(&target, KeyOperation::Sign)?;
             let signature = self.private(&version)?.sign(algorithm, digest)?;
+            self.count(&version, KeyOperation::Sign, call);
             Ok((version.record.name.clone(), signature))
         })
     }
@@ -192,25 +201,31 @@ impl Vault {
             let version = self.usable(&target, KeyOperation::Verify)?;
             let backend = self.options.backend;
             let holds = custody_kek::verify(&version.record.public, algorithm, digest, signature, backend)?;
+            self.count(&version, KeyOperation::Verify, call);
             Ok((version.record.name.clone(), holds))
         })
     }
 
+    /// The version that is meant, if it may be asked this now; one use is taken from its budget.
     fn usable(&self, target: &Target, operation: KeyOperation) -> Result<Arc<Version>, VaultError> {
-        let catalog = self.catalog.read();
-        let version = match target {
-            Target::Key(name) => catalog.current(catalog.key(name)?)?,
-            Target::Version(name) => catalog.version(name)?,
+        let version = {
+            let catalog = self.catalog.read();
+            let version = match target {
+                Target::Key(name) => catalog.current(catalog.key(name)?)?,
+                Target::Version(name) => catalog.version(name)?,
+            };
+            let name = || version.record.name.to_string();
+            let state = catalog.state(version, self.now());
+            if !state.allows_use() {
+                return Err(VaultError::KeyUnusable { name: name(), state, operation });
+            }
+            if !version.record.key_ops.contains(&operation) {
+                return Err(VaultError::OperationForbidden { name: name(), operation });
+            }
+            version.clone()
         };
-        let name = || version.record.name.to_string();
-        let state = catalog.state(version, self.now());
-        if !state.allows_use() {
-            Err(VaultError::KeyUnusable { name: name(), state, operation })
-        } else if !version.record.key_ops.contains(&operation) {
-            Err(VaultError::OperationForbidden { name: name(), operation })
-        } else {
-            Ok(version.clone())
-        }
+        self.spend(&version)?;
+        Ok(version)
     }
 
     /// The private half, opened and checked once.
@@ -225,5 +240,27 @@ impl Vault {
         let opened = PrivateKey::open(&self.root, context, &record.sealed, kind, self.options.backend)
             .map_err(|_| damaged())?;
         Ok(version.private.get_or_init(|| opened))
+    }
+
+    /// Random bytes from the vault's generator.
+    ///
+    /// # Errors
+    /// Not allowed, the vault does not exist, or the count is out of 1 to 128.
+    pub fn random_bytes(
+        &self,
+        call: &Call,
+        vault: &str,
+        count: usize,
+    ) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+        let vault: VaultName = vault.parse().map_err(|e| VaultError::invalid("parent", e))?;
+        if !(1..=RANDOM_LEN_MAX).contains(&count) {
+            return Err(VaultError::invalid("count", "must be 1 to 128 bytes"));
+        }
+        self.gate.run(call, vault.as_str(), |_: Permit<op::GetRandomBytes>| {
+            self.catalog.read().vault(&vault)?;
+            let mut bytes = Zeroizing::new(vec![0; count]);
+            random(&mut bytes)?;
+            Ok(bytes)
+        })
     }
 }

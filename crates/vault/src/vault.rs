@@ -5,9 +5,12 @@ use crate::{
     catalog::Catalog,
     gate::{Gate, op},
     lifecycle,
+    record::Version,
     retention::RetentionClock,
+    rotation,
 };
 use custody_audit::{Entry, Journal};
+use custody_authz::UnknownRole;
 use custody_envelope::RootKey;
 use custody_kek::Backend;
 use custody_store::{Batch, Store, StoreError};
@@ -31,6 +34,18 @@ pub struct VaultOptions {
     pub backend: Backend,
 }
 
+/// A vault that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An assignment gives a role that this version does not know.
+    #[error("a stored role assignment cannot be read; use the version that wrote it")]
+    Role(#[from] UnknownRole),
+}
+
 type Listener = Box<dyn Fn(Event) + Send + Sync>;
 
 /// All vaults of this process.
@@ -43,6 +58,10 @@ pub struct Vault {
     /// Changes are made one after another, each from a state that is on disk.
     pub(crate) changes: Mutex<()>,
     pub(crate) clock: Arc<dyn Clock>,
+    /// Versions whose counts of uses are not stored yet.
+    pub(crate) used: Mutex<Vec<Arc<Version>>>,
+    /// Until when conditions of assignments have been looked at.
+    looked: Mutex<UnixMillis>,
     pub(crate) retention: RetentionClock,
     journal: Arc<Journal>,
     listener: Listener,
@@ -61,17 +80,19 @@ impl Vault {
         clock: Arc<dyn Clock>,
         options: VaultOptions,
         listener: impl Fn(Event) + Send + Sync + 'static,
-    ) -> Result<Self, StoreError> {
-        let (catalog, assignments) = Catalog::load(&store)?;
+    ) -> Result<Self, LoadError> {
+        let (catalog, assignments) = Catalog::load(&store, clock.now())?;
         let retention = RetentionClock::load(&store, clock.now(), clock.monotonic())?;
         Ok(Self {
             store,
             retention,
             root,
             options,
-            gate: Gate::new(journal.clone(), assignments),
+            gate: Gate::new(journal.clone(), assignments, clock.clone()),
             catalog: RwLock::new(catalog),
             changes: Mutex::new(()),
+            used: Mutex::default(),
+            looked: Mutex::new(clock.now()),
             clock,
             journal,
             listener: Box::new(listener),
@@ -108,9 +129,7 @@ impl Vault {
             .gate
             .assignments
             .read()
-            .of(&call.caller.principal)
-            .iter()
-            .find(|a| a.scope.vault() == vault)
+            .reach(&call.caller.principal, &vault)
             .map_or_else(|| vault.to_string(), |a| a.scope.to_string());
         self.gate.run::<op::WatchKeys, _>(call, &resource, |_| Ok(()))
     }
@@ -137,12 +156,29 @@ impl Vault {
         self.journal.written()
     }
 
-    /// Does what time has made due: purges deleted keys whose retention has ended.
+    /// Does what time has made due: purges deleted keys whose retention has ended, rotates keys whose policies say so,
+    /// tells of expiries and of rights that ended, and stores what was counted.
     ///
     /// # Errors
     /// The store or the journal failed; it is tried again with the next call.
     pub fn tick(&self) -> Result<(), VaultError> {
+        let now = self.now();
+        let after = std::mem::replace(&mut *self.looked.lock(), now);
+        for scope in self.gate.assignments.read().turned(after, now) {
+            self.tell(EventType::AccessChanged, &scope);
+        }
+        self.save_uses()?;
+        self.forget_approvals()?;
+        rotation::run_agenda(self)?;
         lifecycle::purge_due(self)
+    }
+
+    /// Stores what is counted in memory. For the end of the process.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn close(&self) -> Result<(), VaultError> {
+        Ok(self.save_uses()?)
     }
 
     /// The caller that stands for the vault itself in the trail.

@@ -100,13 +100,13 @@ impl Stage {
         let request =
             kv::CreateRoleAssignmentRequest { parent: "vaults/contoso".to_owned(), role_assignment };
         self.assignment =
-            self.session.vault("officer")?.create_role_assignment(request).await?.into_inner().name;
+            self.session.access("officer")?.create_role_assignment(request).await?.into_inner().name;
         Ok(())
     }
 
     pub(crate) async fn revoke(&self) -> anyhow::Result<()> {
         let request = kv::DeleteRoleAssignmentRequest { name: self.assignment.clone() };
-        self.session.vault("officer")?.delete_role_assignment(request).await?;
+        self.session.access("officer")?.delete_role_assignment(request).await?;
         Ok(())
     }
 
@@ -246,7 +246,7 @@ impl Stage {
         let answer = self.session.vault("sysadmin")?.unwrap_key(unwrap.clone()).await;
         self.refusal("the sysadmin", "unwrap with the key", answer)?;
         let answer =
-            self.session.vault("sysadmin")?.create_role_assignment(grant("principals/sysadmin")).await;
+            self.session.access("sysadmin")?.create_role_assignment(grant("principals/sysadmin")).await;
         self.refusal("the sysadmin", "give itself access", answer)?;
         let answer = self.session.vault("dba")?.get_key(kv::GetKeyRequest { name: name() }).await;
         self.refusal("the DBA", "read the key", answer)?;

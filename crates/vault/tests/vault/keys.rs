@@ -1,113 +1,19 @@
-//! What the vault promises, without a network.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+//! Keys: made, used, kept over restarts, destroyed.
 
-use custody_audit::{Journal, Outcome};
-use custody_envelope::RootKey;
-use custody_store::Store;
+use crate::rig::*;
+use custody_audit::Outcome;
 use custody_types::{
-    Caller, Clock, Curve, Duty, KeyOperation, KeyType, PublicKey, RsaSize, SignatureAlgorithm, SystemClock,
-    UnixMillis, WrapAlgorithm::RsaOaep256,
+    Clock as _, Curve, Duty, KeyOperation, KeyType, PublicKey, SignatureAlgorithm, SystemClock,
+    WrapAlgorithm::RsaOaep256,
 };
 use custody_vault::*;
 use std::{
-    path::Path,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
-
-/// The wall clock and the monotonic one, in milliseconds.
-#[derive(Clone)]
-struct TestClock(Arc<AtomicU64>, Arc<AtomicU64>);
-
-impl Clock for TestClock {
-    fn now(&self) -> UnixMillis {
-        UnixMillis::from_millis(self.0.load(Ordering::SeqCst))
-    }
-
-    fn monotonic(&self) -> Duration {
-        Duration::from_millis(self.1.load(Ordering::SeqCst))
-    }
-}
-
-impl TestClock {
-    /// Time passes, as it does.
-    fn pass(&self, ms: u64) {
-        self.0.fetch_add(ms, Ordering::SeqCst);
-        self.1.fetch_add(ms, Ordering::SeqCst);
-    }
-}
-
-struct Rig {
-    vault: Vault,
-    journal: Arc<Journal>,
-    clock: TestClock,
-    events: Arc<Mutex<Vec<EventType>>>,
-    _dir: tempfile::TempDir,
-}
-
-fn open(dir: &Path, clock: &TestClock, events: Arc<Mutex<Vec<EventType>>>) -> (Vault, Arc<Journal>) {
-    let journal = Arc::new(Journal::open(&dir.join("audit"), Arc::new(SystemClock)).unwrap());
-    let root = RootKey::from_bytes(&[3; 32]).unwrap();
-    let store = Store::open(&dir.join("store")).unwrap();
-    let tell = move |e: Event| events.lock().unwrap().push(e.kind);
-    (
-        Vault::open(store, root, journal.clone(), Arc::new(clock.clone()), VaultOptions::default(), tell)
-            .unwrap(),
-        journal,
-    )
-}
-
-fn rig() -> Rig {
-    let dir = tempfile::tempdir().unwrap();
-    let clock = TestClock(Arc::new(AtomicU64::new(SystemClock.now().as_millis())), Arc::default());
-    let events = Arc::default();
-    let (vault, journal) = open(dir.path(), &clock, Arc::clone(&events));
-    Rig { vault, journal, clock, events, _dir: dir }
-}
-
-fn call(principal: &str, duty: Duty) -> Call {
-    Call {
-        caller: Caller {
-            principal: principal.into(),
-            duty,
-            token_id: "t".into(),
-            address: "127.0.0.1".into(),
-        },
-        correlation_id: format!("{:?}", std::time::Instant::now()),
-    }
-}
-
-fn officer() -> Call {
-    call("principals/officer", Duty::SecurityOfficer)
-}
-
-fn node() -> Call {
-    call("managedIdentities/cluster", Duty::Workload)
-}
-
-fn grant(vault: &Vault) -> String {
-    let new = NewAssignment {
-        principal: "managedIdentities/cluster".into(),
-        role: "Key Vault Crypto Service Encryption User".into(),
-        scope: "vaults/v/keys/k".into(),
-    };
-    vault.create_role_assignment(&officer(), "vaults/v", new).unwrap().name
-}
-
-fn rsa() -> Material {
-    Material::Generate(KeyType::Rsa(RsaSize::Bits2048))
-}
-
-fn with_key(rig: &Rig) -> String {
-    rig.vault.create_vault(&officer(), "v", 7, true).unwrap();
-    rig.vault
-        .create_key(&officer(), "vaults/v", "k", rsa(), Particulars::default(), IfExists::Refuse)
-        .unwrap();
-    grant(&rig.vault)
-}
 
 #[test]
 fn a_wrapped_key_opens_only_for_whom_it_was_granted() {
@@ -218,10 +124,10 @@ fn purge_protection_holds_until_the_time_comes_and_the_name_is_retired() {
     assert_eq!(again("k").unwrap_err().reason(), "NAME_HELD");
     rig.clock.pass(7 * 86_400_000 - 1000);
     rig.vault.tick().unwrap();
-    assert_eq!(rig.vault.list_keys(&officer(), "vaults/v", true).unwrap().len(), 1);
+    assert_eq!(rig.vault.list_keys(&officer(), "vaults/v", true, "", 100).unwrap().len(), 1);
     rig.clock.pass(2000);
     rig.vault.tick().unwrap();
-    assert!(rig.vault.list_keys(&officer(), "vaults/v", true).unwrap().is_empty());
+    assert!(rig.vault.list_keys(&officer(), "vaults/v", true, "", 100).unwrap().is_empty());
     assert_eq!(rig.vault.get_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(), "NOT_FOUND");
     assert_eq!(again("k").unwrap_err().reason(), "NAME_HELD");
 }
@@ -243,12 +149,12 @@ fn bad_input_names_the_field() {
         Some("private_key")
     );
     assert_eq!(
-        rig.vault.create_vault(&officer(), "w", 3, true).unwrap_err().field(),
+        rig.vault.create_vault(&officer(), "w", parameters(3, true)).unwrap_err().field(),
         Some("vault.soft_delete_retention_days")
     );
     assert_eq!(
         rig.vault
-            .create_vault(&call("principals/s", Duty::SystemAdministrator), "w", 0, true)
+            .create_vault(&call("principals/s", Duty::SystemAdministrator), "w", parameters(0, true))
             .unwrap_err()
             .reason(),
         "PERMISSION_DENIED"
@@ -258,7 +164,12 @@ fn bad_input_names_the_field() {
         Some("plaintext")
     );
     let role = |principal: &str, role: &str, scope: &str| {
-        let new = NewAssignment { principal: principal.into(), role: role.into(), scope: scope.into() };
+        let new = NewAssignment {
+            principal: principal.into(),
+            role: role.into(),
+            scope: scope.into(),
+            ..NewAssignment::default()
+        };
         rig.vault.create_role_assignment(&officer(), "vaults/v", new).unwrap_err()
     };
     assert_eq!(role("someone", "Key Vault Reader", "vaults/v").field(), Some("role_assignment.principal"));
@@ -280,7 +191,7 @@ fn everything_is_kept_over_a_restart_and_every_operation_has_its_record() {
         journal,
         clock: clock.clone(),
         events: Arc::default(),
-        _dir: tempfile::tempdir().unwrap(),
+        dir: tempfile::tempdir().unwrap(),
     };
     with_key(&rig);
     let wrapped = rig.vault.wrap_key(&node(), "vaults/v/keys/k", RsaOaep256, b"d").unwrap();
@@ -297,6 +208,8 @@ fn everything_is_kept_over_a_restart_and_every_operation_has_its_record() {
         b"d"
     );
     drop(vault);
+    // The end of an operation is queued, not waited for.
+    journal.close();
     let entries = journal.read(0, 100).unwrap();
     let names: Vec<_> = entries
         .iter()
@@ -327,17 +240,6 @@ fn without_a_journal_nothing_is_done() {
         rig.vault.delete_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(),
         "AUDIT_UNAVAILABLE"
     );
-}
-
-/// An assignment that lets a workload use keys in every way.
-fn user(rig: &Rig) -> Call {
-    let new = NewAssignment {
-        principal: "principals/app".into(),
-        role: "Key Vault Crypto User".into(),
-        scope: "vaults/v".into(),
-    };
-    rig.vault.create_role_assignment(&officer(), "vaults/v", new).unwrap();
-    call("principals/app", Duty::Workload)
 }
 
 #[test]
@@ -391,8 +293,8 @@ fn encrypting_is_a_right_of_its_own() {
 #[test]
 fn a_backup_brings_a_purged_key_back_and_nothing_else_does() {
     let rig = rig();
-    rig.vault.create_vault(&officer(), "v", 7, false).unwrap();
-    rig.vault.create_vault(&officer(), "other", 7, false).unwrap();
+    rig.vault.create_vault(&officer(), "v", parameters(7, false)).unwrap();
+    rig.vault.create_vault(&officer(), "other", parameters(7, false)).unwrap();
     rig.vault
         .create_key(&officer(), "vaults/v", "k", rsa(), Particulars::default(), IfExists::Refuse)
         .unwrap();
@@ -446,12 +348,12 @@ fn a_clock_set_forward_ends_no_retention_and_a_stop_counts_for_a_day_at_most() {
     let dir = tempfile::tempdir().unwrap();
     let clock = TestClock(Arc::new(AtomicU64::new(SystemClock.now().as_millis())), Arc::default());
     let (vault, journal) = open(dir.path(), &clock, Arc::default());
-    vault.create_vault(&officer(), "v", 7, true).unwrap();
+    vault.create_vault(&officer(), "v", parameters(7, true)).unwrap();
     vault.create_key(&officer(), "vaults/v", "k", rsa(), Particulars::default(), IfExists::Refuse).unwrap();
     vault.delete_key(&officer(), "vaults/v/keys/k").unwrap();
     let kept = |vault: &Vault| {
         vault.tick().unwrap();
-        vault.list_keys(&officer(), "vaults/v", true).unwrap().len() == 1
+        vault.list_keys(&officer(), "vaults/v", true, "", 100).unwrap().len() == 1
     };
     clock.0.fetch_add(365 * DAY_MS, Ordering::SeqCst);
     assert!(kept(&vault), "the wall clock was set a year forward");

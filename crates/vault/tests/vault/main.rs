@@ -1,0 +1,8 @@
+//! What the vault promises, without a network.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod access;
+mod dual_control;
+mod keys;
+mod lifecycle;
+mod rig;
