@@ -147,7 +147,12 @@ impl Deployment {
                     "oauth": {
                         "listen": listen("identity-oauth"),
                         "tenant": TENANT,
-                        "resources": { url("vault-rest"): "custody-vault" },
+                        "resources": {
+                            url("vault-rest"): "custody-vault",
+                            // As clients write it that leave the port out, and those that know Azure's name alone.
+                            format!("https://{VAULT_DOMAIN}"): "custody-vault",
+                            "https://vault.azure.net": "custody-vault",
+                        },
                     },
                 })
             }

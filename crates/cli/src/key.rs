@@ -29,8 +29,14 @@ pub(crate) enum Verb {
         #[arg(long, value_delimiter = ',')]
         ops: Vec<String>,
     },
-    /// Takes a key from a file: PKCS#8 or PKCS#1, PEM or DER.
-    Import { name: String, file: PathBuf },
+    /// Takes a key from a file: PKCS#8 or PKCS#1, PEM or DER; or a transfer file.
+    Import {
+        name: String,
+        file: PathBuf,
+        /// The file is a transfer file (`.byok`), wrapped for a key exchange key of the vault.
+        #[arg(long)]
+        byok: bool,
+    },
     /// Shows a key or a version.
     Get { name: String },
     /// Lists the keys of a vault.
@@ -233,10 +239,11 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
                     .into_inner()),
             );
         }
-        Verb::Import { name, file } => {
+        Verb::Import { name, file, byok } => {
             let (parent, key_id) = split(&name)?;
-            let private_key =
+            let content =
                 std::fs::read(&file).with_context(|| format!("`{}` cannot be read", file.display()))?;
+            let (private_key, byok) = if byok { (Vec::new(), content) } else { (content, Vec::new()) };
             one(
                 format,
                 &key(client
@@ -244,6 +251,7 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
                         parent,
                         key_id,
                         private_key,
+                        byok,
                         ..wire::ImportKeyRequest::default()
                     })
                     .await?

@@ -7,12 +7,14 @@
 mod backend;
 mod ec;
 mod import;
+mod key_wrap;
 mod oaep;
 mod private_key;
 
 pub use backend::Backend;
 use custody_types::SignatureAlgorithm;
 pub use import::{ImportError, PrivateJwk};
+pub use key_wrap::{Padding, aes_unwrap, aes_wrap};
 pub use private_key::{PrivateKey, verify};
 
 /// The wrapped key does not open under this key version. Wrong key, wrong padding, wrong length and damaged

@@ -115,7 +115,8 @@ async fn converse(acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr, ro
         request.map(axum::body::Body::new)
     });
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    // Names of headers have no case (RFC 9110 section 5.1); libmongocrypt looks for `Content-Length` all the same.
+    builder.http1().title_case_headers(true).timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(Some(HEADER_TIMEOUT));
     let ended = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).await;
     if let Err(e) = ended {

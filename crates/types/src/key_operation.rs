@@ -20,12 +20,21 @@ pub enum KeyOperation {
     WrapKey,
     /// Open wrapped key material.
     UnwrapKey,
+    /// Open a key that is brought from outside. A key that may do this does nothing else.
+    Import,
 }
 
 impl KeyOperation {
     /// Every operation, in the order in which Azure lists them.
-    pub const ALL: [Self; 6] =
-        [Self::Encrypt, Self::Decrypt, Self::Sign, Self::Verify, Self::WrapKey, Self::UnwrapKey];
+    pub const ALL: [Self; 7] = [
+        Self::Encrypt,
+        Self::Decrypt,
+        Self::Sign,
+        Self::Verify,
+        Self::WrapKey,
+        Self::UnwrapKey,
+        Self::Import,
+    ];
 
     /// The JOSE word.
     #[must_use]
@@ -37,6 +46,7 @@ impl KeyOperation {
             Self::Verify => "verify",
             Self::WrapKey => "wrapKey",
             Self::UnwrapKey => "unwrapKey",
+            Self::Import => "import",
         }
     }
 
@@ -45,7 +55,9 @@ impl KeyOperation {
     pub fn of(kind: KeyType) -> &'static [Self] {
         match kind {
             KeyType::Ec(_) => &[Self::Sign, Self::Verify],
-            KeyType::Rsa(_) => &Self::ALL,
+            KeyType::Rsa(_) => {
+                &[Self::Encrypt, Self::Decrypt, Self::Sign, Self::Verify, Self::WrapKey, Self::UnwrapKey]
+            }
         }
     }
 }
@@ -58,7 +70,7 @@ impl fmt::Display for KeyOperation {
 
 /// The text names no operation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no key operation; use encrypt, decrypt, sign, verify, wrapKey and unwrapKey")]
+#[error("`{0}` is no key operation; use encrypt, decrypt, sign, verify, wrapKey, unwrapKey or import")]
 pub struct UnknownKeyOperation(String);
 
 impl FromStr for KeyOperation {

@@ -4,7 +4,7 @@ use crate::error::RestError;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use custody_types::{Curve, KeyAttributes, KeyName, KeyOperation, KeyType, RsaSize, UnixMillis};
 use custody_vault::{
-    AttributeChange, CalendarSpan, CalendarSpanError, Particulars, PrivateJwk, RotationPolicy, Tags, Trigger,
+    AttributeChange, CalendarSpan, CalendarSpanError, Material, Particulars, PrivateJwk, RotationPolicy, Tags, Trigger,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::{Zeroize as _, Zeroizing};
@@ -167,11 +167,19 @@ fn coordinate(text: Option<&String>, field: &str, len: usize) -> Result<Zeroizin
 }
 
 impl Import {
-    pub(crate) fn check(mut self) -> Result<(PrivateJwk, Particulars), RestError> {
-        if self.hsm == Some(true) || self.key.key_hsm.is_some() {
+    pub(crate) fn check(mut self) -> Result<(Material, Particulars), RestError> {
+        if self.hsm == Some(true) {
             return Err(RestError::bad_parameter("importing into an HSM needs one, and this vault has none"));
         }
         let ops = self.key.key_ops.take();
+        if let Some(file) = self.key.key_hsm.take() {
+            if !matches!(self.key.kty.as_str(), "RSA" | "EC") {
+                return Err(no_hsm(&self.key.kty));
+            }
+            let file = bytes(&file, "key.key_hsm")?.to_vec();
+            let particulars = particulars(self.attributes.take(), ops, self.tags.take())?;
+            return Ok((Material::Transfer(file), particulars));
+        }
         let jwk = &self.key;
         let private = match jwk.kty.as_str() {
             "RSA" => PrivateJwk::Rsa {
@@ -195,7 +203,7 @@ impl Import {
             other @ ("RSA-HSM" | "EC-HSM" | "oct" | "oct-HSM") => return Err(no_hsm(other)),
             _ => return Err(RestError::bad_parameter("`key.kty` must be RSA or EC")),
         };
-        Ok((private, particulars(self.attributes.take(), ops, self.tags.take())?))
+        Ok((Material::ImportJwk(private), particulars(self.attributes.take(), ops, self.tags.take())?))
     }
 }
 

@@ -17,11 +17,14 @@ use custody_types::Caller;
 use custody_vault::{Call, Vault};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::Value;
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 use tracing::{Instrument as _, field::Empty};
 
 /// Longest body, in bytes.
 const BODY_LEN_MAX: usize = 1 << 20;
+
+/// How long a body may take to come. A client that sends it drop by drop holds nothing for longer.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How the face presents itself.
 #[derive(Clone, Debug)]
@@ -86,7 +89,8 @@ impl Face {
         let parameters = route::parameters(&parts.uri);
         route::check_api_version(&parameters)?;
         let route = Route::of(&parts.method, parts.uri.path())?;
-        let body = to_bytes(body, BODY_LEN_MAX).await.map_err(|_| RestError::too_large())?;
+        let body = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, BODY_LEN_MAX)).await;
+        let body = body.map_err(|_| RestError::too_slow())?.map_err(|_| RestError::too_large())?;
         let vault = host.vault.clone().ok_or_else(|| {
             RestError::bad_parameter(format!(
                 "the host names no vault; use https://NAME.{}:PORT",

@@ -29,8 +29,7 @@ pub(crate) fn run(face: &Face, route: Route, taken: &Taken) -> Outcome {
             bundle(taken, &made)
         }
         Route::Import { key } => {
-            let (jwk, particulars) = bodies::parse::<Import>(&taken.body)?.check()?;
-            let material = Material::ImportJwk(jwk);
+            let (material, particulars) = bodies::parse::<Import>(&taken.body)?.check()?;
             let made =
                 vault.create_key(call, &taken.vault, &key, material, particulars, IfExists::AddVersion)?;
             bundle(taken, &made)
@@ -38,6 +37,15 @@ pub(crate) fn run(face: &Face, route: Route, taken: &Taken) -> Outcome {
         Route::Get { key, version } => {
             let (found, version) = find(vault, taken, &key, &version)?;
             Ok(Answer::Json(taken.base.bundle(&found, &version)))
+        }
+        // Only an exportable key is released, and only an HSM attests; neither is offered. Who may read the key learns so.
+        Route::Release { key, version } => {
+            find(vault, taken, &key, &version)?;
+            Err(RestError::bad_parameter("the key is not exportable: a private half stays in the vault"))
+        }
+        Route::Attestation { key, version } => {
+            find(vault, taken, &key, &version)?;
+            Err(RestError::bad_parameter("the key is not in an HSM, which alone could attest it"))
         }
         Route::Update { key, version } => update(vault, taken, &key, &version),
         Route::Delete { key } => {

@@ -20,6 +20,7 @@ pub(crate) enum Use {
 /// An operation with the names in its path. An empty version means the current one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
+    Attestation { key: String, version: String },
     Backup { key: String },
     Create { key: String },
     Delete { key: String },
@@ -32,6 +33,7 @@ pub(crate) enum Route {
     Purge { key: String },
     RandomBytes,
     Recover { key: String },
+    Release { key: String, version: String },
     Restore,
     Rotate { key: String },
     RotationPolicy { key: String },
@@ -91,12 +93,24 @@ impl Route {
                 Ok(Self::SetRotationPolicy { key: name(key)? })
             }
             (["keys", key, "rotate"], &Method::POST) => Ok(Self::Rotate { key: name(key)? }),
+            (["keys", key, "release"], &Method::POST) => {
+                Ok(Self::Release { key: name(key)?, version: String::new() })
+            }
+            (["keys", key, "attestation"], &Method::GET) => {
+                Ok(Self::Attestation { key: name(key)?, version: String::new() })
+            }
             (["keys", key, last], &Method::POST) => {
                 let operation = operation(last).ok_or_else(RestError::no_such_route)?;
                 Ok(Self::Use { key: name(key)?, version: String::new(), operation })
             }
             (["keys", key, v], &Method::GET) => Ok(Self::Get { key: name(key)?, version: version(v)? }),
             (["keys", key, v], &Method::PATCH) => Ok(Self::Update { key: name(key)?, version: version(v)? }),
+            (["keys", key, v, "release"], &Method::POST) => {
+                Ok(Self::Release { key: name(key)?, version: version(v)? })
+            }
+            (["keys", key, v, "attestation"], &Method::GET) => {
+                Ok(Self::Attestation { key: name(key)?, version: version(v)? })
+            }
             (["keys", key, v, last], &Method::POST) => {
                 let operation = operation(last).ok_or_else(RestError::no_such_route)?;
                 Ok(Self::Use { key: name(key)?, version: version(v)?, operation })

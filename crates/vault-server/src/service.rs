@@ -150,7 +150,11 @@ impl KeyVault for KeyVaultService {
                 key_ops: convert::key_ops(&r.key_ops)?,
                 tags: r.tags.into_iter().collect(),
             };
-            let material = Material::Import(r.private_key.into());
+            let material = match (r.private_key.is_empty(), r.byok.is_empty()) {
+                (true, false) => Material::Transfer(r.byok),
+                (_, true) => Material::Import(r.private_key.into()),
+                (false, false) => return Err(invalid("byok", "and private_key exclude each other")),
+            };
             vault
                 .create_key(call, &r.parent, &r.key_id, material, particulars, IfExists::Refuse)
                 .map(convert::key)

@@ -21,6 +21,8 @@ pub enum Material {
     Import(Zeroizing<Vec<u8>>),
     /// It is brought as a JWK.
     ImportJwk(PrivateJwk),
+    /// It is brought wrapped for a key exchange key of the vault: a transfer file (`.byok`).
+    Transfer(Vec<u8>),
 }
 
 /// What goes with the material of a new version.
@@ -90,6 +92,13 @@ fn check_dates(attributes: KeyAttributes) -> Result<KeyAttributes, VaultError> {
 
 /// The operations in Azure's order, each once.
 fn check_key_ops(given: &[KeyOperation], kind: KeyType) -> Result<Vec<KeyOperation>, VaultError> {
+    if given.contains(&KeyOperation::Import) {
+        // A key exchange key opens what comes from outside, and nothing else may be opened with it.
+        return match (given, kind) {
+            ([KeyOperation::Import], KeyType::Rsa(_)) => Ok(given.to_vec()),
+            _ => Err(VaultError::invalid("key_ops", "`import` stands alone, and for an RSA key")),
+        };
+    }
     let possible = KeyOperation::of(kind);
     if let Some(other) = given.iter().find(|o| !possible.contains(o)) {
         return Err(VaultError::invalid("key_ops", format!("an {} key cannot {other}", kind.kty())));
@@ -132,7 +141,7 @@ impl Vault {
         check_dates(particulars.attributes)?;
         let particulars = Particulars { tags: check_tags(particulars.tags)?, ..particulars };
         let backend = self.options.backend;
-        let make: Box<dyn FnOnce() -> Result<PrivateKey, VaultError>> = match material {
+        let make: Box<dyn FnOnce() -> Result<PrivateKey, VaultError> + '_> = match material {
             Material::Generate(kind) => {
                 check_key_ops(&particulars.key_ops, kind)?;
                 let make = move || Ok(PrivateKey::generate(kind, backend)?);
@@ -141,6 +150,10 @@ impl Vault {
                 });
             }
             Material::Import(bytes) => Box::new(move || Ok(PrivateKey::import(&bytes, backend)?)),
+            Material::Transfer(file) => {
+                let vault = vault.clone();
+                Box::new(move || self.open_transfer(call, &vault, &file))
+            }
             Material::ImportJwk(jwk) => Box::new(move || Ok(PrivateKey::import_jwk(jwk, backend)?)),
         };
         self.gate.run::<op::ImportKey, _>(call, name.as_str(), |_| {

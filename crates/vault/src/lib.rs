@@ -7,6 +7,7 @@ mod access;
 mod agenda;
 mod approval;
 mod backup;
+mod byok;
 mod catalog;
 mod directory;
 mod emergency;

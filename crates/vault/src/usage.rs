@@ -206,6 +206,15 @@ impl Vault {
         })
     }
 
+    /// A version, if it may be asked this now; one use is taken from its budget.
+    pub(crate) fn usable_version(
+        &self,
+        name: &KeyVersionName,
+        operation: KeyOperation,
+    ) -> Result<Arc<Version>, VaultError> {
+        self.usable(&Target::Version(name.clone()), operation)
+    }
+
     /// The version that is meant, if it may be asked this now; one use is taken from its budget.
     fn usable(&self, target: &Target, operation: KeyOperation) -> Result<Arc<Version>, VaultError> {
         let version = {
@@ -229,7 +238,7 @@ impl Vault {
     }
 
     /// The private half, opened and checked once.
-    fn private<'a>(&self, version: &'a Version) -> Result<&'a PrivateKey, VaultError> {
+    pub(crate) fn private<'a>(&self, version: &'a Version) -> Result<&'a PrivateKey, VaultError> {
         if let Some(open) = version.private.get() {
             return Ok(open);
         }

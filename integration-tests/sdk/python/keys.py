@@ -3,7 +3,10 @@
 The environment says it: CUSTODY_VAULT_URL, CUSTODY_AUTHORITY, REQUESTS_CA_BUNDLE, OFFICER_SECRET, APP_ID, APP_SECRET.
 """
 
+import base64
 import hashlib
+import inspect
+import json
 import os
 import socket
 
@@ -12,16 +15,29 @@ from azure.core.exceptions import (
     HttpResponseError,
     ResourceExistsError,
     ResourceNotFoundError,
+    ServiceRequestError,
 )
+from azure.core.rest import HttpRequest
 from azure.identity import ClientSecretCredential
-from azure.keyvault.keys import ApiVersion, JsonWebKey, KeyClient, KeyCurveName, KeyOperation, KeyType
+from azure.keyvault.keys import (
+    ApiVersion,
+    JsonWebKey,
+    KeyClient,
+    KeyCurveName,
+    KeyOperation,
+    KeyRotationLifetimeAction,
+    KeyRotationPolicy,
+    KeyRotationPolicyAction,
+    KeyType,
+)
 from azure.keyvault.keys.crypto import (
     CryptographyClient,
     EncryptionAlgorithm,
     KeyWrapAlgorithm,
     SignatureAlgorithm,
 )
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives import hashes, keywrap, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 # libc does not resolve names below `localhost` (RFC 6761 §6.3 asks for it); this stands for a line in /etc/hosts.
 resolve = socket.getaddrinfo
@@ -29,6 +45,21 @@ socket.getaddrinfo = lambda host, *rest, **named: resolve(
     "127.0.0.1" if isinstance(host, str) and host.endswith(".localhost") else host, *rest, **named
 )
 
+# Every method of both clients must be called: what a later SDK adds fails here until it has its check.
+called = set()
+
+
+def record(client):
+    methods = {n for n, m in inspect.getmembers_static(client, inspect.isfunction) if not n.startswith("_")}
+    for name in methods:
+        def recorded(*rest, _name=name, _method=getattr(client, name), **named):
+            called.add((client, _name))
+            return _method(*rest, **named)
+        setattr(client, name, recorded)
+    return {(client, name) for name in methods}
+
+
+METHODS = record(KeyClient) | record(CryptographyClient)
 VAULT = os.environ["CUSTODY_VAULT_URL"]
 AUTHORITY = os.environ["CUSTODY_AUTHORITY"]
 CHECKS = 0
@@ -123,6 +154,105 @@ def pages():
     check(len(list(next(iter(by_three)))) == 3 and len(by_three) > 10, "pages of three")
 
 
+def policies():
+    key = keys.create_key("aging", KeyType.rsa, size=2048)
+    default = keys.get_key_rotation_policy("aging")
+    check([a.action for a in default.lifetime_actions] == [KeyRotationPolicyAction.notify], default.lifetime_actions)
+    check(default.lifetime_actions[0].time_before_expiry == "P30D" and default.expires_in is None, "the default")
+    rotate = KeyRotationLifetimeAction(KeyRotationPolicyAction.rotate, time_after_create="P90D")
+    notify = KeyRotationLifetimeAction(KeyRotationPolicyAction.notify, time_before_expiry="P40D")
+    policy = KeyRotationPolicy(lifetime_actions=[rotate, notify], expires_in="P2Y")
+    set_ = keys.update_key_rotation_policy("aging", policy)
+    check(set_.expires_in == "P2Y" and set_.created_on and set_.updated_on, "as it was set")
+    check(set_.id == VAULT + "/keys/aging/rotationpolicy", set_.id)
+    got = {KeyRotationPolicyAction(a.action).value: a for a in keys.get_key_rotation_policy("aging").lifetime_actions}
+    check(got[KeyRotationPolicyAction.rotate.value].time_after_create == "P90D" and got[KeyRotationPolicyAction.notify.value].time_before_expiry == "P40D", got)
+    rotated = keys.rotate_key("aging")
+    life = rotated.properties.expires_on - rotated.properties.created_on
+    check(729 <= life.days <= 731, f"new versions expire by the policy: {life}")
+    check(keys.get_key("aging", key.properties.version).properties.expires_on is None, "older ones do not change")
+    for bad in ["P6D", "90 days", "PT1H"]:
+        rotate.time_after_create = bad
+        refused(HttpResponseError, "timeAfterCreate" if bad != "P6D" else "P7D",
+                lambda: keys.update_key_rotation_policy("aging", KeyRotationPolicy(lifetime_actions=[rotate])))
+    refused(HttpResponseError, "P28D",
+            lambda: keys.update_key_rotation_policy("aging", KeyRotationPolicy(lifetime_actions=[], expires_in="P1D")))
+    cleared = keys.update_key_rotation_policy("aging", KeyRotationPolicy(lifetime_actions=[]))
+    check(cleared.expires_in is None and len(cleared.lifetime_actions) == 1, "cleared")
+    refused(ResourceNotFoundError, "does not exist", lambda: keys.get_key_rotation_policy("nothing-here"))
+
+
+def randomness():
+    one, other = keys.get_random_bytes(32), keys.get_random_bytes(32)
+    check(len(one) == 32 and one != other, "random")
+    refused(HttpResponseError, "1 to 128", lambda: keys.get_random_bytes(129))
+
+
+def b64(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def transfer():
+    """Bring your own key: the private half travels wrapped for a key exchange key of the vault."""
+    exchange = keys.create_rsa_key("exchange", size=3072, key_operations=[KeyOperation.import_key])
+    check(list(exchange.key_operations) == ["import"], exchange.key_operations)
+    refused(HttpResponseError, "key_ops",
+            lambda: crypto(exchange.id).unwrap_key(KeyWrapAlgorithm.rsa_oaep, b"x" * 384))
+    target = rsa.generate_private_key(65537, 2048)
+    pkcs8 = target.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    public = rsa.RSAPublicNumbers(65537, int.from_bytes(exchange.key.n, "big")).public_key()
+    aes = os.urandom(32)
+    oaep = padding.OAEP(padding.MGF1(hashes.SHA1()), hashes.SHA1(), None)
+    wrapped = public.encrypt(aes, oaep) + keywrap.aes_key_wrap_with_padding(aes, pkcs8)
+
+    def file(kid=exchange.id, ciphertext=wrapped, enc="CKM_RSA_AES_KEY_WRAP"):
+        header = {"kid": kid, "alg": "dir", "enc": enc}
+        content = {"schema_version": "1.0.0", "header": header, "ciphertext": b64(ciphertext), "generator": "test"}
+        return JsonWebKey(kty="RSA", t=json.dumps(content).encode(), key_ops=["sign", "verify"])
+
+    brought = keys.import_key("transferred", file())
+    check(brought.key.n == numbers(target.public_key().public_numbers().n), "the very key")
+    digest = hashlib.sha256(b"message").digest()
+    signed = crypto(brought.id).sign(SignatureAlgorithm.ps256, digest).signature
+    target.public_key().verify(
+        signed, b"message", padding.PSS(padding.MGF1(hashes.SHA256()), 32), hashes.SHA256())
+    check(True, "and it signs")
+    altered = wrapped[:-1] + bytes([wrapped[-1] ^ 1])
+    refused(HttpResponseError, "does not open", lambda: keys.import_key("t2", file(ciphertext=altered)))
+    refused(HttpResponseError, "does not open", lambda: keys.import_key("t2", file(ciphertext=b"short")))
+    refused(HttpResponseError, "CKM_RSA_AES_KEY_WRAP", lambda: keys.import_key("t2", file(enc="other")))
+    elsewhere = exchange.id.replace("//sdk.", "//other.")
+    refused(HttpResponseError, "same vault", lambda: keys.import_key("t2", file(kid=elsewhere)))
+    refused(HttpResponseError, "key_ops", lambda: keys.import_key("t2", file(kid=brought.id)))
+    refused(HttpResponseError, "stands alone", lambda: keys.create_rsa_key(
+        "t3", size=2048, key_operations=[KeyOperation.import_key, KeyOperation.sign]))
+    refused(ResourceNotFoundError, "KeyNotFound", lambda: keys.get_key("t2"))
+
+
+def the_rest():
+    """What the other stories had no use for."""
+    client = keys.get_cryptography_client("user")
+    check(client.key_id.endswith("/keys/user"), client.key_id)
+    client = crypto(keys.get_key("user").id)
+    private, public = client.create_rsa_private_key(), client.create_rsa_public_key()
+    signed = private.sign(b"message", padding.PKCS1v15(), hashes.SHA256())
+    public.verify(signed, b"message", padding.PKCS1v15(), hashes.SHA256())
+    check(private.key_size == 2048, "as a private key of `cryptography`")
+    local = CryptographyClient.from_jwk(keys.get_key("user").key)
+    digest = hashlib.sha256(b"message").digest()
+    check(local.verify(SignatureAlgorithm.rs256, digest, signed).is_valid, "without the vault")
+    listed = keys.send_request(HttpRequest("GET", "keys"))
+    check(listed.status_code == 200 and listed.json()["value"], "a request by hand")
+    got = client.send_request(HttpRequest("GET", "keys/user"))
+    check(got.status_code == 200, "and by the other client")
+    client.verify(SignatureAlgorithm.rs256, digest, signed)
+    refused(HttpResponseError, "not exportable", lambda: keys.release_key("user", "target"))
+    refused(HttpResponseError, "HSM", lambda: keys.get_key_attestation("user"))
+    refused(ServiceRequestError, "", lambda: KeyClient(
+        "https://sdk.vault.localhost:1", officer, retry_total=0).get_key("user"))
+
+
 def numbers(n, length=None):
     return n.to_bytes(length or (n.bit_length() + 7) // 8, "big")
 
@@ -212,6 +342,13 @@ def versions_of_the_api():
     refused(HttpResponseError, "api-version", lambda: old.get_key("user"))
 
 
-for story in [life_of_a_key, deletion, imports, cryptography, states, strangers, versions_of_the_api, pages]:
+for story in [
+    life_of_a_key, deletion, imports, cryptography, states, policies, randomness, transfer, strangers,
+    versions_of_the_api, pages, the_rest,
+]:
     story()
+keys.get_cryptography_client("user").close()
+keys.close()
+missed = METHODS - called
+check(not missed, f"never called: {missed}")
 print(f"{CHECKS} checks passed")

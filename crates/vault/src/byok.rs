@@ -1,0 +1,84 @@
+//! Bring your own key: a private key that was wrapped elsewhere for a key exchange key of the vault (Azure: "Bring your
+//! own key specification").
+
+use crate::{Call, Vault, VaultError};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use custody_kek::PrivateKey;
+use custody_types::{KeyOperation, KeyVersionName, Permission, VaultName};
+use serde::Deserialize;
+
+/// Longest transfer file, in bytes.
+const LEN_MAX: usize = 64 * 1024;
+/// The one mechanism that the specification names.
+const MECHANISM: &str = "CKM_RSA_AES_KEY_WRAP";
+
+/// A transfer file (`.byok`).
+#[derive(Deserialize)]
+struct TransferFile {
+    schema_version: String,
+    header: Header,
+    ciphertext: String,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    kid: String,
+    alg: String,
+    enc: String,
+}
+
+fn bad(why: impl ToString) -> VaultError {
+    VaultError::invalid("byok", why)
+}
+
+/// The key exchange key that `kid` names: as a URL of Azure's form, or as a resource name.
+fn exchange_key(kid: &str, vault: &VaultName) -> Result<KeyVersionName, VaultError> {
+    let of_this_vault = |name: &KeyVersionName| name.key().vault() == *vault;
+    let named = match kid.strip_prefix("https://").map(|rest| rest.split('/').collect::<Vec<_>>()) {
+        None => kid.parse::<KeyVersionName>().ok(),
+        Some(parts) => match parts.as_slice() {
+            [host, "keys", key, version] if host.split('.').next() == Some(vault.id()) => {
+                format!("{vault}/keys/{}/versions/{version}", key.to_ascii_lowercase()).parse().ok()
+            }
+            _ => None,
+        },
+    };
+    named.filter(of_this_vault).ok_or_else(|| {
+        bad("`header.kid` must name a version of a key exchange key of the same vault, as https://VAULT/keys/KEY/VERSION")
+    })
+}
+
+impl Vault {
+    /// Opens a transfer file. The caller needs the right to import on the key exchange key too.
+    pub(crate) fn open_transfer(
+        &self,
+        call: &Call,
+        vault: &VaultName,
+        file: &[u8],
+    ) -> Result<PrivateKey, VaultError> {
+        if file.len() > LEN_MAX {
+            return Err(bad("is longer than 64 KiB"));
+        }
+        let file: TransferFile = serde_json::from_slice(file)
+            .map_err(|_| bad("is not the JSON of a transfer file: schema_version, header, ciphertext"))?;
+        if file.schema_version != "1.0.0" {
+            return Err(bad("`schema_version` must be 1.0.0"));
+        }
+        if file.header.alg != "dir" || file.header.enc != MECHANISM {
+            return Err(bad("`header` must have alg dir and enc CKM_RSA_AES_KEY_WRAP"));
+        }
+        let exchange = exchange_key(&file.header.kid, vault)?;
+        if !self.gate.may(call, Permission::Import, exchange.as_str()) {
+            let (permission, resource) = (Permission::Import, exchange.to_string());
+            return Err(VaultError::PermissionDenied { permission, resource });
+        }
+        let wrapped = URL_SAFE_NO_PAD
+            .decode(file.ciphertext.trim_end_matches('='))
+            .map_err(|_| bad("`ciphertext` is not base64url"))?;
+        let version = self.usable_version(&exchange, KeyOperation::Import)?;
+        let backend = self.options.backend;
+        let opened = self.private(&version)?.unwrap_rsa_aes(&wrapped, backend)?;
+        self.count(&version, KeyOperation::Import, call);
+        Ok(PrivateKey::import(&opened, backend)?)
+    }
+}
