@@ -38,13 +38,17 @@ fn vault_url(deployment: &Deployment) -> String {
     deployment.url("vault-rest").unwrap().replace("https://", "https://sdk.")
 }
 
+fn authority(deployment: &Deployment) -> String {
+    deployment.url("identity-oauth").unwrap()
+}
+
 fn command(deployment: &Deployment, program: &Path, app_secret: &str) -> Command {
     assert!(program.exists(), "`{}` is missing; scripts/test installs it", program.display());
     let ca = deployment.dir().join("pki/ca.pem");
     let mut command = Command::new(program);
     command
         .env("CUSTODY_VAULT_URL", vault_url(deployment))
-        .env("CUSTODY_AUTHORITY", deployment.url("identity-oauth").unwrap())
+        .env("CUSTODY_AUTHORITY", authority(deployment))
         .env("REQUESTS_CA_BUNDLE", &ca)
         .env("NODE_EXTRA_CA_CERTS", &ca)
         .env("OFFICER_SECRET", secret_of(deployment, "officer"))
@@ -75,6 +79,14 @@ fn python() {
         };
     assert!(done("KeyCreate", "principals/officer") && done("KeyUnwrap", "principals/app"), "{records}");
     assert!(done("KeySign", "principals/app"), "{records}");
+}
+
+/// `azure_security_keyvault_keys`, built apart from this workspace (`sdk/rust`).
+#[test]
+fn rust() {
+    let (deployment, app) = deployment();
+    let program = here().join("../target/sdk/rust/debug/custody-sdk-rust");
+    passes(&mut command(&deployment, &program, &app).env("AZURE_AUTHORITY_HOST", authority(&deployment)));
 }
 
 /// MongoDB's client-side encryption: libmongocrypt as it is, which asks for a token before anything else.
@@ -142,7 +154,7 @@ async fn the_challenge_comes_before_the_body_and_errors_have_azures_form() {
         ),
     );
     assert!(challenged.starts_with("HTTP/1.1 401"), "{challenged}");
-    let authority = deployment.url("identity-oauth").unwrap();
+    let authority = authority(&deployment);
     let port = deployment.url("vault-rest").unwrap().rsplit(':').next().unwrap().to_owned();
     for expected in [
         format!("Bearer authorization=\"{authority}/custody\", resource=\"https://vault.localhost:{port}\""),
