@@ -89,6 +89,18 @@ fn rust() {
     passes(&mut command(&deployment, &program, &app).env("AZURE_AUTHORITY_HOST", authority(&deployment)));
 }
 
+/// `az keyvault key`. In the slow suite, since azure-cli takes 700 MB.
+#[test]
+#[ignore = "scripts/test-slow installs azure-cli and runs this"]
+fn az() {
+    let (deployment, app) = deployment();
+    let az = here().join("../target/sdk/az/bin/az");
+    assert!(az.exists(), "`{}` is missing; scripts/test-slow installs it", az.display());
+    let mut command = command(&deployment, Path::new("/bin/bash"), &app);
+    command.env("AZ", az).env("TEST_DIR", deployment.dir());
+    passes(command.arg(here().join("sdk/az/keys.sh")));
+}
+
 /// MongoDB's client-side encryption: libmongocrypt as it is, which asks for a token before anything else.
 #[test]
 fn mongodb() {

@@ -62,6 +62,7 @@ pub(crate) fn router(registry: Arc<Registry>, workers: Workers, settings: &Oauth
         .route("/{tenant}/discovery/v2.0/keys", get(keys))
         .route("/{tenant}/oauth2/v2.0/token", post(token))
         .route("/{tenant}/oauth2/token", post(token))
+        .route("/subscriptions", get(subscriptions))
         .with_state(Arc::new(oauth))
 }
 
@@ -127,6 +128,11 @@ async fn discovery(
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["ES256"],
     })))
+}
+
+/// What `az login` asks the resource manager for. There are none: clusters are the control plane's.
+async fn subscriptions() -> Json<Value> {
+    Json(json!({ "value": [] }))
 }
 
 async fn keys(State(oauth): State<Arc<Oauth>>, Path(tenant): Path<String>) -> Result<Response, OauthError> {
