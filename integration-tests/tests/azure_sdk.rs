@@ -16,7 +16,15 @@ fn here() -> PathBuf {
 /// A deployment with the vault `sdk`, and a workload that may use its keys: its id and its secret.
 fn deployment() -> (Deployment, String) {
     let deployment = Deployment::start();
-    _ = deployment.run(&["vault", "create", "sdk", "--no-purge-protection", "--retention-days", "7", "--one-officer"]);
+    _ = deployment.run(&[
+        "vault",
+        "create",
+        "sdk",
+        "--no-purge-protection",
+        "--retention-days",
+        "7",
+        "--one-officer",
+    ]);
     let app = deployment.run(&["identity", "create-principal", "app", "workload"]);
     _ = deployment.run(&["access", "grant", "principals/app", "Key Vault Crypto User", "vaults/sdk"]);
     let secret = text(&app, "client_secret");

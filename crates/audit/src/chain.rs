@@ -1,7 +1,7 @@
 //! The hash chain: each line carries the hash of all before it.
 
 use crate::{Record, checkpoint::Checkpoint};
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -20,7 +20,7 @@ pub struct Entry {
 }
 
 /// A line of a journal file that holds a record.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RecordLine {
     pub(crate) seq: u64,
@@ -48,12 +48,21 @@ impl Head {
     /// The head after a record with these bytes.
     pub(crate) fn next(self, record: &str) -> Self {
         let sequence = self.sequence + 1;
-        let mut input = Vec::with_capacity(40 + record.len());
-        input.extend_from_slice(&self.hash);
-        input.extend_from_slice(&sequence.to_le_bytes());
-        input.extend_from_slice(record.as_bytes());
+        let mut context = Context::new(&SHA256);
+        context.update(&self.hash);
+        context.update(&sequence.to_le_bytes());
+        context.update(record.as_bytes());
         let mut hash = [0; 32];
-        hash.copy_from_slice(digest(&SHA256, &input).as_ref());
+        hash.copy_from_slice(context.finish().as_ref());
         Self { sequence, hash }
+    }
+
+    /// The line of the record that leads to this head, as [`RecordLine`] reads it.
+    pub(crate) fn write_line(self, record: &str, text: &mut Vec<u8>) {
+        text.extend_from_slice(format!("{{\"seq\":{},\"record\":", self.sequence).as_bytes());
+        text.extend_from_slice(record.as_bytes());
+        text.extend_from_slice(b",\"hash\":\"");
+        text.extend_from_slice(hex::encode(self.hash).as_bytes());
+        text.extend_from_slice(b"\"}\n");
     }
 }

@@ -2,11 +2,13 @@
 
 use crate::{
     Broken, Entry, Outcome, Phase, Record,
-    chain::{CheckpointLine, Head, RecordLine},
+    chain::{CheckpointLine, Head},
     checkpoint::Signer,
     verify::{files, head_at_end, walk},
 };
 use custody_types::{Clock, UnixMillis};
+use futures_channel::oneshot;
+use serde_json::value::RawValue;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
@@ -16,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
     thread::JoinHandle,
@@ -49,8 +51,10 @@ pub enum OpenJournalError {
     Io(#[from] io::Error),
 }
 
-/// Records waiting to be written; more callers than this wait for room.
-const QUEUE_LEN_MAX: usize = 4096;
+/// Records waiting to be written. The ends of operations always find room: fewer are under way than this leaves.
+const QUEUE_LEN_MAX: usize = 8192;
+/// Records waiting to be written from which on no task begins an operation: the disk does not keep up, or hangs.
+const BEGINS_LEN_MAX: usize = 4096;
 /// Most records in one disk flush.
 const GROUP_LEN_MAX: usize = 1024;
 /// A file is closed and a new one begun at this size.
@@ -60,11 +64,21 @@ const FILES_WALKED: usize = 2;
 /// Records between checkpoints; also one after a second without records, and one at the end.
 const CHECKPOINT_EVERY: u64 = 4096;
 
-type Reply = mpsc::SyncSender<Result<u64, AuditUnavailable>>;
+/// Who waits for a record to be on disk.
+enum Reply {
+    Nobody,
+    Task(oneshot::Sender<Result<u64, AuditUnavailable>>),
+    Thread(mpsc::SyncSender<Result<u64, AuditUnavailable>>),
+}
 
 enum Command {
-    Append { record: Box<Record>, reply: Option<Reply> },
+    Append { record: Box<RawValue>, reply: Reply },
     Close,
+}
+
+/// A record as it is written: made by whoever asks, so that the one thread that owns the chain has less to do.
+fn raw(record: &Record) -> Result<Box<RawValue>, AuditUnavailable> {
+    serde_json::value::to_raw_value(record).map_err(|_| AuditUnavailable)
 }
 
 /// A handle on a running journal; the thread ends when [`Journal::close`] is called or the last handle goes.
@@ -72,14 +86,16 @@ pub struct Journal {
     dir: PathBuf,
     queue: mpsc::SyncSender<Command>,
     written: Arc<AtomicU64>,
+    /// Records in the queue.
+    waiting: Arc<AtomicUsize>,
     clock: Arc<dyn Clock>,
     thread: parking_lot::Mutex<Option<JoinHandle<()>>>,
 }
 
 /// An operation that has begun. Dropped without an end, it ends as [`Outcome::Failed`].
 #[derive(Debug)]
-pub struct Pending<'a> {
-    journal: &'a Journal,
+pub struct Pending {
+    journal: Arc<Journal>,
     begin: Option<Record>,
 }
 
@@ -123,7 +139,9 @@ impl Journal {
         file.sync_all()?;
         File::open(dir)?.sync_all()?;
         let written = Arc::new(AtomicU64::new(head.sequence));
+        let waiting: Arc<AtomicUsize> = Arc::default();
         let mut writer = Writer {
+            waiting: waiting.clone(),
             dir: dir.to_owned(),
             path,
             file,
@@ -149,34 +167,69 @@ impl Journal {
             })
             .collect();
         if !ends.is_empty() {
-            writer
-                .append(ends.iter())
+            let ends = ends.iter().map(raw).collect::<Result<Vec<_>, _>>();
+            ends.and_then(|ends| writer.append(ends.iter().map(|e| &**e)))
                 .map_err(|_| io::Error::other("the journal's disk does not take records"))?;
         }
         let (queue, inbox) = mpsc::sync_channel(QUEUE_LEN_MAX);
         let thread =
             std::thread::Builder::new().name("audit-journal".to_owned()).spawn(move || writer.run(&inbox))?;
-        Ok(Self { dir: dir.to_owned(), queue, written, clock, thread: parking_lot::Mutex::new(Some(thread)) })
+        Ok(Self {
+            dir: dir.to_owned(),
+            queue,
+            written,
+            waiting,
+            clock,
+            thread: parking_lot::Mutex::new(Some(thread)),
+        })
     }
 
     /// Writes a begin record and returns once it is on disk. Blocks for one group flush.
     ///
     /// # Errors
     /// The record is not on disk, so the operation must not happen.
-    pub fn begin(&self, record: Record) -> Result<Pending<'_>, AuditUnavailable> {
-        self.append(record.clone())?;
-        Ok(Pending { journal: self, begin: Some(record) })
+    pub fn begin(self: &Arc<Self>, record: Record) -> Result<Pending, AuditUnavailable> {
+        self.append(&record)?;
+        Ok(Pending { journal: self.clone(), begin: Some(record) })
+    }
+
+    /// As [`Journal::begin`], for a task: it waits for the group flush without holding a thread.
+    ///
+    /// # Errors
+    /// The record is not on disk, or too many wait already; the operation must not happen.
+    pub async fn begin_in_task(self: &Arc<Self>, record: Record) -> Result<Pending, AuditUnavailable> {
+        self.append_in_task(&record).await?;
+        Ok(Pending { journal: self.clone(), begin: Some(record) })
     }
 
     /// Writes a single record (a refusal, an event) and returns once it is on disk.
     ///
     /// # Errors
     /// The record is not on disk.
-    pub fn append(&self, record: Record) -> Result<u64, AuditUnavailable> {
+    pub fn append(&self, record: &Record) -> Result<u64, AuditUnavailable> {
         let (reply, answer) = mpsc::sync_channel(1);
-        let command = Command::Append { record: Box::new(record), reply: Some(reply) };
-        self.queue.send(command).map_err(|_| AuditUnavailable)?;
+        let command = Command::Append { record: raw(record)?, reply: Reply::Thread(reply) };
+        self.send(command)?;
         answer.recv().map_err(|_| AuditUnavailable)?
+    }
+
+    /// As [`Journal::append`], for a task.
+    ///
+    /// # Errors
+    /// The record is not on disk, or too many wait already.
+    pub async fn append_in_task(&self, record: &Record) -> Result<u64, AuditUnavailable> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Append { record: raw(record)?, reply: Reply::Task(reply) };
+        if self.waiting.load(Ordering::Relaxed) >= BEGINS_LEN_MAX {
+            return Err(AuditUnavailable);
+        }
+        self.send(command)?;
+        answer.await.map_err(|_| AuditUnavailable)?
+    }
+
+    fn send(&self, command: Command) -> Result<(), AuditUnavailable> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.queue.send(command).map_err(|_| AuditUnavailable)
     }
 
     /// The number of the last record on disk.
@@ -230,7 +283,7 @@ impl fmt::Debug for Journal {
     }
 }
 
-impl Pending<'_> {
+impl Pending {
     /// Ends the operation. The record is queued, not waited for: what happened has happened, and a process that
     /// dies before the write leaves an open begin, which the next start ends as interrupted.
     pub fn finish(mut self, outcome: Outcome, signature: &str, description: &str) {
@@ -239,13 +292,15 @@ impl Pending<'_> {
 
     fn send(&mut self, outcome: Outcome, signature: &str, description: &str) {
         if let Some(begin) = self.begin.take() {
-            let record = Box::new(begin.finish(self.journal.clock.now(), outcome, signature, description));
-            _ = self.journal.queue.send(Command::Append { record, reply: None });
+            let end = begin.finish(self.journal.clock.now(), outcome, signature, description);
+            if let Ok(record) = raw(&end) {
+                _ = self.journal.send(Command::Append { record, reply: Reply::Nobody });
+            }
         }
     }
 }
 
-impl Drop for Pending<'_> {
+impl Drop for Pending {
     fn drop(&mut self) {
         self.send(Outcome::Failed, "INTERNAL", "the operation ended without an outcome");
     }
@@ -262,6 +317,7 @@ struct Writer {
     signed: u64,
     failed: bool,
     written: Arc<AtomicU64>,
+    waiting: Arc<AtomicUsize>,
     _lock: File,
 }
 
@@ -287,10 +343,14 @@ impl Writer {
                     break;
                 }
             }
+            self.waiting.fetch_sub(group.len(), Ordering::Relaxed);
             let done = self.append(group.iter().map(|(record, _)| &**record));
             for (_, reply) in group {
-                if let Some(reply) = reply {
-                    _ = reply.send(done.map(|()| self.head.sequence));
+                let done = done.map(|()| self.head.sequence);
+                match reply {
+                    Reply::Nobody => {}
+                    Reply::Task(task) => _ = task.send(done),
+                    Reply::Thread(thread) => _ = thread.send(done),
                 }
             }
             if closing {
@@ -301,18 +361,15 @@ impl Writer {
     }
 
     /// Appends records and makes them durable, all or none.
-    fn append<'a>(&mut self, records: impl Iterator<Item = &'a Record>) -> Result<(), AuditUnavailable> {
+    fn append<'a>(&mut self, records: impl Iterator<Item = &'a RawValue>) -> Result<(), AuditUnavailable> {
         if self.failed {
             return Err(AuditUnavailable);
         }
         let mut head = self.head;
         let mut text = Vec::new();
-        for record in records {
-            let raw = serde_json::value::to_raw_value(record).map_err(|_| AuditUnavailable)?;
+        for raw in records {
             head = head.next(raw.get());
-            let line = RecordLine { seq: head.sequence, record: raw, hash: hex::encode(head.hash) };
-            serde_json::to_writer(&mut text, &line).map_err(|_| AuditUnavailable)?;
-            text.push(b'\n');
+            head.write_line(raw.get(), &mut text);
         }
         if text.is_empty() {
             return Ok(());

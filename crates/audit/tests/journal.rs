@@ -5,8 +5,8 @@ use custody_audit::*;
 use custody_types::{Caller, Duty, SystemClock};
 use std::{fs, path::Path, sync::Arc};
 
-fn open(dir: &Path) -> Journal {
-    Journal::open(dir, Arc::new(SystemClock)).unwrap()
+fn open(dir: &Path) -> Arc<Journal> {
+    Arc::new(Journal::open(dir, Arc::new(SystemClock)).unwrap())
 }
 
 fn record(journal: &Journal, id: &str) -> Record {
@@ -32,7 +32,7 @@ fn a_trail_verifies_and_counts() {
         journal.begin(record(&journal, &format!("c{i}"))).unwrap().finish(Outcome::Success, "OK", "");
     }
     let denied = record(&journal, "d");
-    journal.append(denied.finish(journal.now(), Outcome::Denied, "PERMISSION_DENIED", "")).unwrap();
+    journal.append(&denied.finish(journal.now(), Outcome::Denied, "PERMISSION_DENIED", "")).unwrap();
     assert_eq!(journal.read(3, 2).unwrap().iter().map(|e| e.sequence).collect::<Vec<_>>(), [4, 5]);
     drop(journal);
     let report = verify(dir.path(), &public(dir.path()), None).unwrap();
@@ -105,9 +105,9 @@ fn a_broken_or_held_journal_is_not_opened() {
 fn a_deleted_file_stops_the_journal() {
     let dir = tempfile::tempdir().unwrap();
     let journal = open(dir.path());
-    journal.append(record(&journal, "a")).unwrap();
+    journal.append(&record(&journal, "a")).unwrap();
     fs::remove_file(dir.path().join("journal-000001.jsonl")).unwrap();
-    assert_eq!(journal.append(record(&journal, "b")), Err(AuditUnavailable));
+    assert_eq!(journal.append(&record(&journal, "b")), Err(AuditUnavailable));
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_long_trail_goes_on_over_its_files() {
                 scope.spawn(move || {
                     for i in 0..8 {
                         let denied = record(journal, &format!("{t}-{i}"));
-                        journal.append(denied.finish(journal.now(), Outcome::Denied, "D", text)).unwrap();
+                        journal.append(&denied.finish(journal.now(), Outcome::Denied, "D", text)).unwrap();
                     }
                 });
             }
@@ -156,7 +156,7 @@ fn a_long_trail_goes_on_over_its_files() {
     }
     drop(journal);
     journal = open(dir.path());
-    journal.append(record(&journal, "last").finish(journal.now(), Outcome::Denied, "D", "")).unwrap();
+    journal.append(&record(&journal, "last").finish(journal.now(), Outcome::Denied, "D", "")).unwrap();
     drop(journal);
     let report = verify(dir.path(), &public(dir.path()), None).unwrap();
     assert_eq!((report.records, report.unsigned), (records + 1, 0));

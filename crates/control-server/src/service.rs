@@ -77,7 +77,7 @@ impl ClusterService {
         let begin =
             Record::begin(SystemClock.now(), operation, &context.correlation_id, &context.caller, resource);
         let (journal, record) = (self.journal.clone(), begin.clone());
-        tokio::task::spawn_blocking(move || journal.append(record))
+        tokio::task::spawn_blocking(move || journal.append(&record))
             .await
             .map_err(|_| custody_rpc::status::internal())?
             .map_err(unavailable)?;
@@ -87,7 +87,7 @@ impl ClusterService {
             Err(e) => begin.finish(SystemClock.now(), Outcome::Failed, code_name(e.code()), e.message()),
         };
         let journal = self.journal.clone();
-        _ = tokio::task::spawn_blocking(move || journal.append(end)).await;
+        _ = tokio::task::spawn_blocking(move || journal.append(&end)).await;
         done
     }
 

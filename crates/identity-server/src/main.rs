@@ -105,7 +105,7 @@ fn denial_sink(journal: Arc<Journal>) -> DenialSink {
             path,
         );
         journal
-            .append(begin.finish(
+            .append(&begin.finish(
                 journal.now(),
                 Outcome::Denied,
                 "PERMISSION_DENIED",

@@ -2,8 +2,8 @@
 //! private keys travel to a vault or an HSM.
 
 use crate::{Backend, PrivateKey, UnwrapFailed, WrapError};
-use aes_kw::{KwAes128, KwAes192, KwAes256, KwpAes128, KwpAes192, KwpAes256};
 use aes::cipher::KeyInit as _;
+use aes_kw::{KwAes128, KwAes192, KwAes256, KwpAes128, KwpAes192, KwpAes256};
 use aws_lc_rs::key_wrap::{AES_128, AES_256, AesKek, KeyWrap as _, KeyWrapPadded as _};
 use custody_types::WrapAlgorithm;
 use zeroize::Zeroizing;
@@ -126,7 +126,11 @@ impl PrivateKey {
     ///
     /// # Errors
     /// One answer for every cause.
-    pub fn unwrap_rsa_aes(&self, wrapped: &[u8], backend: Backend) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
+    pub fn unwrap_rsa_aes(
+        &self,
+        wrapped: &[u8],
+        backend: Backend,
+    ) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
         let (head, tail) = wrapped.split_at_checked(self.kind().bits() as usize / 8).ok_or(UnwrapFailed)?;
         let key = self.unwrap_key(WrapAlgorithm::RsaOaep, head)?;
         aes_unwrap(backend, &key, Padding::Padded, tail)

@@ -40,7 +40,9 @@ fn aes_kwp() {
 #[test]
 fn lengths_that_a_mode_does_not_take_are_refused() {
     for backend in [Backend::AwsLc, Backend::RustCrypto] {
-        for (padding, len) in [(Padding::None, 0), (Padding::None, 8), (Padding::None, 17), (Padding::Padded, 0)] {
+        for (padding, len) in
+            [(Padding::None, 0), (Padding::None, 8), (Padding::None, 17), (Padding::Padded, 0)]
+        {
             assert!(aes_wrap(backend, &[1; 32], padding, &vec![2; len]).is_err(), "{padding:?} {len}");
         }
         assert!(aes_wrap(backend, &[1; 31], Padding::Padded, &[2; 16]).is_err(), "no AES key");

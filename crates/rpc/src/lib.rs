@@ -6,6 +6,7 @@
 pub mod audit_log;
 pub mod authentication;
 pub mod channel;
+pub mod compute;
 pub mod correlation;
 pub mod https;
 pub mod page;

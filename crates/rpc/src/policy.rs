@@ -4,6 +4,7 @@ use custody_proto::Method::{self, *};
 use custody_types::Duty::{
     self, Auditor, DatabaseAdministrator, SecurityOfficer, SystemAdministrator, Workload,
 };
+use std::{collections::HashMap, sync::LazyLock};
 
 /// Who may call an RPC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,5 +133,7 @@ pub fn rule(method: Method) -> Rule {
 /// The RPC of a gRPC path.
 #[must_use]
 pub fn method(path: &str) -> Option<Method> {
-    Method::ALL.iter().copied().find(|m| m.path() == path)
+    static BY_PATH: LazyLock<HashMap<&'static str, Method>> =
+        LazyLock::new(|| Method::ALL.iter().map(|m| (m.path(), *m)).collect());
+    BY_PATH.get(path).copied()
 }

@@ -27,6 +27,14 @@ pub fn status(code: &str, reason: &str, message: &str, field: Option<&str>) -> S
     Status::with_error_details(code, message, details)
 }
 
+/// As [`status`], with the time after which the same may be asked again (`google.rpc.RetryInfo`).
+#[must_use]
+pub fn retry(code: &str, reason: &str, message: &str, after: std::time::Duration) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    details.set_retry_info(Some(after));
+    Status::with_error_details(code_named(code), message, details)
+}
+
 /// A field of the request is wrong.
 #[must_use]
 pub fn invalid(field: &str, why: impl std::fmt::Display) -> Status {

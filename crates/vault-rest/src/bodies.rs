@@ -4,7 +4,8 @@ use crate::error::RestError;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use custody_types::{Curve, KeyAttributes, KeyName, KeyOperation, KeyType, RsaSize, UnixMillis};
 use custody_vault::{
-    AttributeChange, CalendarSpan, CalendarSpanError, Material, Particulars, PrivateJwk, RotationPolicy, Tags, Trigger,
+    AttributeChange, CalendarSpan, CalendarSpanError, Material, Particulars, PrivateJwk, RotationPolicy,
+    Tags, Trigger,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::{Zeroize as _, Zeroizing};

@@ -15,11 +15,13 @@ pub(crate) struct RestError {
     message: String,
     /// Whether a challenge goes with it (RFC 6750 §3).
     pub(crate) challenge: Option<&'static str>,
+    /// Whole seconds after which a throttled client may ask again.
+    pub(crate) retry_after_s: u64,
 }
 
 impl RestError {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, inner: None, message: message.into(), challenge: None }
+        Self { status, code, inner: None, message: message.into(), challenge: None, retry_after_s: 1 }
     }
 
     pub(crate) fn bad_parameter(message: impl Into<String>) -> Self {
@@ -110,6 +112,11 @@ impl From<VaultError> for RestError {
             "KEY_PRE_ACTIVE" => Self::forbidden("KeyNotYetValid", message),
             "KEY_EXPIRED" => Self::forbidden("KeyExpired", message),
             "KEY_OPERATION_FORBIDDEN" => Self::forbidden("KeyOperationForbidden", message),
+            "RATE_LIMITED" => {
+                let after = e.retry_after().unwrap_or_default();
+                let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "Throttled", message);
+                Self { retry_after_s: after.as_millis().div_ceil(1000).try_into().unwrap_or(1), ..error }
+            }
             "KEY_BUDGET_SPENT" => Self::forbidden("KeyBudgetSpent", message),
             "APPROVAL_REQUIRED" => Self::forbidden("ApprovalRequired", message),
             "KEY_DELETED" | "KEY_DESTROYED" => Self::new(StatusCode::NOT_FOUND, "KeyNotFound", message),

@@ -4,6 +4,7 @@ use crate::{
     error::RestError,
     operations,
     route::{self, Route},
+    uses,
     views::Base,
 };
 use axum::{
@@ -12,7 +13,9 @@ use axum::{
     extract::{Request, State},
     response::Response,
 };
-use custody_rpc::{correlation::CorrelationIds, https::PeerAddress, token::TokenVerifier, workers::Workers};
+use custody_rpc::{
+    compute::Compute, correlation::CorrelationIds, https::PeerAddress, token::TokenVerifier, workers::Workers,
+};
 use custody_types::Caller;
 use custody_vault::{Call, Vault};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -39,6 +42,7 @@ pub struct FaceSettings {
 pub struct Face {
     pub(crate) vault: Arc<Vault>,
     pub(crate) workers: Workers,
+    pub(crate) compute: Compute,
     verifier: Arc<TokenVerifier>,
     settings: FaceSettings,
     ids: CorrelationIds,
@@ -66,10 +70,11 @@ impl Face {
     pub fn new(
         vault: Arc<Vault>,
         workers: Workers,
+        compute: Compute,
         verifier: Arc<TokenVerifier>,
         settings: FaceSettings,
     ) -> Self {
-        Self { vault, workers, verifier, settings, ids: CorrelationIds::default() }
+        Self { vault, workers, compute, verifier, settings, ids: CorrelationIds::default() }
     }
 
     /// Takes a request in. The order is Azure's: who calls comes before what is asked.
@@ -116,6 +121,9 @@ impl Face {
         let outcome = async {
             let (route, taken) = self.take(request, &host, &id).await?;
             span.record("user.id", taken.call.caller.principal.as_str());
+            if let Route::Use { key, version, operation } = route {
+                return uses::run(&self, taken, &key, &version, operation).await;
+            }
             let face = self.clone();
             // A worker's own refusals come as a status, the vault's as an error of this face.
             self.workers.run(move || Ok(operations::run(&face, route, &taken))).await?
@@ -136,10 +144,10 @@ impl Face {
     }
 
     fn response(&self, outcome: Result<Answer, RestError>, host: &Host) -> Response {
-        let (status, body, challenge) = match outcome {
-            Ok(Answer::Json(body)) => (StatusCode::OK, Some(body), None),
-            Ok(Answer::NoContent) => (StatusCode::NO_CONTENT, None, None),
-            Err(e) => (e.status, Some(e.body()), e.challenge),
+        let (status, body, challenge, retry_after) = match outcome {
+            Ok(Answer::Json(body)) => (StatusCode::OK, Some(body), None, 0),
+            Ok(Answer::NoContent) => (StatusCode::NO_CONTENT, None, None, 0),
+            Err(e) => (e.status, Some(e.body()), e.challenge, e.retry_after_s),
         };
         let json = body.is_some();
         let mut response = Response::new(body.map_or_else(Body::empty, |b| Body::from(b.to_string())));
@@ -160,7 +168,7 @@ impl Face {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         if status == StatusCode::TOO_MANY_REQUESTS {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after));
         }
         if let Some(extra) = challenge {
             // The resource is a parent of every vault's host, which is what clients check.

@@ -8,6 +8,7 @@ mod error;
 mod face;
 mod operations;
 mod route;
+mod uses;
 mod views;
 
 pub use face::{Face, FaceSettings, router};

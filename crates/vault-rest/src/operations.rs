@@ -1,14 +1,13 @@
 //! Each route as a call of the domain. Runs on a worker.
 
 use crate::{
-    bodies::{self, Create, Import, Policy, Random, Restore, Update, Verify},
+    bodies::{self, Create, Import, Policy, Random, Restore, Update},
     error::RestError,
     face::{Answer, Face, Taken},
-    route::{Route, Use},
+    route::Route,
     views::b64,
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use custody_types::{SignatureAlgorithm, WrapAlgorithm};
 use custody_vault::{IfExists, KeyView, Material, Vault, VersionView};
 use serde_json::{Value, json};
 
@@ -109,11 +108,8 @@ pub(crate) fn run(face: &Face, route: Route, taken: &Taken) -> Outcome {
             versions.retain(|v| asked.after.is_empty() || v.name.id() > asked.after.as_str());
             Ok(asked.answer(taken, &path, &versions, |v| v.name.id(), |v| taken.base.item(&found, v, true)))
         }
-        Route::Use { key, version, operation } => {
-            let name =
-                if version.is_empty() { named(&key) } else { format!("{}/versions/{version}", named(&key)) };
-            use_key(vault, taken, &name, operation)
-        }
+        // Uses of keys are computed elsewhere: see `uses`.
+        Route::Use { .. } => Err(RestError::no_such_route()),
     }
 }
 
@@ -158,63 +154,6 @@ fn update(vault: &Vault, taken: &Taken, key: &str, version: &str) -> Outcome {
     let changed = vault.update_key_version(&taken.call, &format!("{name}/versions/{version}"), change)?;
     let found = live(vault, taken, key)?;
     Ok(Answer::Json(taken.base.bundle(&found, &changed)))
-}
-
-fn wrap_algorithm(name: &str) -> Result<WrapAlgorithm, RestError> {
-    match name {
-        "" => Err(RestError::bad_parameter("`alg` is required; use RSA-OAEP-256")),
-        "RSA1_5" => Err(RestError::bad_parameter(
-            "RSA1_5 is not offered: its padding tells too much when it fails (RFC 8017 §7.2); use RSA-OAEP-256",
-        )),
-        name => {
-            name.parse().map_err(|e: custody_types::UnknownAlgorithm| RestError::bad_parameter(e.to_string()))
-        }
-    }
-}
-
-fn signature_algorithm(name: &str) -> Result<SignatureAlgorithm, RestError> {
-    let parsed = name.parse();
-    parsed.map_err(|e: custody_types::UnknownSignatureAlgorithm| RestError::bad_parameter(e.to_string()))
-}
-
-fn use_key(vault: &Vault, taken: &Taken, name: &str, operation: Use) -> Outcome {
-    let call = &taken.call;
-    let result = |version: &str, value: &[u8]| {
-        Ok(Answer::Json(json!({ "kid": taken.base.kid(version), "value": b64(value) })))
-    };
-    if operation == Use::Verify {
-        let body: Verify = bodies::parse(&taken.body)?;
-        let algorithm = signature_algorithm(&body.alg)?;
-        let (digest, signature) =
-            (bodies::bytes(&body.digest, "digest")?, bodies::bytes(&body.value, "value")?);
-        let (_, valid) = vault.verify(call, name, algorithm, &digest, &signature)?;
-        return Ok(Answer::Json(json!({ "value": valid })));
-    }
-    let body: bodies::Use = bodies::parse(&taken.body)?;
-    let value = body.value()?;
-    match operation {
-        Use::Encrypt => {
-            let done = vault.encrypt(call, name, wrap_algorithm(&body.alg)?, &value)?;
-            result(done.key_version.as_str(), &done.ciphertext)
-        }
-        Use::Wrap => {
-            let done = vault.wrap_key(call, name, wrap_algorithm(&body.alg)?, &value)?;
-            result(done.key_version.as_str(), &done.ciphertext)
-        }
-        Use::Decrypt => {
-            let done = vault.decrypt(call, name, wrap_algorithm(&body.alg)?, &value)?;
-            result(done.key_version.as_str(), &done.plain)
-        }
-        Use::Unwrap => {
-            let done = vault.unwrap_key(call, name, wrap_algorithm(&body.alg)?, &value)?;
-            result(done.key_version.as_str(), &done.plain)
-        }
-        Use::Sign => {
-            let (version, signature) = vault.sign(call, name, signature_algorithm(&body.alg)?, &value)?;
-            result(version.as_str(), &signature)
-        }
-        Use::Verify => Err(RestError::no_such_route()),
-    }
 }
 
 /// A page of a sorted list that is asked for.

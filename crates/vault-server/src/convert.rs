@@ -2,7 +2,7 @@
 
 use custody_proto::vault::{self as wire, rotation_policy::Rotate};
 use custody_rpc::{
-    status::{invalid, status},
+    status::{invalid, retry, status},
     timestamp::{from_wire, to_wire},
 };
 use custody_types::{
@@ -20,7 +20,10 @@ pub(crate) fn failed(e: VaultError) -> Status {
     if matches!(e.status(), "INTERNAL" | "UNAVAILABLE" | "DATA_LOSS") {
         tracing::error!(error = %e, source = ?std::error::Error::source(&e), "vault operation failed");
     }
-    status(e.status(), e.reason(), &e.to_string(), e.field())
+    match e.retry_after() {
+        Some(after) => retry(e.status(), e.reason(), &e.to_string(), after),
+        None => status(e.status(), e.reason(), &e.to_string(), e.field()),
+    }
 }
 
 pub(crate) fn vault(v: VaultRecord) -> wire::Vault {

@@ -7,13 +7,17 @@ use custody_proto::vault::{
 };
 use custody_rpc::{
     CallContext,
+    compute::Compute,
     page::{self, cut},
     server::MESSAGE_LEN_MAX,
     status::invalid,
     workers::Workers,
 };
 use custody_types::{Clock as _, SignatureAlgorithm, SystemClock, WrapAlgorithm};
-use custody_vault::{Call, Event, IfExists, Material, Particulars, Vault, VaultParameters};
+use custody_vault::{
+    Admission, Call, Event, IfExists, Material, Particulars, Vault, VaultError, VaultParameters,
+    gate::{Operation, op},
+};
 use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_stream::Stream;
@@ -23,6 +27,7 @@ pub(crate) struct KeyVaultService {
     vault: Arc<Vault>,
     events: broadcast::Sender<Event>,
     workers: Workers,
+    compute: Compute,
 }
 
 /// A watch ends after this time and is begun anew by its client, with a fresh token.
@@ -33,8 +38,10 @@ impl KeyVaultService {
         vault: Arc<Vault>,
         events: broadcast::Sender<Event>,
         workers: Workers,
+        compute: Compute,
     ) -> KeyVaultServer<Self> {
-        KeyVaultServer::new(Self { vault, events, workers }).max_decoding_message_size(MESSAGE_LEN_MAX)
+        KeyVaultServer::new(Self { vault, events, workers, compute })
+            .max_decoding_message_size(MESSAGE_LEN_MAX)
     }
 
     /// Runs a domain call on a worker.
@@ -46,12 +53,29 @@ impl KeyVaultService {
     where
         R: Send + 'static,
     {
-        let context = CallContext::of(&request)?;
-        let call = Call { caller: context.caller, correlation_id: context.correlation_id };
-        let request = request.into_inner();
+        let (call, request) = taken(request)?;
         let vault = self.vault.clone();
         self.workers.run(move || act(&vault, &call, request).map(Response::new)).await
     }
+
+    /// Uses a key: admitted by the gate in this task, done where computing holds nobody up.
+    async fn compute<Op: Operation + 'static, T: Send + 'static>(
+        &self,
+        call: Call,
+        name: &str,
+        act: impl FnOnce(Admission<Op>) -> Result<T, VaultError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let caller = call.caller.principal.clone();
+        let admission = self.vault.admit::<Op>(call, name).await.map_err(failed)?;
+        self.compute.run(&caller, move || act(admission).map_err(failed)).await
+    }
+}
+
+/// A request with who makes it.
+fn taken<R>(request: Request<R>) -> Result<(Call, R), Status> {
+    let context = CallContext::of(&request)?;
+    let call = Call { caller: context.caller, correlation_id: context.correlation_id };
+    Ok((call, request.into_inner()))
 }
 
 fn algorithm(name: &str) -> Result<WrapAlgorithm, Status> {
@@ -164,8 +188,9 @@ impl KeyVault for KeyVaultService {
     }
 
     async fn get_key(&self, request: Request<wire::GetKeyRequest>) -> Result<Response<wire::Key>, Status> {
-        self.run(request, |vault, call, r| vault.get_key(call, &r.name).map(convert::key).map_err(failed))
-            .await
+        let (call, r) = taken(request)?;
+        let key = self.vault.get_key_in_task(&call, &r.name).await.map_err(failed)?;
+        Ok(Response::new(convert::key(key)))
     }
 
     async fn list_keys(
@@ -262,26 +287,22 @@ impl KeyVault for KeyVaultService {
         &self,
         request: Request<wire::WrapKeyRequest>,
     ) -> Result<Response<wire::WrapKeyResponse>, Status> {
-        self.run(request, |vault, call, r| {
-            let plain = zeroize(r.plaintext);
-            vault
-                .wrap_key(call, &r.name, algorithm(&r.algorithm)?, &plain)
-                .map(convert::wrapped)
-                .map_err(failed)
-        })
-        .await
+        let (call, r) = taken(request)?;
+        let algorithm = algorithm(&r.algorithm)?;
+        let plain = zeroize(r.plaintext);
+        let done = self.compute::<op::WrapKey, _>(call, &r.name, move |a| a.protect(algorithm, &plain));
+        Ok(Response::new(convert::wrapped(done.await?)))
     }
 
     async fn unwrap_key(
         &self,
         request: Request<wire::UnwrapKeyRequest>,
     ) -> Result<Response<wire::UnwrapKeyResponse>, Status> {
-        self.run(request, |vault, call, r| {
-            let opened =
-                vault.unwrap_key(call, &r.name, algorithm(&r.algorithm)?, &r.ciphertext).map_err(failed)?;
-            Ok(wire::UnwrapKeyResponse { plaintext: opened.plain.to_vec() })
-        })
-        .await
+        let (call, r) = taken(request)?;
+        let algorithm = algorithm(&r.algorithm)?;
+        let act = move |a: Admission<op::UnwrapKey>| a.unprotect(algorithm, &r.ciphertext);
+        let opened = self.compute(call, &r.name, act).await?;
+        Ok(Response::new(wire::UnwrapKeyResponse { plaintext: opened.plain.to_vec() }))
     }
 
     async fn rewrap_key(
@@ -299,53 +320,49 @@ impl KeyVault for KeyVaultService {
         &self,
         request: Request<wire::EncryptRequest>,
     ) -> Result<Response<wire::EncryptResponse>, Status> {
-        self.run(request, |vault, call, r| {
-            let plain = zeroize(r.plaintext);
-            let done = vault.encrypt(call, &r.name, algorithm(&r.algorithm)?, &plain).map_err(failed)?;
-            Ok(wire::EncryptResponse {
-                key_version: done.key_version.to_string(),
-                algorithm: done.algorithm.to_string(),
-                ciphertext: done.ciphertext,
-            })
-        })
-        .await
+        let (call, r) = taken(request)?;
+        let algorithm = algorithm(&r.algorithm)?;
+        let plain = zeroize(r.plaintext);
+        let done =
+            self.compute::<op::Encrypt, _>(call, &r.name, move |a| a.protect(algorithm, &plain)).await?;
+        Ok(Response::new(wire::EncryptResponse {
+            key_version: done.key_version.to_string(),
+            algorithm: done.algorithm.to_string(),
+            ciphertext: done.ciphertext,
+        }))
     }
 
     async fn decrypt(
         &self,
         request: Request<wire::DecryptRequest>,
     ) -> Result<Response<wire::DecryptResponse>, Status> {
-        self.run(request, |vault, call, r| {
-            let opened =
-                vault.decrypt(call, &r.name, algorithm(&r.algorithm)?, &r.ciphertext).map_err(failed)?;
-            Ok(wire::DecryptResponse { plaintext: opened.plain.to_vec() })
-        })
-        .await
+        let (call, r) = taken(request)?;
+        let algorithm = algorithm(&r.algorithm)?;
+        let act = move |a: Admission<op::Decrypt>| a.unprotect(algorithm, &r.ciphertext);
+        let opened = self.compute(call, &r.name, act).await?;
+        Ok(Response::new(wire::DecryptResponse { plaintext: opened.plain.to_vec() }))
     }
 
     async fn sign(
         &self,
         request: Request<wire::SignRequest>,
     ) -> Result<Response<wire::SignResponse>, Status> {
-        self.run(request, |vault, call, r| {
-            let (version, signature) =
-                vault.sign(call, &r.name, signature_algorithm(&r.algorithm)?, &r.digest).map_err(failed)?;
-            Ok(wire::SignResponse { key_version: version.to_string(), signature })
-        })
-        .await
+        let (call, r) = taken(request)?;
+        let algorithm = signature_algorithm(&r.algorithm)?;
+        let act = move |a: Admission<op::Sign>| a.sign(algorithm, &r.digest);
+        let (version, signature) = self.compute(call, &r.name, act).await?;
+        Ok(Response::new(wire::SignResponse { key_version: version.to_string(), signature }))
     }
 
     async fn verify(
         &self,
         request: Request<wire::VerifyRequest>,
     ) -> Result<Response<wire::VerifyResponse>, Status> {
-        self.run(request, |vault, call, r| {
-            let algorithm = signature_algorithm(&r.algorithm)?;
-            let (version, valid) =
-                vault.verify(call, &r.name, algorithm, &r.digest, &r.signature).map_err(failed)?;
-            Ok(wire::VerifyResponse { key_version: version.to_string(), valid })
-        })
-        .await
+        let (call, r) = taken(request)?;
+        let algorithm = signature_algorithm(&r.algorithm)?;
+        let act = move |a: Admission<op::Verify>| a.verify(algorithm, &r.digest, &r.signature);
+        let (version, valid) = self.compute(call, &r.name, act).await?;
+        Ok(Response::new(wire::VerifyResponse { key_version: version.to_string(), valid }))
     }
 
     async fn backup_key(

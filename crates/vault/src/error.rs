@@ -6,6 +6,7 @@ use custody_envelope::RandomError;
 use custody_kek::{ImportError, SignError, UnwrapFailed, WrapError};
 use custody_store::StoreError;
 use custody_types::{KeyOperation, KeyState, NameError, Permission, UnknownRsaSize};
+use std::time::Duration;
 
 /// An operation that was not done.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +75,16 @@ pub enum VaultError {
     /// The version has been used as often as its owner allows.
     #[error("key version `{0}` has used up its budget; rotate the key, or raise the budget")]
     BudgetSpent(String),
+    /// It was asked too often.
+    #[error("the {what} `{name}` is asked more often than its limit; try again after {} ms", retry_after.as_millis())]
+    Throttled {
+        /// Whose limit: `caller`, `key` or `vault`.
+        what: &'static str,
+        /// Which.
+        name: String,
+        /// When it may be asked again.
+        retry_after: Duration,
+    },
     /// A field of the request is wrong.
     #[error("`{field}`: {why}")]
     Invalid {
@@ -117,6 +128,7 @@ impl VaultError {
             | Self::Precondition { .. }
             | Self::ConflictingDuty(_) => "FAILED_PRECONDITION",
             Self::Invalid { .. } | Self::UnwrapFailed(_) => "INVALID_ARGUMENT",
+            Self::Throttled { .. } => "RESOURCE_EXHAUSTED",
             Self::AuditUnavailable(_) | Self::Store(_) => "UNAVAILABLE",
             Self::Damaged(_) => "DATA_LOSS",
             Self::Backend => "INTERNAL",
@@ -141,6 +153,7 @@ impl VaultError {
             Self::OperationForbidden { .. } => "KEY_OPERATION_FORBIDDEN",
             Self::ApprovalRequired { .. } => "APPROVAL_REQUIRED",
             Self::BudgetSpent(_) => "KEY_BUDGET_SPENT",
+            Self::Throttled { .. } => "RATE_LIMITED",
             Self::Precondition { .. } => "INVALID_KEY_TRANSITION",
             Self::Invalid { .. } => "INVALID_FIELD",
             Self::UnwrapFailed(_) => "UNWRAP_FAILED",
@@ -157,6 +170,15 @@ impl VaultError {
     pub fn field(&self) -> Option<&'static str> {
         match self {
             Self::Invalid { field, .. } => Some(field),
+            _ => None,
+        }
+    }
+
+    /// When the same may be asked again, where that is known.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Throttled { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
     }

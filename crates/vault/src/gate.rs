@@ -3,8 +3,11 @@
 //! What acts on keys takes a [`Permit`] of its own operation, which has no public constructor: code that forgot
 //! authorization or audit does not compile. SAFETY-CLAIM: SECURITY-MODEL.md "no operation without its record".
 
-use crate::{Call, VaultError};
-use custody_audit::{Journal, Outcome, Record};
+use crate::{
+    Call, VaultError,
+    limits::{Limiter, RateLimits},
+};
+use custody_audit::{Journal, Outcome, Pending, Record};
 use custody_authz::{Assignments, Decision};
 use custody_types::{Clock, Duty, Permission};
 use parking_lot::RwLock;
@@ -27,12 +30,45 @@ impl<Op: Operation> fmt::Debug for Permit<Op> {
     }
 }
 
+/// What the gate says before anything is recorded.
+enum Authorized {
+    Yes { record: Record, assignment: String },
+    No { refusal: Record, error: VaultError },
+}
+
+/// An operation that is authorized and recorded, and not done yet. Dropped, it ends as failed.
+pub(crate) struct Admitted<Op> {
+    pending: Pending,
+    assignment: String,
+    op: PhantomData<fn() -> Op>,
+}
+
+impl<Op: Operation> Admitted<Op> {
+    /// Does it, and records how it ended.
+    pub(crate) fn run<T>(
+        self,
+        act: impl FnOnce(Permit<Op>) -> Result<T, VaultError>,
+    ) -> Result<T, VaultError> {
+        match act(Permit(PhantomData)) {
+            Ok(done) => {
+                self.pending.finish(Outcome::Success, "OK", &self.assignment);
+                Ok(done)
+            }
+            Err(error) => {
+                self.pending.finish(Outcome::Failed, error.status(), &error.to_string());
+                Err(error)
+            }
+        }
+    }
+}
+
 /// Where every operation passes.
 pub struct Gate {
     journal: Arc<Journal>,
     pub(crate) assignments: RwLock<Assignments>,
     /// Conditions of assignments are held against it.
     clock: Arc<dyn Clock>,
+    pub(crate) limits: Limiter,
 }
 
 impl fmt::Debug for Gate {
@@ -42,8 +78,13 @@ impl fmt::Debug for Gate {
 }
 
 impl Gate {
-    pub(crate) fn new(journal: Arc<Journal>, assignments: Assignments, clock: Arc<dyn Clock>) -> Self {
-        Self { journal, assignments: RwLock::new(assignments), clock }
+    pub(crate) fn new(
+        journal: Arc<Journal>,
+        assignments: Assignments,
+        clock: Arc<dyn Clock>,
+        limits: &RateLimits,
+    ) -> Self {
+        Self { journal, assignments: RwLock::new(assignments), clock, limits: Limiter::new(limits) }
     }
 
     /// Runs an operation on `resource`. A refusal is recorded too, before it is answered.
@@ -64,25 +105,51 @@ impl Gate {
         resource: &str,
         act: impl FnOnce(Permit<Op>) -> Result<T, VaultError>,
     ) -> Result<T, VaultError> {
-        let record =
-            Record::begin(self.journal.now(), Op::NAME, &call.correlation_id, &call.caller, resource);
-        let Decision::Allow { assignment } = self.decide(call, permission, resource) else {
-            let error = VaultError::PermissionDenied { permission, resource: resource.to_owned() };
-            let now = self.journal.now();
-            self.journal.append(record.finish(now, Outcome::Denied, error.status(), &error.to_string()))?;
-            return Err(error);
+        let (record, assignment) = match self.authorize::<Op>(permission, call, resource)? {
+            Authorized::Yes { record, assignment } => (record, assignment),
+            Authorized::No { refusal, error } => {
+                self.journal.append(&refusal)?;
+                return Err(error);
+            }
         };
         let pending = self.journal.begin(record)?;
-        match act(Permit(PhantomData)) {
-            Ok(done) => {
-                pending.finish(Outcome::Success, "OK", &assignment);
-                Ok(done)
+        Admitted { pending, assignment, op: PhantomData }.run(act)
+    }
+
+    /// The first half of [`Gate::run`], for a task: authorizes, and waits for the record without holding a thread.
+    pub(crate) async fn admit<Op: Operation>(
+        &self,
+        call: &Call,
+        resource: &str,
+    ) -> Result<Admitted<Op>, VaultError> {
+        let (record, assignment) = match self.authorize::<Op>(Op::PERMISSION, call, resource)? {
+            Authorized::Yes { record, assignment } => (record, assignment),
+            Authorized::No { refusal, error } => {
+                self.journal.append_in_task(&refusal).await?;
+                return Err(error);
             }
-            Err(error) => {
-                pending.finish(Outcome::Failed, error.status(), &error.to_string());
-                Err(error)
+        };
+        let pending = self.journal.begin_in_task(record).await?;
+        Ok(Admitted { pending, assignment, op: PhantomData })
+    }
+
+    fn authorize<Op: Operation>(
+        &self,
+        permission: Permission,
+        call: &Call,
+        resource: &str,
+    ) -> Result<Authorized, VaultError> {
+        self.limits.check(&call.caller.principal, resource)?;
+        let now = self.journal.now();
+        let record = Record::begin(now, Op::NAME, &call.correlation_id, &call.caller, resource);
+        Ok(match self.decide(call, permission, resource) {
+            Decision::Allow { assignment } => Authorized::Yes { record, assignment },
+            Decision::Deny => {
+                let error = VaultError::PermissionDenied { permission, resource: resource.to_owned() };
+                let refusal = record.finish(now, Outcome::Denied, error.status(), &error.to_string());
+                Authorized::No { refusal, error }
             }
-        }
+        })
     }
 
     /// A vault does not exist before it is made, a list of vaults is of none in particular, and emergency rights are for

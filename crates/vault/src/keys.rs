@@ -267,10 +267,22 @@ impl Vault {
     /// Not allowed, or it does not exist.
     pub fn get_key(&self, call: &Call, name: &str) -> Result<KeyView, VaultError> {
         let name: KeyName = name.parse()?;
-        self.gate.run::<op::GetKey, _>(call, name.as_str(), |_| {
-            let catalog = self.catalog.read();
-            catalog.view_key(catalog.key(&name)?, self.now())
-        })
+        self.gate.run::<op::GetKey, _>(call, name.as_str(), |_| self.view(&name))
+    }
+
+    /// As [`Vault::get_key`], for a task: the wait for its record holds no thread.
+    ///
+    /// # Errors
+    /// As [`Vault::get_key`].
+    pub async fn get_key_in_task(&self, call: &Call, name: &str) -> Result<KeyView, VaultError> {
+        let name: KeyName = name.parse()?;
+        let admitted = self.gate.admit::<op::GetKey>(call, name.as_str()).await?;
+        admitted.run(|_| self.view(&name))
+    }
+
+    fn view(&self, name: &KeyName) -> Result<KeyView, VaultError> {
+        let catalog = self.catalog.read();
+        catalog.view_key(catalog.key(name)?, self.now())
     }
 
     /// Reads a version.

@@ -2,7 +2,7 @@
 
 use crate::{
     Call, Vault, VaultError,
-    gate::{Operation, Permit, op},
+    gate::{Admitted, Operation, Permit, op},
     record::Version,
 };
 use custody_envelope::random;
@@ -53,7 +53,117 @@ impl Target {
     }
 }
 
+/// An operation that protects.
+pub trait Protects: Operation {
+    /// What the key is asked.
+    const OPERATION: KeyOperation;
+}
+
+/// An operation that opens what is protected.
+pub trait Opens: Operation {
+    /// What the key is asked.
+    const OPERATION: KeyOperation;
+}
+
+impl Protects for op::Encrypt {
+    const OPERATION: KeyOperation = KeyOperation::Encrypt;
+}
+
+impl Protects for op::WrapKey {
+    const OPERATION: KeyOperation = KeyOperation::WrapKey;
+}
+
+impl Opens for op::Decrypt {
+    const OPERATION: KeyOperation = KeyOperation::Decrypt;
+}
+
+impl Opens for op::UnwrapKey {
+    const OPERATION: KeyOperation = KeyOperation::UnwrapKey;
+}
+
+/// A use of a key that is authorized and recorded, to be done on a thread that may compute.
+pub struct Admission<Op> {
+    vault: Arc<Vault>,
+    call: Call,
+    target: Target,
+    admitted: Admitted<Op>,
+}
+
+impl<Op> fmt::Debug for Admission<Op> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admission").field("target", &self.target.as_str()).finish_non_exhaustive()
+    }
+}
+
+impl<Op: Protects> Admission<Op> {
+    /// Wraps or encrypts.
+    ///
+    /// # Errors
+    /// As [`Vault::wrap_key`].
+    pub fn protect(self, algorithm: WrapAlgorithm, plain: &[u8]) -> Result<WrappedKey, VaultError> {
+        let Self { vault, call, target, admitted } = self;
+        admitted.run(|permit| vault.do_protect(&permit, &call, &target, algorithm, plain))
+    }
+}
+
+impl<Op: Opens> Admission<Op> {
+    /// Unwraps or decrypts.
+    ///
+    /// # Errors
+    /// As [`Vault::unwrap_key`].
+    pub fn unprotect(self, algorithm: WrapAlgorithm, sealed: &[u8]) -> Result<Opened, VaultError> {
+        let Self { vault, call, target, admitted } = self;
+        admitted.run(|permit| vault.do_unprotect(&permit, &call, &target, algorithm, sealed))
+    }
+}
+
+impl Admission<op::Sign> {
+    /// Signs.
+    ///
+    /// # Errors
+    /// As [`Vault::sign`].
+    pub fn sign(
+        self,
+        algorithm: SignatureAlgorithm,
+        digest: &[u8],
+    ) -> Result<(KeyVersionName, Vec<u8>), VaultError> {
+        let Self { vault, call, target, admitted } = self;
+        admitted.run(|permit| vault.do_sign(&permit, &call, &target, algorithm, digest))
+    }
+}
+
+impl Admission<op::Verify> {
+    /// Checks a signature.
+    ///
+    /// # Errors
+    /// As [`Vault::verify`].
+    pub fn verify(
+        self,
+        algorithm: SignatureAlgorithm,
+        digest: &[u8],
+        signature: &[u8],
+    ) -> Result<(KeyVersionName, bool), VaultError> {
+        let Self { vault, call, target, admitted } = self;
+        admitted.run(|permit| vault.do_verify(&permit, &call, &target, algorithm, digest, signature))
+    }
+}
+
 impl Vault {
+    /// Authorizes and records a use of a key; the one who calls does it where computing holds nobody up. The wait for
+    /// the record holds no thread.
+    ///
+    /// # Errors
+    /// Not allowed, asked too often, or the record is not on disk.
+    pub async fn admit<Op: Operation>(
+        self: &Arc<Self>,
+        call: Call,
+        name: &str,
+    ) -> Result<Admission<Op>, VaultError> {
+        let target = Target::parse(name, "name")?;
+        let admitted = self.gate.admit(&call, target.as_str()).await?;
+        Ok(Admission { vault: self.clone(), call, target, admitted })
+    }
+
     /// Wraps key material with a key's current version, or with the version named.
     ///
     /// # Errors
@@ -65,7 +175,7 @@ impl Vault {
         algorithm: WrapAlgorithm,
         plain: &[u8],
     ) -> Result<WrappedKey, VaultError> {
-        self.protect::<op::WrapKey>(call, name, KeyOperation::WrapKey, algorithm, plain)
+        self.protect::<op::WrapKey>(call, name, algorithm, plain)
     }
 
     /// Opens wrapped key material.
@@ -80,7 +190,7 @@ impl Vault {
         algorithm: WrapAlgorithm,
         wrapped: &[u8],
     ) -> Result<Opened, VaultError> {
-        self.unprotect::<op::UnwrapKey>(call, name, KeyOperation::UnwrapKey, algorithm, wrapped)
+        self.unprotect::<op::UnwrapKey>(call, name, algorithm, wrapped)
     }
 
     /// Moves wrapped key material to another key or version; what is inside does not leave the vault. Needs
@@ -111,7 +221,7 @@ impl Vault {
         algorithm: WrapAlgorithm,
         plain: &[u8],
     ) -> Result<WrappedKey, VaultError> {
-        self.protect::<op::Encrypt>(call, name, KeyOperation::Encrypt, algorithm, plain)
+        self.protect::<op::Encrypt>(call, name, algorithm, plain)
     }
 
     /// Opens encrypted bytes; answers also which version did.
@@ -125,43 +235,63 @@ impl Vault {
         algorithm: WrapAlgorithm,
         encrypted: &[u8],
     ) -> Result<Opened, VaultError> {
-        self.unprotect::<op::Decrypt>(call, name, KeyOperation::Decrypt, algorithm, encrypted)
+        self.unprotect::<op::Decrypt>(call, name, algorithm, encrypted)
     }
 
-    /// Wrapping and encrypting: one thing under two rights.
-    fn protect<Op: Operation>(
+    fn protect<Op: Protects>(
         &self,
         call: &Call,
         name: &str,
-        operation: KeyOperation,
         algorithm: WrapAlgorithm,
         plain: &[u8],
     ) -> Result<WrappedKey, VaultError> {
         let target = Target::parse(name, "name")?;
-        self.gate.run(call, target.as_str(), |_: Permit<Op>| {
-            let version = self.usable(&target, operation)?;
-            let ciphertext = self.private(&version)?.wrap_key(algorithm, plain)?;
-            self.count(&version, operation, call);
-            Ok(WrappedKey { key_version: version.record.name.clone(), algorithm, ciphertext })
+        self.gate.run(call, target.as_str(), |permit: Permit<Op>| {
+            self.do_protect(&permit, call, &target, algorithm, plain)
         })
     }
 
-    /// Unwrapping and decrypting.
-    fn unprotect<Op: Operation>(
+    /// Wrapping and encrypting: one thing under two rights.
+    fn do_protect<Op: Protects>(
+        &self,
+        _: &Permit<Op>,
+        call: &Call,
+        target: &Target,
+        algorithm: WrapAlgorithm,
+        plain: &[u8],
+    ) -> Result<WrappedKey, VaultError> {
+        let version = self.usable(target, Op::OPERATION)?;
+        let ciphertext = self.private(&version)?.wrap_key(algorithm, plain)?;
+        self.count(&version, Op::OPERATION, call);
+        Ok(WrappedKey { key_version: version.record.name.clone(), algorithm, ciphertext })
+    }
+
+    fn unprotect<Op: Opens>(
         &self,
         call: &Call,
         name: &str,
-        operation: KeyOperation,
         algorithm: WrapAlgorithm,
         sealed: &[u8],
     ) -> Result<Opened, VaultError> {
         let target = Target::parse(name, "name")?;
-        self.gate.run(call, target.as_str(), |_: Permit<Op>| {
-            let version = self.usable(&target, operation)?;
-            let plain = self.private(&version)?.unwrap_key(algorithm, sealed)?;
-            self.count(&version, operation, call);
-            Ok(Opened { key_version: version.record.name.clone(), plain })
+        self.gate.run(call, target.as_str(), |permit: Permit<Op>| {
+            self.do_unprotect(&permit, call, &target, algorithm, sealed)
         })
+    }
+
+    /// Unwrapping and decrypting.
+    fn do_unprotect<Op: Opens>(
+        &self,
+        _: &Permit<Op>,
+        call: &Call,
+        target: &Target,
+        algorithm: WrapAlgorithm,
+        sealed: &[u8],
+    ) -> Result<Opened, VaultError> {
+        let version = self.usable(target, Op::OPERATION)?;
+        let plain = self.private(&version)?.unwrap_key(algorithm, sealed)?;
+        self.count(&version, Op::OPERATION, call);
+        Ok(Opened { key_version: version.record.name.clone(), plain })
     }
 
     /// Signs a digest; answers also which version did.
@@ -176,12 +306,21 @@ impl Vault {
         digest: &[u8],
     ) -> Result<(KeyVersionName, Vec<u8>), VaultError> {
         let target = Target::parse(name, "name")?;
-        self.gate.run(call, target.as_str(), |_: Permit<op::Sign>| {
-            let version = self.usable(&target, KeyOperation::Sign)?;
-            let signature = self.private(&version)?.sign(algorithm, digest)?;
-            self.count(&version, KeyOperation::Sign, call);
-            Ok((version.record.name.clone(), signature))
-        })
+        self.gate.run(call, target.as_str(), |permit| self.do_sign(&permit, call, &target, algorithm, digest))
+    }
+
+    fn do_sign(
+        &self,
+        _: &Permit<op::Sign>,
+        call: &Call,
+        target: &Target,
+        algorithm: SignatureAlgorithm,
+        digest: &[u8],
+    ) -> Result<(KeyVersionName, Vec<u8>), VaultError> {
+        let version = self.usable(target, KeyOperation::Sign)?;
+        let signature = self.private(&version)?.sign(algorithm, digest)?;
+        self.count(&version, KeyOperation::Sign, call);
+        Ok((version.record.name.clone(), signature))
     }
 
     /// Whether a signature over a digest holds; answers also under which version.
@@ -197,13 +336,25 @@ impl Vault {
         signature: &[u8],
     ) -> Result<(KeyVersionName, bool), VaultError> {
         let target = Target::parse(name, "name")?;
-        self.gate.run(call, target.as_str(), |_: Permit<op::Verify>| {
-            let version = self.usable(&target, KeyOperation::Verify)?;
-            let backend = self.options.backend;
-            let holds = custody_kek::verify(&version.record.public, algorithm, digest, signature, backend)?;
-            self.count(&version, KeyOperation::Verify, call);
-            Ok((version.record.name.clone(), holds))
+        self.gate.run(call, target.as_str(), |permit| {
+            self.do_verify(&permit, call, &target, algorithm, digest, signature)
         })
+    }
+
+    fn do_verify(
+        &self,
+        _: &Permit<op::Verify>,
+        call: &Call,
+        target: &Target,
+        algorithm: SignatureAlgorithm,
+        digest: &[u8],
+        signature: &[u8],
+    ) -> Result<(KeyVersionName, bool), VaultError> {
+        let version = self.usable(target, KeyOperation::Verify)?;
+        let backend = self.options.backend;
+        let holds = custody_kek::verify(&version.record.public, algorithm, digest, signature, backend)?;
+        self.count(&version, KeyOperation::Verify, call);
+        Ok((version.record.name.clone(), holds))
     }
 
     /// A version, if it may be asked this now; one use is taken from its budget.

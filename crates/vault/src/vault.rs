@@ -5,6 +5,7 @@ use crate::{
     catalog::Catalog,
     gate::{Gate, op},
     lifecycle,
+    limits::RateLimits,
     record::Version,
     retention::RetentionClock,
     rotation,
@@ -32,6 +33,8 @@ pub struct Call {
 pub struct VaultOptions {
     /// Which RSA implementation.
     pub backend: Backend,
+    /// How often it may be asked.
+    pub limits: RateLimits,
 }
 
 /// A vault that cannot be opened.
@@ -88,7 +91,7 @@ impl Vault {
             retention,
             root,
             options,
-            gate: Gate::new(journal.clone(), assignments, clock.clone()),
+            gate: Gate::new(journal.clone(), assignments, clock.clone(), &options.limits),
             catalog: RwLock::new(catalog),
             changes: Mutex::new(()),
             used: Mutex::default(),
@@ -167,6 +170,7 @@ impl Vault {
         for scope in self.gate.assignments.read().turned(after, now) {
             self.tell(EventType::AccessChanged, &scope);
         }
+        self.gate.limits.forget();
         self.save_uses()?;
         self.forget_approvals()?;
         rotation::run_agenda(self)?;
@@ -192,7 +196,7 @@ impl Vault {
         Ok(Call { caller, correlation_id: crate::names::new_id()? })
     }
 
-    pub(crate) fn journal(&self) -> &Journal {
+    pub(crate) fn journal(&self) -> &Arc<Journal> {
         &self.journal
     }
 }
