@@ -22,7 +22,7 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// The journal cannot take records. Whatever needed one must not happen.
@@ -57,6 +57,10 @@ const QUEUE_LEN_MAX: usize = 8192;
 const BEGINS_LEN_MAX: usize = 4096;
 /// Most records in one disk flush.
 const GROUP_LEN_MAX: usize = 1024;
+/// Operations under way from which on a flush waits for company: whoever is to be done after so many loses nothing by it.
+const GATHER_FROM: usize = 16;
+/// How long it waits.
+const GATHER_TIME: Duration = Duration::from_millis(4);
 /// A file is closed and a new one begun at this size.
 const FILE_LEN_MAX: u64 = 16 << 20;
 /// Files that are walked at a start: operations still open are among the last few thousand records.
@@ -88,6 +92,8 @@ pub struct Journal {
     written: Arc<AtomicU64>,
     /// Records in the queue.
     waiting: Arc<AtomicUsize>,
+    /// Operations that have begun and not ended.
+    open: Arc<AtomicUsize>,
     clock: Arc<dyn Clock>,
     thread: parking_lot::Mutex<Option<JoinHandle<()>>>,
 }
@@ -140,8 +146,10 @@ impl Journal {
         File::open(dir)?.sync_all()?;
         let written = Arc::new(AtomicU64::new(head.sequence));
         let waiting: Arc<AtomicUsize> = Arc::default();
+        let under_way: Arc<AtomicUsize> = Arc::default();
         let mut writer = Writer {
             waiting: waiting.clone(),
+            open: under_way.clone(),
             dir: dir.to_owned(),
             path,
             file,
@@ -179,6 +187,7 @@ impl Journal {
             queue,
             written,
             waiting,
+            open: under_way,
             clock,
             thread: parking_lot::Mutex::new(Some(thread)),
         })
@@ -190,7 +199,7 @@ impl Journal {
     /// The record is not on disk, so the operation must not happen.
     pub fn begin(self: &Arc<Self>, record: Record) -> Result<Pending, AuditUnavailable> {
         self.append(&record)?;
-        Ok(Pending { journal: self.clone(), begin: Some(record) })
+        Ok(self.pending(record))
     }
 
     /// As [`Journal::begin`], for a task: it waits for the group flush without holding a thread.
@@ -199,7 +208,12 @@ impl Journal {
     /// The record is not on disk, or too many wait already; the operation must not happen.
     pub async fn begin_in_task(self: &Arc<Self>, record: Record) -> Result<Pending, AuditUnavailable> {
         self.append_in_task(&record).await?;
-        Ok(Pending { journal: self.clone(), begin: Some(record) })
+        Ok(self.pending(record))
+    }
+
+    fn pending(self: &Arc<Self>, begin: Record) -> Pending {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Pending { journal: self.clone(), begin: Some(begin) }
     }
 
     /// Writes a single record (a refusal, an event) and returns once it is on disk.
@@ -292,6 +306,7 @@ impl Pending {
 
     fn send(&mut self, outcome: Outcome, signature: &str, description: &str) {
         if let Some(begin) = self.begin.take() {
+            self.journal.open.fetch_sub(1, Ordering::Relaxed);
             let end = begin.finish(self.journal.clock.now(), outcome, signature, description);
             if let Ok(record) = raw(&end) {
                 _ = self.journal.send(Command::Append { record, reply: Reply::Nobody });
@@ -318,6 +333,7 @@ struct Writer {
     failed: bool,
     written: Arc<AtomicU64>,
     waiting: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
     _lock: File,
 }
 
@@ -334,7 +350,16 @@ impl Writer {
             };
             let mut closing = false;
             let mut group = Vec::new();
-            for command in std::iter::once(first).chain(inbox.try_iter()) {
+            let gathering = self.open.load(Ordering::Relaxed) >= GATHER_FROM;
+            let until = Instant::now() + GATHER_TIME;
+            let more = std::iter::from_fn(|| match inbox.try_recv() {
+                Ok(command) => Some(command),
+                Err(_) if gathering => {
+                    inbox.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
+                }
+                Err(_) => None,
+            });
+            for command in std::iter::once(first).chain(more) {
                 match command {
                     Command::Append { record, reply } => group.push((record, reply)),
                     Command::Close => closing = true,

@@ -3,8 +3,10 @@
 
 mod backup;
 mod database;
+mod load;
 mod peer;
 mod platform;
+mod rest;
 mod storage;
 mod vault;
 

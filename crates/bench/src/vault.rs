@@ -1,7 +1,14 @@
-//! The vault over gRPC, audited and durable, beside `openssl speed` on the same cores.
+//! The vault over gRPC and REST, audited and durable, beside `aws-lc-rs` called directly and `openssl speed`.
 
-use crate::median;
+use crate::{
+    load::{Load, Process},
+    median,
+    rest::RestClient,
+};
 use anyhow::Context as _;
+use aws_lc_rs::rsa::{
+    KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, OaepPublicEncryptingKey, PrivateDecryptingKey,
+};
 use custody_clients::AuthenticatedChannel;
 use custody_proto::vault::{self as kv, key_vault_client::KeyVaultClient};
 use custody_testkit::Deployment;
@@ -13,20 +20,15 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use tokio::task::block_in_place;
 
 type Client = KeyVaultClient<AuthenticatedChannel>;
 
 /// Private operations a second with every core, by Debian's OpenSSL.
 fn openssl(bits: u32, seconds: u32, cores: usize) -> anyhow::Result<f64> {
+    let (seconds, cores) = (seconds.to_string(), cores.to_string());
     let output = Command::new("openssl")
-        .args([
-            "speed",
-            "-seconds",
-            &seconds.to_string(),
-            "-multi",
-            &cores.to_string(),
-            &format!("rsa{bits}"),
-        ])
+        .args(["speed", "-seconds", &seconds, "-multi", &cores, &format!("rsa{bits}")])
         .stdin(Stdio::null())
         .output()
         .context("openssl is not installed")?;
@@ -37,97 +39,223 @@ fn openssl(bits: u32, seconds: u32, cores: usize) -> anyhow::Result<f64> {
     Ok(numbers.next().context("openssl's line is short")?.parse()?)
 }
 
-/// Calls a second, with `clients` calls in flight.
-async fn throughput<F, Fut>(clients: usize, seconds: u32, call: F) -> anyhow::Result<f64>
-where
-    F: Fn() -> Fut + Send + Sync + Clone + 'static,
-    Fut: Future<Output = Result<(), tonic::Status>> + Send,
-{
-    let done = Arc::new(AtomicU64::new(0));
-    let until = Instant::now() + Duration::from_secs(seconds.into());
+/// OAEP decryptions a second with every core, by `aws-lc-rs` with nothing around it.
+fn direct(bits: u32, seconds: u32, cores: usize) -> anyhow::Result<f64> {
+    let size = match bits {
+        2048 => KeySize::Rsa2048,
+        3072 => KeySize::Rsa3072,
+        _ => KeySize::Rsa4096,
+    };
+    let key = PrivateDecryptingKey::generate(size)?;
+    let public = OaepPublicEncryptingKey::new(key.public_key())?;
+    let mut wrapped = vec![0; public.ciphertext_size()];
+    public.encrypt(&OAEP_SHA256_MGF1SHA256, &[7; 32], &mut wrapped, None)?;
+    let private = OaepPrivateDecryptingKey::new(key)?;
+    let done = AtomicU64::new(0);
     let started = Instant::now();
-    let tasks: Vec<_> = (0..clients)
-        .map(|_| {
-            let (call, done) = (call.clone(), done.clone());
-            tokio::spawn(async move {
+    let until = started + Duration::from_secs(seconds.into());
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                let mut out = vec![0; private.min_output_size()];
                 while Instant::now() < until {
-                    call().await?;
-                    done.fetch_add(1, Ordering::Relaxed);
+                    if private.decrypt(&OAEP_SHA256_MGF1SHA256, &wrapped, &mut out, None).is_ok() {
+                        done.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
-                Ok::<(), tonic::Status>(())
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await??;
-    }
+            });
+        }
+    });
     Ok(done.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64())
 }
 
 /// Calls in flight: enough for group commits and both cores.
 const CLIENTS: usize = 64;
+/// Calls in flight of the tables of latencies.
+const LADDER: [usize; 4] = [1, 16, 64, 256];
+
+struct Bench {
+    deployment: Deployment,
+    client: Client,
+    cores: usize,
+    rounds: usize,
+    seconds: u32,
+}
+
+impl Bench {
+    fn duration(&self) -> Duration {
+        Duration::from_secs(self.seconds.into())
+    }
+
+    /// A key of so many bits that the platform's identity may use in every way, and something wrapped by it.
+    async fn key(&self, bits: u32) -> anyhow::Result<(String, kv::UnwrapKeyRequest)> {
+        let id = format!("bench{bits}");
+        let key = format!("vaults/{id}/keys/k");
+        block_in_place(|| {
+            _ = self.deployment.run(&["vault", "create", &id]);
+            _ = self.deployment.run(&["key", "create", &key, "--size", &bits.to_string()]);
+            let (who, role) = ("managedIdentities/platform", "Key Vault Crypto User");
+            _ = self.deployment.run(&["access", "grant", who, role, &key]);
+        });
+        let wrapped = self.client.clone().wrap_key(wrap(&key)).await?.into_inner();
+        let (algorithm, ciphertext) = (wrapped.algorithm, wrapped.ciphertext);
+        Ok((key, kv::UnwrapKeyRequest { name: wrapped.key_version, algorithm, ciphertext }))
+    }
+
+    async fn unwraps(&self, clients: usize, request: &kv::UnwrapKeyRequest) -> anyhow::Result<Load> {
+        Load::run(clients, self.duration(), |_| {
+            let (mut client, request) = (self.client.clone(), request.clone());
+            async move || client.unwrap_key(request.clone()).await.map(drop).map_err(anyhow::Error::from)
+        })
+        .await
+    }
+
+    async fn rest_unwraps(&self, bits: u32, request: &kv::UnwrapKeyRequest) -> anyhow::Result<Load> {
+        let version = request.name.rsplit('/').next().unwrap_or_default();
+        let token = self.deployment.tokens("managedIdentities/platform", "custody-vault")?.text().await?;
+        let mut clients = Vec::new();
+        for _ in 0..CLIENTS {
+            let mut client = RestClient::connect(&self.deployment, &format!("bench{bits}"), &token).await?;
+            client.prepare_unwrap("k", version, &request.ciphertext);
+            clients.push(client);
+        }
+        let mut clients = clients.into_iter();
+        Load::run(CLIENTS, self.duration(), |_| {
+            let client = clients.next();
+            let client = Arc::new(tokio::sync::Mutex::new(client));
+            async move || match client.lock().await.as_mut() {
+                Some(client) => client.call().await,
+                None => anyhow::bail!("a client is missing"),
+            }
+        })
+        .await
+    }
+}
+
+fn wrap(key: &str) -> kv::WrapKeyRequest {
+    kv::WrapKeyRequest { name: key.to_owned(), algorithm: String::new(), plaintext: vec![7; 32] }
+}
 
 pub(crate) async fn run(rounds: usize, seconds: u32) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism()?.get();
-    let deployment = tokio::task::block_in_place(Deployment::start);
+    let deployment = block_in_place(Deployment::start);
+    let client: Client = KeyVaultClient::new(deployment.channel("vault", "managedIdentities/platform")?);
+    let bench = Bench { deployment, client, cores, rounds, seconds };
     println!(
-        "\nvault: calls a second over gRPC with TLS, audited and durable, {CLIENTS} in flight; client and server share {cores} cores; medians of {rounds} rounds of {seconds} s"
+        "\nvault: calls a second, audited and durable, over TLS, {CLIENTS} in flight; client and server share {cores} cores; medians of {rounds} rounds of {seconds} s"
     );
-    println!("{:26} {:>10} {:>22} {:>7}", "case", "custody", "openssl private ops/s", "ratio");
+    println!(
+        "{:20} {:>8} {:>8} {:>8} {:>8} {:>12} {:>12} {:>14}",
+        "unwrapKey", "gRPC", "REST", "aws-lc", "openssl", "gRPC/aws-lc", "REST/aws-lc", "vault's CPU"
+    );
+    let mut small = None;
     for bits in [2048u32, 3072, 4096] {
-        let id = format!("bench{bits}");
-        _ = tokio::task::block_in_place(|| deployment.run(&["vault", "create", &id]));
-        let key = format!("vaults/{id}/keys/k");
-        _ = tokio::task::block_in_place(|| {
-            deployment.run(&["key", "create", &key, "--size", &bits.to_string()])
-        });
-        _ = tokio::task::block_in_place(|| {
-            deployment.run(&["access", "grant", "managedIdentities/platform", "Key Vault Crypto User", &key])
-        });
-        let client: Client = KeyVaultClient::new(deployment.channel("vault", "managedIdentities/platform")?);
-        let wrap = kv::WrapKeyRequest { name: key.clone(), algorithm: String::new(), plaintext: vec![7; 32] };
-        let wrapped = client.clone().wrap_key(wrap.clone()).await?.into_inner();
-        let unwrap = kv::UnwrapKeyRequest {
-            name: wrapped.key_version,
-            algorithm: wrapped.algorithm,
-            ciphertext: wrapped.ciphertext,
-        };
-        let (mut own, mut peer, mut wraps, mut gets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            peer.push(tokio::task::block_in_place(|| openssl(bits, seconds, cores))?);
-            let (c, r) = (client.clone(), unwrap.clone());
-            own.push(
-                throughput(CLIENTS, seconds, move || {
-                    let (mut c, r) = (c.clone(), r.clone());
-                    async move { c.unwrap_key(r).await.map(drop) }
-                })
-                .await?,
-            );
-            if bits == 2048 {
-                let (c, r) = (client.clone(), wrap.clone());
-                wraps.push(
-                    throughput(CLIENTS, seconds, move || {
-                        let (mut c, r) = (c.clone(), r.clone());
-                        async move { c.wrap_key(r).await.map(drop) }
-                    })
-                    .await?,
-                );
-                let (c, r) = (client.clone(), kv::GetKeyRequest { name: key.clone() });
-                gets.push(
-                    throughput(CLIENTS, seconds, move || {
-                        let (mut c, r) = (c.clone(), r.clone());
-                        async move { c.get_key(r).await.map(drop) }
-                    })
-                    .await?,
-                );
-            }
-        }
-        let (own, peer) = (median(own), median(peer));
-        println!("{:26} {own:>10.0} {peer:>22.0} {:>7.2}", format!("unwrapKey RSA-{bits}"), own / peer);
+        let (key, unwrap) = bench.key(bits).await?;
+        unwraps(&bench, bits, &unwrap).await?;
         if bits == 2048 {
-            println!("{:26} {:>10.0}", "wrapKey RSA-2048", median(wraps));
-            println!("{:26} {:>10.0}", "get", median(gets));
+            small = Some((key, unwrap));
         }
     }
+    let (key, unwrap) = small.context("no key was made")?;
+    latencies(&bench, &key, &unwrap).await?;
+    flood(&bench, &key, &unwrap).await
+}
+
+async fn unwraps(bench: &Bench, bits: u32, unwrap: &kv::UnwrapKeyRequest) -> anyhow::Result<()> {
+    let (mut grpc, mut rest, mut lc, mut ssl, mut cpu) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let vault = Process::of(&bench.deployment, "vault");
+    for _ in 0..bench.rounds {
+        lc.push(block_in_place(|| direct(bits, bench.seconds, bench.cores))?);
+        ssl.push(block_in_place(|| openssl(bits, bench.seconds, bench.cores))?);
+        let before = vault.cpu();
+        let load = bench.unwraps(CLIENTS, unwrap).await?;
+        cpu.push((vault.cpu() - before).as_secs_f64() * 1e6 / load.calls() as f64);
+        grpc.push(load.per_second());
+        rest.push(bench.rest_unwraps(bits, unwrap).await?.per_second());
+    }
+    let (grpc, rest, lc, ssl) = (median(grpc), median(rest), median(lc), median(ssl));
+    println!(
+        "{:20} {grpc:>8.0} {rest:>8.0} {lc:>8.0} {ssl:>8.0} {:>12.2} {:>12.2} {:>11.0} µs",
+        format!("RSA-{bits}"),
+        grpc / lc,
+        rest / lc,
+        median(cpu)
+    );
+    Ok(())
+}
+
+async fn latencies(bench: &Bench, key: &str, unwrap: &kv::UnwrapKeyRequest) -> anyhow::Result<()> {
+    println!(
+        "\n{:12} {:>10} {:>10} {:>10} {:>10} {:>10} {:>14}",
+        "over gRPC", "in flight", "calls/s", "p50 ms", "p99 ms", "p99.9 ms", "vault's CPU"
+    );
+    let vault = Process::of(&bench.deployment, "vault");
+    for clients in LADDER {
+        for operation in ["get", "wrapKey", "sign", "unwrapKey"] {
+            let before = vault.cpu();
+            let load = match operation {
+                "unwrapKey" => bench.unwraps(clients, unwrap).await?,
+                other => {
+                    Load::run(clients, bench.duration(), |_| {
+                        let (mut client, key) = (bench.client.clone(), key.to_owned());
+                        async move || {
+                            match other {
+                                "get" => {
+                                    client.get_key(kv::GetKeyRequest { name: key.clone() }).await.map(drop)
+                                }
+                                "wrapKey" => client.wrap_key(wrap(&key)).await.map(drop),
+                                _ => {
+                                    let (algorithm, digest) = ("PS256".to_owned(), vec![7; 32]);
+                                    let name = key.clone();
+                                    client.sign(kv::SignRequest { name, algorithm, digest }).await.map(drop)
+                                }
+                            }
+                            .map_err(anyhow::Error::from)
+                        }
+                    })
+                    .await?
+                }
+            };
+            let cpu = (vault.cpu() - before).as_secs_f64() * 1e6 / load.calls() as f64;
+            let ms = |q| load.quantile(q).as_secs_f64() * 1e3;
+            println!(
+                "{operation:12} {clients:>10} {:>10.0} {:>10.2} {:>10.2} {:>10.2} {cpu:>11.0} µs",
+                load.per_second(),
+                ms(0.5),
+                ms(0.99),
+                ms(0.999)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What a lone caller sees while another asks for all it can.
+async fn flood(bench: &Bench, key: &str, unwrap: &kv::UnwrapKeyRequest) -> anyhow::Result<()> {
+    block_in_place(|| {
+        let made = bench.deployment.run(&["identity", "create-principal", "lone", "workload"]);
+        let path = bench.deployment.dir().join("credentials/lone.json");
+        _ = bench.deployment.run(&["access", "grant", "principals/lone", "Key Vault Crypto User", key]);
+        std::fs::write(path, made.to_string())
+    })?;
+    let lone: Client = KeyVaultClient::new(bench.deployment.channel("vault", "lone")?);
+    let (mut quiet, mut flooded) = (Vec::new(), Vec::new());
+    for _ in 0..bench.rounds {
+        let ask = |_| {
+            let (mut client, request) = (lone.clone(), unwrap.clone());
+            async move || client.unwrap_key(request.clone()).await.map(drop).map_err(anyhow::Error::from)
+        };
+        quiet.push(Load::run(1, bench.duration(), ask).await?.quantile(0.99).as_secs_f64() * 1e3);
+        let (one, other) = tokio::join!(Load::run(1, bench.duration(), ask), bench.unwraps(256, unwrap));
+        // Of the flood some are refused: that is the point.
+        _ = other;
+        flooded.push(one?.quantile(0.99).as_secs_f64() * 1e3);
+    }
+    let (quiet, flooded) = (median(quiet), median(flooded));
+    println!(
+        "\nunwrapKey RSA-2048 of a lone caller, p99: {quiet:.2} ms alone, {flooded:.2} ms while another caller has 256 in flight ({:.1} times)",
+        flooded / quiet
+    );
     Ok(())
 }

@@ -16,7 +16,13 @@ const CALLER_LEN_MAX: usize = 256;
 /// Jobs of all callers that may wait.
 const LEN_MAX: usize = 1024;
 
-type Job = Box<dyn FnOnce() + Send>;
+/// Answers of one caller that are held back, to be given together, while it has as many more waiting: a caller that
+/// asks for more than there is waits anyway, and an answer by itself costs both ends a wake-up and a record of TLS.
+const TOGETHER: usize = 8;
+
+/// Does its work, and answers with what gives the answer.
+type Job = Box<dyn FnOnce() -> Answer + Send>;
+type Answer = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct Queues {
@@ -52,12 +58,13 @@ impl Drop for End {
 
 impl Shared {
     fn run(&self) {
+        let mut held: Vec<Answer> = Vec::with_capacity(TOGETHER);
         loop {
-            let job = {
+            let (job, behind) = {
                 let mut queues = self.queues.lock();
                 loop {
-                    if let Some(job) = queues.next() {
-                        break job;
+                    if let Some(next) = queues.next() {
+                        break next;
                     }
                     if queues.closed {
                         return;
@@ -66,7 +73,11 @@ impl Shared {
                 }
             };
             // A job that panics is one call that fails; the thread goes on.
-            _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
+            let Ok(answer) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)) else { continue };
+            held.push(answer);
+            if behind < TOGETHER || held.len() >= TOGETHER {
+                held.drain(..).for_each(|answer| answer());
+            }
         }
     }
 }
@@ -88,17 +99,19 @@ impl Queues {
         true
     }
 
-    fn next(&mut self) -> Option<Job> {
+    /// The job whose turn it is, and how many its caller has behind it.
+    fn next(&mut self) -> Option<(Job, usize)> {
         let caller = self.turns.pop_front()?;
         let queue = self.by_caller.get_mut(&caller)?;
         let job = queue.pop_front()?;
         self.len -= 1;
+        let behind = queue.len();
         if queue.is_empty() {
             self.by_caller.remove(&caller);
         } else {
             self.turns.push_back(caller);
         }
-        Some(job)
+        Some((job, behind))
     }
 }
 
@@ -128,7 +141,10 @@ impl Compute {
     ) -> Result<T, Status> {
         let (done, answer) = oneshot::channel();
         let span = Span::current();
-        let job = Box::new(move || _ = done.send(span.in_scope(job)));
+        let job = Box::new(move || -> Answer {
+            let result = span.in_scope(job);
+            Box::new(move || _ = done.send(result))
+        });
         if !self.shared.queues.lock().push(caller, job) {
             let why = "the service is busy; try again with backoff";
             return Err(status::status("RESOURCE_EXHAUSTED", "LOAD_SHED", why, None));
@@ -154,7 +170,10 @@ mod tests {
         let mut queues = Queues::default();
         let job = |who: &'static str| -> Job {
             let said = said.clone();
-            Box::new(move || said.lock().push(who))
+            Box::new(move || {
+                said.lock().push(who);
+                Box::new(|| ())
+            })
         };
         for _ in 0..CALLER_LEN_MAX {
             assert!(queues.push("flood", job("flood")));
@@ -162,10 +181,10 @@ mod tests {
         assert!(!queues.push("flood", job("flood")), "its queue is full");
         assert!(queues.push("other", job("other")), "another's is not");
         for _ in 0..3 {
-            queues.next().unwrap()();
+            (queues.next().unwrap().0)();
         }
         assert_eq!(*said.lock(), ["flood", "other", "flood"]);
-        while let Some(job) = queues.next() {
+        while let Some((job, _)) = queues.next() {
             job();
         }
         assert_eq!((queues.len, queues.by_caller.len(), queues.turns.len()), (0, 0, 0));
@@ -173,6 +192,14 @@ mod tests {
             assert!(queues.push(&format!("c{n}"), job("c")));
         }
         assert!(!queues.push("one more", job("c")), "all queues together are bounded");
+    }
+
+    #[tokio::test]
+    async fn what_is_held_back_is_given_when_the_rest_is_done() {
+        let compute = Compute::start().unwrap();
+        let jobs = (0..100).map(|n| compute.run("a", move || Ok(n)));
+        let all = futures_util::future::join_all(jobs).await;
+        assert_eq!(all.into_iter().map(Result::unwrap).collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
     }
 
     #[tokio::test]
