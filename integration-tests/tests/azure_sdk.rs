@@ -94,7 +94,8 @@ fn python() {
 fn rust() {
     let (deployment, app) = deployment();
     let program = here().join("../target/sdk/rust/debug/custody-sdk-rust");
-    passes(&mut command(&deployment, &program, &app).env("AZURE_AUTHORITY_HOST", authority(&deployment)));
+    let mut command = command(&deployment, &program, &app);
+    passes(command.env("AZURE_AUTHORITY_HOST", authority(&deployment)));
 }
 
 /// `az keyvault key`. In the slow suite, since azure-cli takes 700 MB.

@@ -1,5 +1,6 @@
 //! The story, with checks: any that fails ends it non-zero.
 
+mod officers;
 mod scan;
 mod sql;
 mod stage;
@@ -80,6 +81,8 @@ async fn tell(options: &Options, dir: PathBuf, missing: &[String]) -> anyhow::Re
     } else {
         stage.scene("Each duty tries what it may not do");
         stage.forbidden().await?;
+        stage.scene("What no officer does alone");
+        stage.two_officers().await?;
     }
     stage.scene("The auditor verifies the trail, offline, from its files");
     stage.verify_trails().await
@@ -106,6 +109,9 @@ async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<(
 
     stage.scene("Each duty tries what it may not do");
     stage.forbidden().await?;
+
+    stage.scene("What no officer does alone");
+    stage.two_officers().await?;
 
     stage.scene("The officer rotates the key while pgbench runs");
     let load = dba.start_load(options.load_s)?;

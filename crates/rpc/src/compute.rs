@@ -181,11 +181,12 @@ mod tests {
         assert!(!queues.push("flood", job("flood")), "its queue is full");
         assert!(queues.push("other", job("other")), "another's is not");
         for _ in 0..3 {
-            (queues.next().unwrap().0)();
+            let (job, _) = queues.next().unwrap();
+            drop(job());
         }
         assert_eq!(*said.lock(), ["flood", "other", "flood"]);
         while let Some((job, _)) = queues.next() {
-            job();
+            drop(job());
         }
         assert_eq!((queues.len, queues.by_caller.len(), queues.turns.len()), (0, 0, 0));
         for n in 0..LEN_MAX {

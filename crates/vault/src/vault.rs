@@ -167,7 +167,8 @@ impl Vault {
     pub fn tick(&self) -> Result<(), VaultError> {
         let now = self.now();
         let after = std::mem::replace(&mut *self.looked.lock(), now);
-        for scope in self.gate.assignments.read().turned(after, now) {
+        let turned = self.gate.assignments.read().turned(after, now);
+        for scope in turned {
             self.tell(EventType::AccessChanged, &scope);
         }
         self.gate.limits.forget();

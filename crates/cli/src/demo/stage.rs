@@ -17,7 +17,7 @@ use tonic::{Code, Response, Status};
 
 pub(crate) struct Stage {
     dir: PathBuf,
-    session: Session,
+    pub(crate) session: Session,
     scene: usize,
     started: Instant,
     assignment: String,

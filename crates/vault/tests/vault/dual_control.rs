@@ -34,10 +34,10 @@ fn give(rig: &Rig, call: &Call, principal: &str, role: &str, scope: &str) -> Res
 }
 
 fn request(done: Result<(), VaultError>) -> String {
-    match done {
-        Err(VaultError::ApprovalRequired { approval, .. }) => approval,
-        other => panic!("expected a request for approval, got {other:?}"),
-    }
+    let refused = done.unwrap_err();
+    assert_eq!(refused.reason(), "APPROVAL_REQUIRED", "{refused}");
+    let VaultError::ApprovalRequired { approval, .. } = refused else { unreachable!("by its reason") };
+    approval
 }
 
 /// One officer alone fails, however often; with the second it is done, once.
