@@ -4,16 +4,17 @@ use crate::{
     Broken, Entry, Outcome, Phase, Record,
     chain::{CheckpointLine, Head},
     checkpoint::Signer,
-    verify::{files, head_at_end, walk},
+    verify::{files, head_at_end, walk, walk_on},
 };
 use custody_types::{Clock, UnixMillis};
 use futures_channel::oneshot;
 use serde_json::value::RawValue;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     fmt,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    ops::ControlFlow,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
@@ -85,6 +86,17 @@ fn raw(record: &Record) -> Result<Box<RawValue>, AuditUnavailable> {
     serde_json::value::to_raw_value(record).map_err(|_| AuditUnavailable)
 }
 
+/// Where readers stopped, of the last few.
+const PLACES_MAX: usize = 16;
+
+/// A place in the trail, between two lines.
+#[derive(Clone)]
+struct Place {
+    path: PathBuf,
+    offset: u64,
+    head: Head,
+}
+
 /// A handle on a running journal; the thread ends when [`Journal::close`] is called or the last handle goes.
 pub struct Journal {
     dir: PathBuf,
@@ -94,6 +106,7 @@ pub struct Journal {
     waiting: Arc<AtomicUsize>,
     /// Operations that have begun and not ended.
     open: Arc<AtomicUsize>,
+    places: parking_lot::Mutex<VecDeque<Place>>,
     clock: Arc<dyn Clock>,
     thread: parking_lot::Mutex<Option<JoinHandle<()>>>,
 }
@@ -188,6 +201,7 @@ impl Journal {
             written,
             waiting,
             open: under_way,
+            places: parking_lot::Mutex::default(),
             clock,
             thread: parking_lot::Mutex::new(Some(thread)),
         })
@@ -252,21 +266,52 @@ impl Journal {
         self.written.load(Ordering::Acquire)
     }
 
-    /// Up to `max` entries after number `after`, oldest first.
+    /// Up to `max` entries after number `after`, oldest first. Whoever reads page after page goes on where the last one
+    /// ended, so that a trail is walked once.
     ///
     /// # Errors
     /// The files cannot be read or are broken.
     pub fn read(&self, after: u64, max: usize) -> Result<Vec<Entry>, Broken> {
         let mut entries = Vec::new();
-        let mut head = Head::START;
-        for path in files(&self.dir)? {
-            let (next, _) = walk(&path, head, None, |entry| match entry {
-                Some(entry) if entry.sequence > after && entries.len() < max => entries.push(entry),
-                _ => {}
-            })?;
-            head = next;
+        if max == 0 {
+            return Ok(entries);
         }
+        let mut place = self.place_after(after)?;
+        let first = place.path.clone();
+        for path in files(&self.dir)?.into_iter().filter(|path| *path >= first) {
+            let from = if path == place.path { place.offset } else { 0 };
+            let (head, offset) = walk_on(&path, from, place.head, None, |entry| {
+                entries.extend(entry.filter(|e| e.sequence > after));
+                if entries.len() >= max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })?;
+            place = Place { path, offset, head };
+            if entries.len() >= max {
+                break;
+            }
+        }
+        let mut places = self.places.lock();
+        places.push_front(place);
+        places.truncate(PLACES_MAX);
         Ok(entries)
+    }
+
+    /// A place in the trail at or before the record after number `after`, as near as is known.
+    fn place_after(&self, after: u64) -> Result<Place, Broken> {
+        let known = self.places.lock().iter().find(|p| p.head.sequence == after).cloned();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let mut head = Head::START;
+        let files = files(&self.dir)?;
+        let mut path = files.first().cloned().unwrap_or_default();
+        for (this, next) in files.iter().zip(files.iter().skip(1)) {
+            let end = head_at_end(this)?;
+            if end.sequence > after {
+                break;
+            }
+            (head, path) = (end, next.clone());
+        }
+        Ok(Place { path, offset: 0, head })
     }
 
     /// Writes what is queued, signs the end and stops the thread.

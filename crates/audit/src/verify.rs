@@ -9,7 +9,8 @@ use serde::Serialize;
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{self, BufRead as _, BufReader},
+    io::{self, BufRead as _, BufReader, Seek as _},
+    ops::ControlFlow,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
@@ -114,13 +115,30 @@ pub(crate) fn head_at_end(path: &Path) -> Result<Head, Broken> {
 /// lines it has; an unfinished last line is left out.
 pub(crate) fn walk(
     path: &Path,
-    mut head: Head,
+    head: Head,
     public: Option<&[u8]>,
     mut visit: impl FnMut(Option<Entry>),
 ) -> Result<(Head, u64), Broken> {
+    walk_on(path, 0, head, public, |entry| {
+        visit(entry);
+        ControlFlow::Continue(())
+    })
+}
+
+/// As [`walk`], from the beginning of the line at byte `from`, where the chain is at `head`, until `visit` has enough.
+/// Returns where it stopped.
+pub(crate) fn walk_on(
+    path: &Path,
+    from: u64,
+    mut head: Head,
+    public: Option<&[u8]>,
+    mut visit: impl FnMut(Option<Entry>) -> ControlFlow<()>,
+) -> Result<(Head, u64), Broken> {
     let io = |source| Broken::Io { path: path.to_owned(), source };
-    let mut reader = BufReader::new(File::open(path).map_err(io)?);
-    let (mut text, mut good, mut line) = (Vec::new(), 0u64, 0);
+    let mut file = File::open(path).map_err(io)?;
+    file.seek(io::SeekFrom::Start(from)).map_err(io)?;
+    let mut reader = BufReader::new(file);
+    let (mut text, mut good, mut line) = (Vec::new(), from, 0);
     loop {
         text.clear();
         let len = reader.read_until(b'\n', &mut text).map_err(io)?;
@@ -134,7 +152,9 @@ pub(crate) fn walk(
             check(&checkpoint, head, public)
                 .then_some(())
                 .ok_or_else(|| Broken::Checkpoint { path: path.to_owned(), line })?;
-            visit(None);
+            if visit(None).is_break() {
+                return Ok((head, good));
+            }
             continue;
         }
         let RecordLine { seq, record, hash } = serde_json::from_slice(&text).map_err(|_| bad())?;
@@ -143,7 +163,9 @@ pub(crate) fn walk(
             return Err(Broken::Chain { path: path.to_owned(), line, sequence: seq });
         }
         let record: Record = serde_json::from_str(record.get()).map_err(|_| bad())?;
-        visit(Some(Entry { sequence: seq, record, hash }));
+        if visit(Some(Entry { sequence: seq, record, hash })).is_break() {
+            return Ok((head, good));
+        }
     }
 }
 

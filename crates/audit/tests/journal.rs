@@ -167,3 +167,47 @@ fn a_long_trail_goes_on_over_its_files() {
     drop(open(dir.path()));
     assert!(matches!(verify(dir.path(), &public(dir.path()), None), Err(Broken::Chain { sequence: 1, .. })));
 }
+
+#[test]
+fn pages_of_a_trail_are_the_trail_also_while_it_grows_and_over_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    // Records long enough that the trail takes more than one file.
+    let text = "x".repeat(20_000);
+    let add = |n: usize| {
+        let denied = record(&journal, &format!("c{n}"));
+        journal.append(&denied.finish(journal.now(), Outcome::Denied, "D", &text)).unwrap();
+    };
+    (0..1000).for_each(add);
+    journal.close();
+    drop(journal);
+    let journal = open(dir.path());
+    let add = |n: usize| {
+        let denied = record(&journal, &format!("c{n}"));
+        journal.append(&denied.finish(journal.now(), Outcome::Denied, "D", &text)).unwrap();
+    };
+    (1000..1100).for_each(add);
+    let all = journal.read(0, usize::MAX).unwrap();
+    assert!(
+        fs::read_dir(dir.path())
+            .unwrap()
+            .filter(|e| e.as_ref().unwrap().path().extension().is_some_and(|x| x == "jsonl"))
+            .count()
+            > 1
+    );
+    let (mut after, mut paged) = (0, Vec::new());
+    while let Some(last) = journal.read(after, 37).unwrap().last().map(|e| e.sequence) {
+        // Asked twice, a page is the same; and what is written meanwhile comes in its turn.
+        paged.extend(journal.read(after, 37).unwrap().into_iter().map(|e| (e.sequence, e.hash)));
+        if paged.len() < 100 {
+            add(2000 + paged.len());
+        }
+        after = last;
+    }
+    assert!(paged.len() > all.len());
+    assert!(paged.iter().zip(1..).all(|((sequence, _), n)| *sequence == n), "each once, in order");
+    assert!(all.iter().zip(&paged).all(|(a, p)| a.hash == p.1));
+    let middle = journal.read(555, 1).unwrap();
+    assert_eq!(middle[0].sequence, 556, "from anywhere");
+    assert!(journal.read(1 << 40, 10).unwrap().is_empty());
+}

@@ -34,7 +34,7 @@ pub(crate) struct ClusterService {
 pub(crate) struct ControlTrail(pub(crate) Arc<Journal>);
 
 impl Trail for ControlTrail {
-    fn read(&self, _: &CallContext, after: u64, max: usize) -> Result<Vec<AuditRecord>, Status> {
+    fn read(&self, _: &CallContext, after: u64, max: usize) -> Result<(Vec<AuditRecord>, u64), Status> {
         let broken = |_| status("UNAVAILABLE", "AUDIT_UNAVAILABLE", "the audit trail cannot be read", None);
         let entries = self.0.read(after, max).map_err(broken)?;
         let wire = |e: custody_audit::Entry| AuditRecord {
@@ -42,7 +42,8 @@ impl Trail for ControlTrail {
             hash: e.hash,
             json: serde_json::to_string(&e.record).unwrap_or_default(),
         };
-        Ok(entries.into_iter().map(wire).collect())
+        let last = entries.last().map_or(after, |e| e.sequence);
+        Ok((entries.into_iter().map(wire).collect(), last))
     }
 }
 

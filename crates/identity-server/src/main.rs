@@ -7,8 +7,8 @@ use clap::Parser;
 use custody_audit::{Journal, Outcome, Record};
 use custody_identity::{Bootstrap, Registry, Signer};
 use custody_rpc::{
-    CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, https::HttpsServer,
-    server, settings, token::TokenVerifier, workers::Workers,
+    CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, hardening,
+    https::HttpsServer, server, settings, token::TokenVerifier, workers::Workers,
 };
 use custody_types::SystemClock;
 use serde::Deserialize;
@@ -51,6 +51,7 @@ async fn main() -> anyhow::Result<()> {
         "`token_lifetime_s` must be 10 to 3600"
     );
     let _telemetry = custody_telemetry::start("custody-identity", settings.server.otlp_endpoint.as_deref())?;
+    hardening::protect_memory();
     let data = &settings.server.data;
     let store = custody_store::Store::open(&data.join("store"))?;
     let journal = Arc::new(Journal::open(&data.join("audit"), Arc::new(SystemClock))?);

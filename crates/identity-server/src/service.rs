@@ -22,14 +22,15 @@ pub(crate) struct IdentityService {
 pub(crate) struct IdentityTrail(pub(crate) Arc<Registry>);
 
 impl Trail for IdentityTrail {
-    fn read(&self, _: &CallContext, after: u64, max: usize) -> Result<Vec<AuditRecord>, Status> {
+    fn read(&self, _: &CallContext, after: u64, max: usize) -> Result<(Vec<AuditRecord>, u64), Status> {
         let entries = self.0.read_audit(after, max).map_err(failed)?;
         let wire = |e: custody_audit::Entry| AuditRecord {
             sequence: e.sequence,
             hash: e.hash,
             json: serde_json::to_string(&e.record).unwrap_or_default(),
         };
-        Ok(entries.into_iter().map(wire).collect())
+        let last = entries.last().map_or(after, |e| e.sequence);
+        Ok((entries.into_iter().map(wire).collect(), last))
     }
 }
 

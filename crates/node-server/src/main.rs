@@ -12,7 +12,8 @@ use anyhow::Context as _;
 use clap::Parser;
 use custody_nbd::{Listener, Server, ServerOptions};
 use custody_rpc::{
-    ServerSettings, authentication::DenialSink, server, settings, tls::principal_of, workers::Workers,
+    ServerSettings, authentication::DenialSink, hardening, server, settings, tls::principal_of,
+    workers::Workers,
 };
 use node::{Node, NodeConfig};
 use serde::Deserialize;
@@ -55,6 +56,7 @@ async fn main() -> anyhow::Result<()> {
         "`renew_every_ms` must be 100 or more and less than `lease_ms`"
     );
     let _telemetry = custody_telemetry::start("custody-node", settings.server.otlp_endpoint.as_deref())?;
+    hardening::protect_memory();
     let credentials = server::credentials(&settings.server)?;
     std::fs::create_dir_all(&settings.backups)?;
     std::fs::create_dir_all(&settings.server.data)?;

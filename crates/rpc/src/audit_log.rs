@@ -16,7 +16,7 @@ pub trait Trail: Send + Sync + 'static {
     ///
     /// # Errors
     /// The caller may not, or the trail cannot be read.
-    fn read(&self, context: &CallContext, after: u64, max: usize) -> Result<Vec<AuditRecord>, Status>;
+    fn read(&self, context: &CallContext, after: u64, max: usize) -> Result<(Vec<AuditRecord>, u64), Status>;
 }
 
 /// Serves a trail.
@@ -67,8 +67,10 @@ impl<T: Trail> AuditLog for AuditLogService<T> {
                 let mut records = Vec::new();
                 let mut after: u64 = after;
                 loop {
-                    let fetched = trail.read(&context, after, FETCH)?;
-                    let Some(last) = fetched.last().map(|r| r.sequence) else { break };
+                    let (fetched, last) = trail.read(&context, after, FETCH)?;
+                    if last <= after {
+                        break;
+                    }
                     for record in fetched {
                         let wanted = request.resource_prefix.is_empty()
                             || record.json.contains(&format!("\"resourceId\":\"{}", request.resource_prefix));
@@ -102,9 +104,9 @@ impl<T: Trail> AuditLog for AuditLogService<T> {
             while !sender.is_closed() {
                 let (trail, context) = (trail.clone(), context.clone());
                 match workers.run(move || trail.read(&context, after, FETCH)).await {
-                    Ok(records) => {
+                    Ok((records, last)) => {
+                        after = last.max(after);
                         for record in records {
-                            after = record.sequence;
                             if sender.send(Ok(record)).await.is_err() {
                                 return;
                             }

@@ -8,6 +8,7 @@ pub mod authentication;
 pub mod channel;
 pub mod compute;
 pub mod correlation;
+pub mod hardening;
 pub mod https;
 pub mod page;
 pub mod policy;

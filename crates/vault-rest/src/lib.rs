@@ -6,9 +6,11 @@
 mod bodies;
 mod error;
 mod face;
+mod judge;
 mod operations;
 mod route;
 mod uses;
 mod views;
 
 pub use face::{Face, FaceSettings, router};
+pub use judge::judge;

@@ -11,7 +11,7 @@ use clap::Parser;
 use custody_audit::{Journal, Outcome, Record};
 use custody_rpc::{
     CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, compute::Compute,
-    https::HttpsServer, server, settings, workers::Workers,
+    hardening, https::HttpsServer, server, settings, workers::Workers,
 };
 use custody_types::{Caller, Clock, Duty, KeyType, RsaSize, SystemClock};
 use custody_vault::{
@@ -80,6 +80,7 @@ const JOBS_MAX: usize = 1024;
 async fn main() -> anyhow::Result<()> {
     let settings: Settings = settings::read(&Arguments::parse().config)?;
     let _telemetry = custody_telemetry::start("custody-vault", settings.server.otlp_endpoint.as_deref())?;
+    hardening::protect_memory();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     std::fs::create_dir_all(&settings.server.data)?;
     let store_dir = settings.server.data.join("store");

@@ -138,19 +138,20 @@ impl Vault {
     }
 
     /// Audit entries after number `after`: all of them for an auditor, those of the vaults where it has the right
-    /// for a security officer.
+    /// for a security officer; with the number of the last one looked at.
     ///
     /// # Errors
     /// The caller is no auditor, or the trail is broken.
-    pub fn read_audit(&self, call: &Call, after: u64, max: usize) -> Result<Vec<Entry>, VaultError> {
+    pub fn read_audit(&self, call: &Call, after: u64, max: usize) -> Result<(Vec<Entry>, u64), VaultError> {
         let all = call.caller.duty == Duty::Auditor;
         if !all && call.caller.duty != Duty::SecurityOfficer {
-            return self.gate.run::<op::ReadAudit, _>(call, "audit", |_| Ok(Vec::new()));
+            return self.gate.run::<op::ReadAudit, _>(call, "audit", |_| Ok((Vec::new(), after)));
         }
         let broken = |_| VaultError::AuditUnavailable(custody_audit::AuditUnavailable);
         let mut entries = self.journal.read(after, max).map_err(broken)?;
+        let last = entries.last().map_or(after, |e| e.sequence);
         entries.retain(|e| all || self.gate.may(call, Permission::AuditRead, &e.record.resource_id));
-        Ok(entries)
+        Ok((entries, last))
     }
 
     /// The number of the last audit record.

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod access;
+mod corpus;
 mod dual_control;
 mod keys;
 mod lifecycle;
