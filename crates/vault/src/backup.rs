@@ -8,6 +8,7 @@ use crate::{
     catalog::{KEYS, RETIRED, VERSIONS},
     gate::{Permit, op},
     record::{KeyRecord, VersionRecord},
+    uses::Uses,
 };
 use custody_store::Batch;
 use custody_types::{KeyName, Permission, VaultName};
@@ -91,15 +92,20 @@ impl Vault {
         if !purged {
             held?;
         }
+        // A purge does not give a budget back.
+        let versions = versions
+            .into_iter()
+            .map(|v| Uses::load(&self.store, &v.name).map(|uses| (v, uses)))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut batch = Batch::new();
         batch.put(KEYS, key.name.as_str(), &key).delete(RETIRED, key.name.as_str());
-        for version in &versions {
+        for (version, _) in &versions {
             batch.put(VERSIONS, version.name.as_str(), version);
         }
         let (now, name) = (self.now(), key.name.clone());
         let view = self.commit(batch, |catalog| {
             catalog.retired.remove(name.as_str());
-            versions.into_iter().for_each(|version| catalog.put_version(version));
+            versions.into_iter().for_each(|(version, uses)| catalog.put_restored(version, uses));
             catalog.put_key(key.clone(), now);
             catalog.view_key(&key, now)
         })?;

@@ -5,7 +5,7 @@ use crate::{
     agenda::Agenda,
     record::{KeyRecord, KeyView, VaultRecord, Version, VersionRecord, VersionView},
     rotation,
-    uses::{StoredUses, USES, Uses},
+    uses::{BUDGETS, USES, UseCounts, Uses},
 };
 use custody_authz::Assignments;
 use custody_store::Store;
@@ -45,10 +45,12 @@ impl Catalog {
         for (_, vault) in store.scan::<VaultRecord>(VAULTS, "")? {
             catalog.vaults.insert(vault.name.clone(), vault);
         }
-        let mut used: BTreeMap<String, StoredUses> = store.scan(USES, "")?.into_iter().collect();
+        let mut used: BTreeMap<String, UseCounts> = store.scan(USES, "")?.into_iter().collect();
+        let reserved: BTreeMap<String, u64> = store.scan(BUDGETS, "")?.into_iter().collect();
         for (_, record) in store.scan::<VersionRecord>(VERSIONS, "")? {
-            let uses = used.remove(record.name.as_str()).unwrap_or_default();
-            let version = Version { record, private: Arc::default(), uses: Arc::new(Uses::from(uses)) };
+            let counts = used.remove(record.name.as_str()).unwrap_or_default();
+            let uses = Uses::stored(counts, reserved.get(record.name.as_str()).copied().unwrap_or(0));
+            let version = Version { record, private: Arc::default(), uses: Arc::new(uses) };
             catalog.versions.insert(version.record.name.clone(), Arc::new(version));
         }
         for (_, policy) in store.scan::<RotationPolicy>(POLICIES, "")? {
@@ -87,6 +89,13 @@ impl Catalog {
         let (private, uses) =
             self.versions.get(&name).map(|v| (v.private.clone(), v.uses.clone())).unwrap_or_default();
         self.versions.insert(name, Arc::new(Version { record, private, uses }));
+    }
+
+    /// Takes in a version that comes back, with the uses it had.
+    pub(crate) fn put_restored(&mut self, record: VersionRecord, uses: Uses) {
+        let name = record.name.clone();
+        let version = Version { record, private: Arc::default(), uses: Arc::new(uses) };
+        self.versions.insert(name, Arc::new(version));
     }
 
     /// The requests for approval whose names begin with `prefix`, by name.

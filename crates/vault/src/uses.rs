@@ -5,13 +5,14 @@
 //! they are given out, so that a kill can only spend too much of it.
 
 use crate::{Call, Vault, VaultError, record::Version};
-use custody_store::{Batch, StoreError};
-use custody_types::{KeyOperation, UnixMillis};
+use custody_store::{Batch, Store, StoreError};
+use custody_types::{KeyOperation, KeyVersionName, UnixMillis};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
 pub(crate) const USES: &str = "uses";
+pub(crate) const BUDGETS: &str = "budgets";
 /// Uses of a budget that are reserved at once.
 const BLOCK: u64 = 64;
 
@@ -27,18 +28,11 @@ pub struct UseCounts {
     pub last_used: Option<UnixMillis>,
 }
 
-/// As stored.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct StoredUses {
-    counts: UseCounts,
-    /// Uses of the budget that may have been given out.
-    reserved: u64,
-}
-
 #[derive(Debug, Default)]
 struct State {
-    stored: StoredUses,
+    counts: UseCounts,
+    /// Uses of the budget that are reserved on disk.
+    reserved: u64,
     /// Uses of the budget that were given out.
     spent: u64,
     dirty: bool,
@@ -48,22 +42,26 @@ struct State {
 #[derive(Debug, Default)]
 pub(crate) struct Uses(Mutex<State>);
 
-impl From<StoredUses> for Uses {
-    fn from(stored: StoredUses) -> Self {
-        // What was reserved may all have been given out before the process ended.
-        Self(Mutex::new(State { spent: stored.reserved, stored, dirty: false }))
-    }
-}
-
 impl Uses {
+    /// As they were stored. What was reserved may all have been given out before the process ended.
+    pub(crate) fn stored(counts: UseCounts, reserved: u64) -> Self {
+        Self(Mutex::new(State { counts, reserved, spent: reserved, dirty: false }))
+    }
+
+    /// As they are stored for one version.
+    pub(crate) fn load(store: &Store, version: &KeyVersionName) -> Result<Self, StoreError> {
+        let counts = store.get(USES, version.as_str())?.unwrap_or_default();
+        Ok(Self::stored(counts, store.get(BUDGETS, version.as_str())?.unwrap_or(0)))
+    }
+
     pub(crate) fn counts(&self) -> UseCounts {
-        self.0.lock().stored.counts.clone()
+        self.0.lock().counts.clone()
     }
 
     /// Counts a use that has happened. Answers whether it is the first since the counts were stored.
     fn count(&self, operation: KeyOperation, principal: &str, now: UnixMillis) -> bool {
         let mut state = self.0.lock();
-        let counts = &mut state.stored.counts;
+        let counts = &mut state.counts;
         *counts.operations.entry(operation).or_default() += 1;
         counts.last_used = Some(now);
         if matches!(operation, KeyOperation::Decrypt | KeyOperation::UnwrapKey) {
@@ -76,10 +74,10 @@ impl Uses {
     }
 
     /// What is to be stored.
-    fn take(&self) -> StoredUses {
+    fn take(&self) -> UseCounts {
         let mut state = self.0.lock();
         state.dirty = false;
-        state.stored.clone()
+        state.counts.clone()
     }
 }
 
@@ -91,13 +89,14 @@ impl Vault {
         if state.spent >= budget {
             return Err(VaultError::BudgetSpent(version.record.name.to_string()));
         }
-        if state.spent >= state.stored.reserved {
-            // One flush for a block of uses, under this version's lock alone.
-            let next = StoredUses { reserved: (state.spent + BLOCK).min(budget), ..state.stored.clone() };
+        if state.spent >= state.reserved {
+            // One flush for a block of uses, under this version's lock alone. In a table of its own: counts are stored
+            // meanwhile, and must not take a reservation back.
+            let reserved = (state.spent + BLOCK).min(budget);
             let mut batch = Batch::new();
-            batch.put(USES, version.record.name.as_str(), &next);
+            batch.put(BUDGETS, version.record.name.as_str(), &reserved);
             self.store.commit(batch)?;
-            state.stored = next;
+            state.reserved = reserved;
         }
         state.spent += 1;
         Ok(())

@@ -153,6 +153,34 @@ fn a_budget_is_never_exceeded_also_not_over_restarts() {
 }
 
 #[test]
+fn a_budget_does_not_come_back_with_a_backup_or_by_storing_counts() {
+    let rig = rig();
+    rig.vault.create_vault(&officer(), "v", parameters(7, false)).unwrap();
+    let bounded = Particulars {
+        attributes: custody_types::KeyAttributes { budget: Some(100), ..Default::default() },
+        ..Particulars::default()
+    };
+    rig.vault.create_key(&officer(), "vaults/v", "k", rsa(), bounded, IfExists::Refuse).unwrap();
+    grant(&rig.vault);
+    let wrap = |vault: &Vault| vault.wrap_key(&node(), KEY, RsaOaep256, &[1]).map(drop);
+    for n in 0..70 {
+        wrap(&rig.vault).unwrap();
+        if n % 9 == 0 {
+            rig.vault.tick().unwrap();
+        }
+    }
+    let copy = rig.vault.backup_key(&officer(), KEY).unwrap();
+    rig.vault.delete_key(&officer(), KEY).unwrap();
+    rig.vault.purge_key(&officer(), KEY).unwrap();
+    rig.vault.restore_key(&officer(), "vaults/v", &copy).unwrap();
+    assert!(wrap(&rig.vault).is_err(), "both blocks were given out");
+    let Rig { vault, journal, clock, events, dir } = rig;
+    drop((vault, journal));
+    let (vault, _journal) = open(dir.path(), &clock, events);
+    assert_eq!(wrap(&vault).unwrap_err().reason(), "KEY_BUDGET_SPENT");
+}
+
+#[test]
 fn counts_are_stored_with_each_tick() {
     let rig = rig();
     with_key(&rig);
