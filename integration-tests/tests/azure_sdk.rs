@@ -99,8 +99,8 @@ fn rust() {
 }
 
 /// `az keyvault key`. In the slow suite, since azure-cli takes 700 MB.
+#[cfg(feature = "slow")]
 #[test]
-#[ignore = "scripts/test-slow installs azure-cli and runs this"]
 fn az() {
     let (deployment, app) = deployment();
     let az = here().join("../target/sdk/az/bin/az");
