@@ -149,8 +149,7 @@ impl Assignments {
     }
 
     fn check_one(&self, principal: &str, role: &Role) -> Result<(), ConflictingDuty> {
-        let subjects = std::iter::once(principal).chain(self.groups_of(principal).iter().map(String::as_str));
-        let mut held = subjects.flat_map(|s| self.of(s)).map(|g| &g.role);
+        let mut held = self.subjects(principal).flat_map(|s| self.of(s)).map(|g| &g.role);
         let conflicting = |held: &&Arc<Role>| !held.duties.iter().any(|d| role.duties.contains(d));
         let workload = principal.starts_with("managedIdentities/") && !role.duties.contains(&Duty::Workload);
         let other = held.find(conflicting).map(|r| r.name.clone());

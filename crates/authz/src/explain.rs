@@ -1,6 +1,6 @@
 //! Why a decision is what it is, and who may at all.
 
-use crate::{Assignment, Assignments, Decision, Unmet, decision::Grant};
+use crate::{Assignment, Assignments, Decision, Unmet, decision::Grant, scope::scopes_of};
 use custody_types::{Caller, Duty, Permission, UnixMillis, VaultName};
 
 /// What an assignment says on a question.
@@ -52,7 +52,7 @@ impl Assignments {
         resource: &str,
         now: UnixMillis,
     ) -> (Decision, Vec<Considered>) {
-        let vault = resource.splitn(3, '/').take(2).collect::<Vec<_>>().join("/");
+        let vault = scopes_of(resource).last().unwrap_or_default();
         let verdict = |g: &Grant| {
             if !g.assignment.scope.covers(resource) {
                 Verdict::OutOfScope

@@ -1,13 +1,12 @@
 //! The AccessControl service: parse, call the domain on a worker, convert back.
 
-use crate::convert::failed;
+use crate::{convert::failed, service::taken};
 use custody_authz::{Assignment, Condition, Considered, Group, Role, Unmet, Verdict};
 use custody_proto::vault::{
     self as wire,
     access_control_server::{AccessControl, AccessControlServer},
 };
 use custody_rpc::{
-    CallContext,
     page::{self, cut},
     server::MESSAGE_LEN_MAX,
     status::invalid,
@@ -123,9 +122,7 @@ impl AccessControlService {
         request: Request<R>,
         act: impl FnOnce(&Vault, &Call, R) -> Result<T, Status> + Send + 'static,
     ) -> Result<Response<T>, Status> {
-        let context = CallContext::of(&request)?;
-        let call = Call { caller: context.caller, correlation_id: context.correlation_id };
-        let request = request.into_inner();
+        let (call, request) = taken(request)?;
         let vault = self.vault.clone();
         self.workers.run(move || act(&vault, &call, request).map(Response::new)).await
     }

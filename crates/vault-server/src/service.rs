@@ -72,7 +72,7 @@ impl KeyVaultService {
 }
 
 /// A request with who makes it.
-fn taken<R>(request: Request<R>) -> Result<(Call, R), Status> {
+pub(crate) fn taken<R>(request: Request<R>) -> Result<(Call, R), Status> {
     let context = CallContext::of(&request)?;
     let call = Call { caller: context.caller, correlation_id: context.correlation_id };
     Ok((call, request.into_inner()))

@@ -2,6 +2,7 @@
 
 use crate::{
     Call, EventType, Vault, VaultError,
+    approval::SecondOfficer,
     catalog::ASSIGNMENTS,
     directory::check_principal,
     gate::{Permit, op},
@@ -120,9 +121,9 @@ impl Vault {
             let scope = assignment.scope.as_str();
             let condition = in_words(&assignment.condition);
             let action = format!("give {} on {scope} to {principal}{condition}", role.name);
-            Some(self.second_officer(call, Permission::AccessWrite, &vault, scope, action)?)
+            self.second_officer(call, Permission::AccessWrite, &vault, scope, action)?
         } else {
-            None
+            SecondOfficer::NOT_NEEDED
         };
         let mut batch = Batch::new();
         batch.put(ASSIGNMENTS, &assignment.name, &assignment);
@@ -137,8 +138,7 @@ impl Vault {
     /// # Errors
     /// Not allowed, or there is no such assignment.
     pub fn delete_role_assignment(&self, call: &Call, name: &str) -> Result<(), VaultError> {
-        let vault = name.split("/roleAssignments/").next().unwrap_or_default();
-        let vault: VaultName = vault.parse()?;
+        let vault: VaultName = name.split("/roleAssignments/").next().unwrap_or_default().parse()?;
         self.gate.run(call, vault.as_str(), |_: Permit<op::DeleteRoleAssignment>| {
             let _one_at_a_time = self.changes.lock();
             let gone = self.store.get::<Assignment>(ASSIGNMENTS, name)?;

@@ -83,6 +83,11 @@ impl Approval {
 #[must_use]
 pub(crate) struct SecondOfficer(Option<Approval>);
 
+impl SecondOfficer {
+    /// For an act that needs none.
+    pub(crate) const NOT_NEEDED: Self = Self(None);
+}
+
 impl Vault {
     /// Asks whether a second officer has agreed to `action`. The caller holds the lock of changes, so that an approval
     /// is found once.
@@ -95,7 +100,7 @@ impl Vault {
         action: String,
     ) -> Result<SecondOfficer, VaultError> {
         if self.catalog.read().vault(vault)?.approvals == ApprovalPolicy::OneOfficer {
-            return Ok(SecondOfficer(None));
+            return Ok(SecondOfficer::NOT_NEEDED);
         }
         self.approved(call, permission, vault, resource, action)
     }
@@ -159,10 +164,10 @@ impl Vault {
     pub(crate) fn commit_approved<T>(
         &self,
         mut batch: Batch,
-        approved: Option<SecondOfficer>,
+        approved: SecondOfficer,
         apply: impl FnOnce(&mut Catalog) -> T,
     ) -> Result<T, VaultError> {
-        let spent = approved.and_then(|a| a.0).map(|a| Approval { use_time: Some(self.now()), ..a });
+        let spent = approved.0.map(|a| Approval { use_time: Some(self.now()), ..a });
         if let Some(spent) = &spent {
             batch.put(APPROVALS, spent.name.as_str(), spent);
         }

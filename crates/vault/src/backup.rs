@@ -53,7 +53,7 @@ impl Vault {
         };
         let action = format!("back up {name}");
         let agreed = self.second_officer(call, Permission::Backup, &name.vault(), name.as_str(), action)?;
-        self.commit_approved(Batch::new(), Some(agreed), |_| ())?;
+        self.commit_approved(Batch::new(), agreed, |_| ())?;
         let plain = serde_json::to_vec(&copy).map_err(|_| VaultError::Backend)?;
         let sealed = self.root.seal(MAGIC, &plain)?;
         Ok([MAGIC, &sealed].concat())

@@ -2,13 +2,16 @@
 
 use crate::{
     Call, EventType, Vault, VaultError,
+    approval::SecondOfficer,
     catalog::{GROUPS, ROLES},
     gate::{Permit, op},
+    names::vault_of,
 };
 use custody_authz::{Group, Role};
 use custody_store::Batch;
 use custody_types::{
-    GroupName, ManagedIdentityName, Permission, PrincipalName, RoleDefinitionName, VaultName,
+    GroupName, ManagedIdentityName, Permission, PrincipalName, RoleDefinitionName, UnknownPermission,
+    VaultName,
 };
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -22,10 +25,6 @@ pub(crate) fn check_principal(field: &'static str, name: &str) -> Result<(), Vau
     }
     let why = format!("must be of the form {} or {}", PrincipalName::PATTERN, ManagedIdentityName::PATTERN);
     Err(VaultError::invalid(field, why))
-}
-
-fn vault_of(name: &str) -> Result<VaultName, VaultError> {
-    Ok(name.split('/').take(2).collect::<Vec<_>>().join("/").parse()?)
 }
 
 impl Vault {
@@ -46,10 +45,12 @@ impl Vault {
             .parse()
             .map_err(|e| VaultError::invalid("role_definition_id", e))?;
         let parse = |p: &String| {
-            p.parse().map_err(|e| VaultError::invalid("role_definition.permissions", format!("{e}: {p}")))
+            let unknown = |e: UnknownPermission| {
+                VaultError::invalid("role_definition.permissions", format!("{e}: {p}"))
+            };
+            p.parse().map_err(unknown)
         };
-        let permissions: Vec<Permission> =
-            permissions.iter().map(|p| parse(p).map_err(|e: VaultError| e)).collect::<Result<_, _>>()?;
+        let permissions: Vec<Permission> = permissions.iter().map(parse).collect::<Result<_, _>>()?;
         if description.chars().count() > 200 {
             return Err(VaultError::invalid("role_definition.description", "may have up to 200 characters"));
         }
@@ -122,15 +123,15 @@ impl Vault {
                 return Err(VaultError::AlreadyExists(name.to_string()));
             }
             let group = Group { name: name.to_string(), members: BTreeSet::new() };
-            self.put_group(group.clone())?;
+            self.put_group(group.clone(), SecondOfficer::NOT_NEEDED)?;
             Ok(group)
         })
     }
 
-    fn put_group(&self, group: Group) -> Result<(), VaultError> {
+    fn put_group(&self, group: Group, agreed: SecondOfficer) -> Result<(), VaultError> {
         let mut batch = Batch::new();
         batch.put(GROUPS, &group.name, &group);
-        self.store.commit(batch)?;
+        self.commit_approved(batch, agreed, |_| ())?;
         self.gate.assignments.write().put_group(group);
         Ok(())
     }
@@ -194,15 +195,12 @@ impl Vault {
             self.gate.assignments.read().check_member(name.as_str(), member)?;
             let agreed = if call.caller.principal == member {
                 let action = format!("put {member} into {name}");
-                Some(self.second_officer(call, Permission::AccessWrite, &vault, vault.as_str(), action)?)
+                self.second_officer(call, Permission::AccessWrite, &vault, vault.as_str(), action)?
             } else {
-                None
+                SecondOfficer::NOT_NEEDED
             };
             group.members.insert(member.to_owned());
-            let mut batch = Batch::new();
-            batch.put(GROUPS, &group.name, &group);
-            self.commit_approved(batch, agreed, |_| ())?;
-            self.gate.assignments.write().put_group(group.clone());
+            self.put_group(group.clone(), agreed)?;
             self.tell(EventType::AccessChanged, vault.as_str());
             Ok(group)
         })
@@ -221,7 +219,7 @@ impl Vault {
             if !group.members.remove(member) {
                 return Err(VaultError::NotFound(format!("{name}: {member}")));
             }
-            self.put_group(group.clone())?;
+            self.put_group(group.clone(), SecondOfficer::NOT_NEEDED)?;
             self.tell(EventType::AccessChanged, vault.as_str());
             Ok(group)
         })

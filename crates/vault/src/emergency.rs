@@ -63,7 +63,7 @@ impl Vault {
         };
         let mut batch = Batch::new();
         batch.put(ASSIGNMENTS, &assignment.name, &assignment);
-        self.commit_approved(batch, Some(agreed), |_| ())?;
+        self.commit_approved(batch, agreed, |_| ())?;
         self.gate.assignments.write().insert(assignment.clone())?;
         self.tell(EventType::AccessChanged, vault.as_str());
         Ok(assignment)

@@ -77,14 +77,14 @@ impl Vault {
                     let (vault, action) = (name.vault(), format!("purge {name}"));
                     let agreed =
                         self.second_officer(call, Permission::Purge, &vault, name.as_str(), action)?;
-                    return self.destroy(&name, Some(agreed));
+                    return self.destroy(&name, agreed);
                 }
             };
             Err(VaultError::Precondition { name: name.to_string(), why })
         })
     }
 
-    fn destroy(&self, name: &KeyName, agreed: Option<SecondOfficer>) -> Result<(), VaultError> {
+    fn destroy(&self, name: &KeyName, agreed: SecondOfficer) -> Result<(), VaultError> {
         let key = self.catalog.read().key(name)?.clone();
         let mut batch = Batch::new();
         batch.delete(KEYS, name.as_str()).put(RETIRED, name.as_str(), &true);
@@ -137,7 +137,7 @@ pub(crate) fn purge_due(vault: &Vault) -> Result<(), VaultError> {
             pending.finish(Outcome::Failed, "FAILED_PRECONDITION", "the key was recovered meanwhile");
             continue;
         }
-        let done = vault.destroy(&name, None);
+        let done = vault.destroy(&name, SecondOfficer::NOT_NEEDED);
         match &done {
             Ok(()) => pending.finish(Outcome::Success, "OK", "the retention of the deleted key has ended"),
             Err(e) => pending.finish(Outcome::Failed, e.status(), &e.to_string()),

@@ -1,6 +1,6 @@
 //! Why a call is allowed or not, and who may open what each key protects.
 
-use crate::{Call, Vault, VaultError, gate::op};
+use crate::{Call, Vault, VaultError, gate::op, names::vault_of};
 use custody_authz::{Considered, Decision, Unmet};
 use custody_types::{Duty, KeyName, Permission, UnixMillis, VaultName};
 use std::collections::BTreeMap;
@@ -45,7 +45,7 @@ impl Vault {
         permission: Permission,
         resource: &str,
     ) -> Result<Explanation, VaultError> {
-        let vault: VaultName = resource.splitn(3, '/').take(2).collect::<Vec<_>>().join("/").parse()?;
+        let vault: VaultName = vault_of(resource)?;
         let duty = duty.or_else(|| principal.starts_with("managedIdentities/").then_some(Duty::Workload));
         self.gate.run::<op::ExplainAccess, _>(call, vault.as_str(), |_| {
             let assignments = self.gate.assignments.read();

@@ -2,6 +2,7 @@
 
 use crate::{
     ApprovalPolicy, Call, EventType, Vault, VaultError, VaultRecord,
+    approval::SecondOfficer,
     catalog::{ASSIGNMENTS, VAULTS},
     gate::{Permit, op},
     names::new_id,
@@ -127,9 +128,9 @@ impl Vault {
                 _ => "remove the second officer",
             };
             let action = format!("{action} of {name}");
-            Some(self.second_officer(call, Permission::VaultUpdate, name, name.as_str(), action)?)
+            self.second_officer(call, Permission::VaultUpdate, name, name.as_str(), action)?
         } else {
-            None
+            SecondOfficer::NOT_NEEDED
         };
         record.purge_protection = change.purge_protection.unwrap_or(record.purge_protection);
         record.approvals = change.approvals.unwrap_or(record.approvals);
