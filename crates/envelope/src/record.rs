@@ -1,4 +1,4 @@
-//! Sealing of small records under a root key: how a vault keeps private keys at rest.
+//! Sealing of small records: how a vault keeps private keys, and the keys above them, at rest.
 
 use crate::keys::secret_key;
 use crate::{CryptoProvider, KEY_LEN, Nonce, OpenError, Provider, RandomError, TAG_LEN, random};
@@ -6,14 +6,14 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 secret_key!(
-    /// A vault's root key: seals its private keys at rest.
-    RootKey
+    /// Seals small records at rest: private keys, and other sealing keys.
+    SealingKey
 );
 
 /// A sealed record: nonce, ciphertext, tag.
 pub type SealedRecord = Vec<u8>;
 
-impl RootKey {
+impl SealingKey {
     /// Seals `plain` for the place that `context` names.
     ///
     /// # Errors
@@ -33,7 +33,7 @@ impl RootKey {
     /// Opens a record sealed for the same place.
     ///
     /// # Errors
-    /// Altered, cut, of another place or another root key.
+    /// Altered, cut, of another place or another key.
     pub fn open(&self, context: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, OpenError> {
         let (nonce, rest) = sealed.split_first_chunk::<12>().ok_or(OpenError)?;
         let (body, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(OpenError)?;

@@ -86,11 +86,11 @@ fn streams_keep_order_and_end() {
 
 #[test]
 fn records_open_only_in_their_context() {
-    let root = RootKey::generate().unwrap();
+    let root = SealingKey::generate().unwrap();
     let sealed = root.seal(b"vaults/a/keys/b", b"private").unwrap();
     assert_eq!(&root.open(b"vaults/a/keys/b", &sealed).unwrap()[..], b"private");
     assert!(root.open(b"vaults/a/keys/c", &sealed).is_err());
-    assert!(RootKey::generate().unwrap().open(b"vaults/a/keys/b", &sealed).is_err());
+    assert!(SealingKey::generate().unwrap().open(b"vaults/a/keys/b", &sealed).is_err());
     assert!(!format!("{root:?}").contains('['));
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     Backend, ImportError, PrivateJwk, SignError, UnwrapFailed, WrapError, backend::KeyBackend, ec, import,
 };
-use custody_envelope::{OpenError, RandomError, RootKey, SealedRecord};
+use custody_envelope::{OpenError, RandomError, SealingKey, SealedRecord};
 use custody_types::{KeyType, PublicKey, SignatureAlgorithm, WrapAlgorithm};
 use rsa::{pkcs8::DecodePrivateKey as _, traits::PublicKeyParts as _};
 use std::fmt;
@@ -64,7 +64,7 @@ impl PrivateKey {
     ///
     /// # Errors
     /// The operating system's random source failed.
-    pub fn seal(&self, root: &RootKey, context: &[u8]) -> Result<SealedRecord, RandomError> {
+    pub fn seal(&self, root: &SealingKey, context: &[u8]) -> Result<SealedRecord, RandomError> {
         root.seal(context, &self.pkcs8)
     }
 
@@ -73,7 +73,7 @@ impl PrivateKey {
     /// # Errors
     /// It was not sealed under this root key for this place, or is of another kind.
     pub fn open(
-        root: &RootKey,
+        root: &SealingKey,
         context: &[u8],
         sealed: &[u8],
         kind: KeyType,

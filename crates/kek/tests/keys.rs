@@ -1,5 +1,5 @@
 //! Making, importing, sealing and using keys.
-use custody_envelope::RootKey;
+use custody_envelope::SealingKey;
 use custody_kek::*;
 use custody_types::{Curve, KeyType, PublicKey, RsaSize, SignatureAlgorithm, WrapAlgorithm};
 
@@ -8,7 +8,7 @@ const RSA_2048: KeyType = KeyType::Rsa(RsaSize::Bits2048);
 #[test]
 fn backends_open_each_other_and_bound_the_length() {
     let key = PrivateKey::generate(RSA_2048, Backend::AwsLc).unwrap();
-    let root = RootKey::generate().unwrap();
+    let root = SealingKey::generate().unwrap();
     let sealed = key.seal(&root, b"here").unwrap();
     let twin = PrivateKey::open(&root, b"here", &sealed, RSA_2048, Backend::RustCrypto).unwrap();
     assert_eq!(key.public(), twin.public());
@@ -82,7 +82,7 @@ fn a_private_key_does_not_print() {
 
 #[test]
 fn each_kind_signs_in_both_backends_and_each_checks_the_other() {
-    let root = RootKey::generate().unwrap();
+    let root = SealingKey::generate().unwrap();
     let kinds = Curve::ALL.map(KeyType::Ec).into_iter().chain([RSA_2048]);
     for kind in kinds {
         let made = PrivateKey::generate(kind, Backend::RustCrypto).unwrap();

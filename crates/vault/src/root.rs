@@ -1,6 +1,6 @@
 //! The root key: seals private keys at rest.
 
-use custody_envelope::RootKey;
+use custody_envelope::SealingKey;
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
@@ -31,17 +31,17 @@ pub enum RootKeyError {
 ///
 /// # Errors
 /// See [`RootKeyError`].
-pub fn load_root_key(path: &Path, may_create: bool) -> Result<RootKey, RootKeyError> {
+pub fn load_root_key(path: &Path, may_create: bool) -> Result<SealingKey, RootKeyError> {
     match OpenOptions::new().read(true).open(path) {
         Ok(file) => {
             if file.metadata()?.permissions().mode() & 0o077 != 0 {
                 return Err(RootKeyError::Exposed(path.to_owned()));
             }
             let bytes = Zeroizing::new(fs::read(path)?);
-            RootKey::from_bytes(&bytes).map_err(|_| RootKeyError::Malformed(path.to_owned()))
+            SealingKey::from_bytes(&bytes).map_err(|_| RootKeyError::Malformed(path.to_owned()))
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound && may_create => {
-            let key = RootKey::generate().map_err(io::Error::other)?;
+            let key = SealingKey::generate().map_err(io::Error::other)?;
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
             file.write_all(key.expose_to_wrap())?;
             file.sync_all()?;

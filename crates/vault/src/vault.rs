@@ -12,7 +12,7 @@ use crate::{
 };
 use custody_audit::{Entry, Journal};
 use custody_authz::UnknownRole;
-use custody_envelope::RootKey;
+use custody_envelope::SealingKey;
 use custody_kek::Backend;
 use custody_store::{Batch, Store, StoreError};
 use custody_types::{Caller, Clock, Duty, Permission, UnixMillis};
@@ -54,7 +54,7 @@ type Listener = Box<dyn Fn(Event) + Send + Sync>;
 /// All vaults of this process.
 pub struct Vault {
     pub(crate) store: Store,
-    pub(crate) root: RootKey,
+    pub(crate) root: SealingKey,
     pub(crate) options: VaultOptions,
     pub(crate) gate: Gate,
     pub(crate) catalog: RwLock<Catalog>,
@@ -78,7 +78,7 @@ impl Vault {
     /// The store cannot be read.
     pub fn open(
         store: Store,
-        root: RootKey,
+        root: SealingKey,
         journal: Arc<Journal>,
         clock: Arc<dyn Clock>,
         options: VaultOptions,

@@ -1,7 +1,7 @@
 //! A vault over a directory of its own, with a clock that tests hold.
 
 use custody_audit::Journal;
-use custody_envelope::RootKey;
+use custody_envelope::SealingKey;
 use custody_store::Store;
 use custody_types::{Caller, Clock, Duty, KeyType, RsaSize, SystemClock, UnixMillis};
 use custody_vault::*;
@@ -50,7 +50,7 @@ pub(crate) fn open(
     events: Arc<Mutex<Vec<EventType>>>,
 ) -> (Vault, Arc<Journal>) {
     let journal = Arc::new(Journal::open(&dir.join("audit"), Arc::new(SystemClock)).unwrap());
-    let root = RootKey::from_bytes(&[3; 32]).unwrap();
+    let root = SealingKey::from_bytes(&[3; 32]).unwrap();
     let store = Store::open(&dir.join("store")).unwrap();
     let tell = move |e: Event| events.lock().unwrap().push(e.kind);
     (
