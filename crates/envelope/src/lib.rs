@@ -16,7 +16,7 @@ pub use block::{BlockAddress, BlockSealer};
 pub use keys::{Dek, DekAddress, VolumeKey, VolumeKeys, WrappedDek};
 pub use nonce::{Nonce, NonceSource};
 pub use provider::{Aead, CryptoProvider, Mac, Provider};
-pub use record::{SealingKey, SealedRecord};
+pub use record::{SealedRecord, SealingKey};
 pub use stream::{CHUNK_LEN, StreamKey, StreamSealer};
 
 /// Bytes of an AES-256 key.

@@ -3,7 +3,7 @@
 use crate::{
     Backend, ImportError, PrivateJwk, SignError, UnwrapFailed, WrapError, backend::KeyBackend, ec, import,
 };
-use custody_envelope::{OpenError, RandomError, SealingKey, SealedRecord};
+use custody_envelope::{OpenError, RandomError, SealedRecord, SealingKey};
 use custody_types::{KeyType, PublicKey, SignatureAlgorithm, WrapAlgorithm};
 use rsa::{pkcs8::DecodePrivateKey as _, traits::PublicKeyParts as _};
 use std::fmt;

@@ -2,9 +2,18 @@
 //!
 //! One tree holds all tables (`table NUL key`), so that a [`Batch`] over several tables is atomic. A commit is
 //! acknowledged when it is on disk; `docs/design/0002-sled.md` tells what that takes with sled 0.34.
+//!
+//! A store may be checked against a key ([`Store::check_integrity`]): it finds rows that another has changed, and a store
+//! that was put back to an earlier state.
 
+mod anchor;
+mod integrity;
+
+use integrity::Integrity;
+use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
+    collections::BTreeMap,
     fmt,
     fs::File,
     io,
@@ -39,6 +48,40 @@ pub enum StoreError {
     /// An earlier flush failed, so what is on disk is not known; only a restart finds out.
     #[error("an earlier write did not reach the disk; the store takes no more until it is restarted")]
     Poisoned,
+    /// It takes no changes before it has been checked.
+    #[error("the store has not been checked yet; unseal the vault first")]
+    Locked,
+    /// Rows are not those that were committed.
+    #[error("the store was altered by something else than its vault; put a copy back that the vault wrote")]
+    Altered,
+    /// It is an earlier state of itself.
+    #[error(
+        "the store was put back to commit {store}, and its anchor knows of commit {anchor}: put the newer store back; \
+         or, where the older state is meant and its losses are understood, set `accept_commit = {store}`"
+    )]
+    RolledBack {
+        /// The store's last commit.
+        store: u64,
+        /// The anchor's.
+        anchor: u64,
+    },
+    /// A new store would take the anchor of another.
+    #[error(
+        "the store is empty and its anchor `{0}` is of another store: put that store back; or remove the anchor, where a \
+         new vault is meant"
+    )]
+    AnchorTaken(PathBuf),
+    /// The anchor is gone, or is of an earlier state.
+    #[error(
+        "the anchor `{path}` does not know of the store's commit {store}: put the right one back; or, where it is lost \
+         and the store is known to be the newest, set `accept_commit = {store}`"
+    )]
+    AnchorLost {
+        /// Where it should be.
+        path: PathBuf,
+        /// The store's last commit.
+        store: u64,
+    },
 }
 
 /// Tables in a directory, held by one process.
@@ -46,6 +89,16 @@ pub struct Store {
     db: sled::Db,
     file: File,
     poisoned: AtomicBool,
+    integrity: Mutex<Guard>,
+}
+
+/// Whether the store's integrity is kept.
+enum Guard {
+    /// Nobody asked for it.
+    Off,
+    /// It is, and nothing may be changed before the key is known.
+    Locked,
+    On(Box<Integrity>),
 }
 
 impl Store {
@@ -70,7 +123,53 @@ impl Store {
         if let Some(parent) = dir.parent() {
             File::open(parent)?.sync_all()?;
         }
-        Ok(Self { db, file: File::open(dir.join("db"))?, poisoned: AtomicBool::new(false) })
+        let guarded = db.contains_key(integrity::state_row())?;
+        Ok(Self {
+            db,
+            file: File::open(dir.join("db"))?,
+            poisoned: AtomicBool::new(false),
+            integrity: Mutex::new(if guarded { Guard::Locked } else { Guard::Off }),
+        })
+    }
+
+    /// Whether there is nothing in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.db.is_empty()
+    }
+
+    /// Keeps the store's integrity from now on, under `key`, with its anchor at `path`; commits `first` with that.
+    ///
+    /// # Errors
+    /// As [`Store::commit`], and [`StoreError::AnchorTaken`].
+    pub fn begin_integrity(&self, key: &[u8; 32], path: &Path, first: Batch) -> Result<(), StoreError> {
+        let begun = Integrity::begin(&self.db, key, path)?;
+        *self.integrity.lock() = Guard::On(Box::new(begun));
+        self.commit(first)
+    }
+
+    /// Checks that the store is as its last commit left it, and lets it be changed. Reads all of it. `accepted` is the
+    /// number of a commit to go on from although the anchor knows of another.
+    ///
+    /// # Errors
+    /// [`StoreError::Altered`], [`StoreError::RolledBack`], [`StoreError::AnchorLost`].
+    pub fn check_integrity(
+        &self,
+        key: &[u8; 32],
+        path: &Path,
+        accepted: Option<u64>,
+    ) -> Result<(), StoreError> {
+        let checked = Integrity::check(&self.db, key, path, accepted)?;
+        *self.integrity.lock() = Guard::On(Box::new(checked));
+        Ok(())
+    }
+
+    /// Forgets the key of its integrity: it takes no changes until it has been checked again.
+    pub fn lock(&self) {
+        let mut guard = self.integrity.lock();
+        if !matches!(*guard, Guard::Off) {
+            *guard = Guard::Locked;
+        }
     }
 
     /// Applies all of `batch` or nothing, and returns once it is on disk. Blocks for one disk flush.
@@ -81,7 +180,33 @@ impl Store {
         if self.poisoned.load(Ordering::Acquire) {
             return Err(StoreError::Poisoned);
         }
-        let done = self.db.apply_batch(batch.inner).and_then(|()| self.db.flush()).map_err(StoreError::from);
+        let mut guard = self.integrity.lock();
+        match &mut *guard {
+            Guard::Off => {
+                drop(guard);
+                self.flush(batch)
+            }
+            Guard::Locked => Err(StoreError::Locked),
+            Guard::On(integrity) => {
+                // One commit after another: the sum is of all that came before.
+                let (next, state) = integrity.next(&self.db, &batch.changes)?;
+                let mut batch = batch;
+                batch.changes.insert(integrity::state_row(), Some(state));
+                self.flush(batch)?;
+                integrity.done(&next).inspect_err(|_| self.poisoned.store(true, Ordering::Release))
+            }
+        }
+    }
+
+    fn flush(&self, batch: Batch) -> Result<(), StoreError> {
+        let mut changes = sled::Batch::default();
+        for (row, value) in batch.changes {
+            match value {
+                Some(value) => changes.insert(row, value),
+                None => changes.remove(row),
+            }
+        }
+        let done = self.db.apply_batch(changes).and_then(|()| self.db.flush()).map_err(StoreError::from);
         // sled 0.34 ends a flush with sync_file_range, which leaves the drive's cache and the file's length alone.
         let done = done.and_then(|_| self.file.sync_all().map_err(StoreError::from));
         done.inspect_err(|_| self.poisoned.store(true, Ordering::Release))
@@ -126,7 +251,8 @@ impl fmt::Debug for Store {
 /// Changes that are applied together.
 #[derive(Debug, Default)]
 pub struct Batch {
-    inner: sled::Batch,
+    /// By row, with its new value or none.
+    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
 }
 
 impl Batch {
@@ -142,13 +268,13 @@ impl Batch {
     /// `value` has a map with keys that are not strings, which no table of ours has.
     pub fn put<V: Serialize>(&mut self, table: &'static str, key: &str, value: &V) -> &mut Self {
         let bytes = serde_json::to_vec(value).expect("table values are plain data");
-        self.inner.insert(row(table, key), bytes);
+        self.changes.insert(row(table, key), Some(bytes));
         self
     }
 
     /// Removes a row.
     pub fn delete(&mut self, table: &'static str, key: &str) -> &mut Self {
-        self.inner.remove(row(table, key));
+        self.changes.insert(row(table, key), None);
         self
     }
 }
@@ -186,5 +312,126 @@ mod tests {
         assert_eq!(store.get::<u32>("b", "x/1").unwrap(), Some(3));
         assert_eq!(store.get::<u32>("b", "x").unwrap(), None);
         assert!(matches!(store.get::<String>("b", "x/1"), Err(StoreError::Unreadable { .. })));
+    }
+
+    const KEY: [u8; 32] = [9; 32];
+
+    fn put(store: &Store, n: u32) {
+        let mut batch = Batch::new();
+        batch.put("a", &format!("x/{n}"), &n).put("a", "last", &n);
+        store.commit(batch).unwrap();
+    }
+
+    fn copy(from: &Path, to: &Path) {
+        _ = std::fs::remove_dir_all(to);
+        let done = std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap();
+        assert!(done.success());
+    }
+
+    #[test]
+    fn a_store_that_was_put_back_or_altered_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (home, anchor) = (dir.path().join("store"), dir.path().join("anchor"));
+        let reopen = |accepted| {
+            let store = Store::open(&home).unwrap();
+            store.check_integrity(&KEY, &anchor, accepted).map(|()| store)
+        };
+        let store = Store::open(&home).unwrap();
+        store.begin_integrity(&KEY, &anchor, Batch::new()).unwrap();
+        put(&store, 1);
+        drop(store);
+        copy(&home, &dir.path().join("older"));
+        std::fs::copy(&anchor, dir.path().join("older-anchor")).unwrap();
+
+        // Before it is checked it is read only.
+        let store = Store::open(&home).unwrap();
+        assert!(matches!(store.commit(Batch::new()), Err(StoreError::Locked)));
+        drop(store);
+        let store = reopen(None).unwrap();
+        (2..10).for_each(|n| put(&store, n));
+        store
+            .commit({
+                let mut batch = Batch::new();
+                batch.delete("a", "x/3").delete("a", "x/absent");
+                batch
+            })
+            .unwrap();
+        drop(store);
+        drop(reopen(None).unwrap());
+        copy(&home, &dir.path().join("newest"));
+
+        // Put back.
+        copy(&dir.path().join("older"), &home);
+        let found = reopen(None).err().unwrap();
+        assert!(matches!(found, StoreError::RolledBack { store: 2, anchor: 11 }), "{found}");
+        // Its anchor put back, and not the store; or gone.
+        copy(&dir.path().join("newest"), &home);
+        std::fs::rename(&anchor, dir.path().join("newest-anchor")).unwrap();
+        assert!(matches!(reopen(None).err().unwrap(), StoreError::AnchorLost { store: 11, .. }));
+        std::fs::copy(dir.path().join("older-anchor"), &anchor).unwrap();
+        assert!(matches!(reopen(None).err().unwrap(), StoreError::AnchorLost { store: 11, .. }));
+        // One behind is what a kill leaves.
+        std::fs::rename(dir.path().join("newest-anchor"), &anchor).unwrap();
+        // The older state is accepted by its number alone, and is what counts then.
+        copy(&dir.path().join("older"), &home);
+        assert!(reopen(Some(3)).is_err());
+        let store = reopen(Some(2)).unwrap();
+        put(&store, 20);
+        drop(store);
+        drop(reopen(None).unwrap());
+
+        // Any row changed, added or removed by something else.
+        for change in ["altered", "added", "removed", "state"] {
+            copy(&home, &dir.path().join("good"));
+            let db = sled::open(&home).unwrap();
+            match change {
+                "altered" => _ = db.insert(row("a", "x/1"), "7").unwrap(),
+                "added" => _ = db.insert(row("a", "y"), "7").unwrap(),
+                "removed" => _ = db.remove(row("a", "x/1")).unwrap(),
+                _ => {
+                    let state = db.get(integrity::state_row()).unwrap().unwrap();
+                    let text =
+                        String::from_utf8(state.to_vec()).unwrap().replace("\"commit\":3", "\"commit\":4");
+                    db.insert(integrity::state_row(), text.as_bytes()).unwrap();
+                }
+            }
+            db.flush().unwrap();
+            drop(db);
+            assert!(matches!(reopen(None).err().unwrap(), StoreError::Altered), "{change}");
+            copy(&dir.path().join("good"), &home);
+        }
+        drop(reopen(None).unwrap());
+        // Under another key nothing holds.
+        let store = Store::open(&home).unwrap();
+        assert!(matches!(store.check_integrity(&[8; 32], &anchor, None), Err(StoreError::Altered)));
+    }
+
+    #[test]
+    fn a_kill_between_commit_and_anchor_is_no_rollback() {
+        let dir = tempfile::tempdir().unwrap();
+        let (home, anchor) = (dir.path().join("store"), dir.path().join("anchor"));
+        let store = Store::open(&home).unwrap();
+        store.begin_integrity(&KEY, &anchor, Batch::new()).unwrap();
+        for n in 1..6 {
+            let before = std::fs::read(&anchor).unwrap();
+            put(&store, n);
+            if n == 5 {
+                std::fs::write(&anchor, before).unwrap();
+            }
+        }
+        drop(store);
+        let store = Store::open(&home).unwrap();
+        store.check_integrity(&KEY, &anchor, None).unwrap();
+        // The very first one, too: no anchor yet.
+        let (home, anchor) = (dir.path().join("first"), dir.path().join("first-anchor"));
+        let store = Store::open(&home).unwrap();
+        store.begin_integrity(&KEY, &anchor, Batch::new()).unwrap();
+        drop(store);
+        std::fs::remove_file(&anchor).unwrap();
+        Store::open(&home).unwrap().check_integrity(&KEY, &anchor, None).unwrap();
+        // A store that was taken away is not begun anew under its anchor.
+        let store = Store::open(&dir.path().join("other")).unwrap();
+        let begun = store.begin_integrity(&[8; 32], &anchor, Batch::new());
+        assert!(matches!(begun, Err(StoreError::AnchorTaken(_))));
     }
 }
