@@ -83,6 +83,7 @@ const BUILT_IN: &[BuiltIn] = &[
             RotationPolicyWrite,
             Update,
             VaultGet,
+            VaultSeal,
             VaultUpdate,
         ],
         description: "Manages keys and who may use them; cannot use a key itself.",
@@ -171,6 +172,7 @@ fn manages(permission: Permission) -> bool {
             | Rotate
             | RotationPolicyWrite
             | Update
+            | VaultSeal
             | VaultUpdate
     )
 }
@@ -197,7 +199,8 @@ impl Role {
         permissions: Vec<Permission>,
         description: String,
     ) -> Result<Self, ForbiddenRole> {
-        if let Some(by_duty) = permissions.iter().find(|p| matches!(p, BreakGlass | VaultCreate | VaultList))
+        if let Some(by_duty) =
+            permissions.iter().find(|p| matches!(p, BreakGlass | SystemSeal | VaultCreate | VaultList))
         {
             return Err(ForbiddenRole::ByDuty(*by_duty));
         }

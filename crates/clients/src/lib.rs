@@ -12,13 +12,18 @@ use custody_proto::{
     identity::identity_client::IdentityClient,
     longrunning::operations_client::OperationsClient,
     storage::storage_node_client::StorageNodeClient,
-    vault::{access_control_client::AccessControlClient, key_vault_client::KeyVaultClient},
+    vault::{
+        access_control_client::AccessControlClient, key_vault_client::KeyVaultClient,
+        seal_manager_client::SealManagerClient,
+    },
 };
 
 /// A client of a vault.
 pub type Vault = KeyVaultClient<AuthenticatedChannel>;
 /// A client of a vault's access control.
 pub type Access = AccessControlClient<AuthenticatedChannel>;
+/// Seals of the vault.
+pub type Seals = SealManagerClient<AuthenticatedChannel>;
 /// A client of the identity service.
 pub type Identity = IdentityClient<AuthenticatedChannel>;
 /// A client of the control plane.

@@ -61,10 +61,13 @@ pub mod custody {
         pub mod v1 {
             include!(concat!(env!("OUT_DIR"), "/custody.vault.v1.rs"));
             super::super::opaque!(
+                ChangeSealRequest,
+                ChangeSealResponse,
                 DecryptResponse,
                 EncryptRequest,
                 GetRandomBytesResponse,
                 ImportKeyRequest,
+                UnsealVaultRequest,
                 UnwrapKeyResponse,
                 WrapKeyRequest
             );

@@ -87,6 +87,11 @@ pub fn rule(method: Method) -> Rule {
         | AccessControlApproveApproval
         | AccessControlRejectApproval => Rule::Duties(EVERYONE),
 
+        SealManagerGetSeal => Rule::Duties(EVERYONE),
+        SealManagerSealVault | SealManagerUnsealVault | SealManagerChangeSeal | SealManagerRotateRootKey => {
+            Rule::Duties(OFFICER)
+        }
+
         AuditLogListRecords | AuditLogTailRecords => Rule::Duties(&[Auditor, SecurityOfficer]),
 
         ClusterManagerCreateCluster

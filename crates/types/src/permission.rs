@@ -69,12 +69,16 @@ permissions! {
     UnwrapKey = "unwrapKey",
     /// Change attributes.
     Update = "update",
+    /// Seal and unseal the deployment.
+    SystemSeal = "system/seal",
     /// Create a vault.
     VaultCreate = "vault/create",
     /// Read a vault.
     VaultGet = "vault/get",
     /// List vaults.
     VaultList = "vault/list",
+    /// Seal and unseal a vault, and change its seal.
+    VaultSeal = "vault/seal",
     /// Change a vault's own settings.
     VaultUpdate = "vault/update",
     /// Check a signature.

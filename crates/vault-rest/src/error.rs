@@ -118,6 +118,8 @@ impl From<VaultError> for RestError {
                 Self { retry_after_s: after.as_millis().div_ceil(1000).try_into().unwrap_or(1), ..error }
             }
             "KEY_BUDGET_SPENT" => Self::forbidden("KeyBudgetSpent", message),
+            "VAULT_SEALED" => Self::forbidden("VaultSealed", message),
+            "SEALED" => Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message),
             "APPROVAL_REQUIRED" => Self::forbidden("ApprovalRequired", message),
             "KEY_DELETED" | "KEY_DESTROYED" => Self::new(StatusCode::NOT_FOUND, "KeyNotFound", message),
             "INVALID_KEY_TRANSITION" => Self::forbidden("OperationNotAllowed", message),

@@ -247,6 +247,8 @@ pub(crate) fn event(e: Event) -> wire::KeyEvent {
         EventType::Purged => wire::KeyEventType::Purged,
         EventType::NearExpiry => wire::KeyEventType::NearExpiry,
         EventType::Expired => wire::KeyEventType::Expired,
+        EventType::Sealed => wire::KeyEventType::Sealed,
+        EventType::Unsealed => wire::KeyEventType::Unsealed,
         EventType::ApprovalRequested => wire::KeyEventType::ApprovalRequested,
         _ => wire::KeyEventType::AccessChanged,
     };

@@ -2,6 +2,7 @@
 
 mod access;
 mod convert;
+mod seal;
 mod service;
 mod trail;
 
@@ -15,9 +16,11 @@ use custody_rpc::{
 };
 use custody_types::{Caller, Clock, Duty, KeyType, RsaSize, SystemClock};
 use custody_vault::{
-    Call, IfExists, Material, NewAssignment, Particulars, RateLimits, Vault, VaultOptions, VaultParameters,
+    Call, IfExists, Material, NewAssignment, Particulars, RateLimits, SealSettings, Vault, VaultOptions,
+    VaultParameters,
 };
 use custody_vault_rest::{Face, FaceSettings};
+use seal::SealService;
 use serde::Deserialize;
 use service::KeyVaultService;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -41,8 +44,13 @@ struct Arguments {
 #[serde(deny_unknown_fields)]
 struct Settings {
     server: ServerSettings,
-    /// The root key's file; made at the first start.
+    /// The file of the default seal; made at the first start.
     root_key: PathBuf,
+    /// Holds the number of the store's last commit, so that a store that was put back is found: best on another disk.
+    /// `anchor` in the data directory without it.
+    anchor: Option<PathBuf>,
+    /// The commit to go on from although the anchor knows of a later one: for an older store that is restored on purpose.
+    accept_commit: Option<u64>,
     /// The platform's own key for service-managed encryption; made at the first start.
     service_managed: Option<ServiceManaged>,
     /// How often callers, keys and vaults may be asked; no bounds without it.
@@ -84,17 +92,22 @@ async fn main() -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     std::fs::create_dir_all(&settings.server.data)?;
     let store_dir = settings.server.data.join("store");
-    let root = custody_vault::load_root_key(&settings.root_key, !store_dir.exists())
-        .context("the vault stays sealed")?;
     let store = custody_store::Store::open(&store_dir)?;
     let journal = Arc::new(Journal::open(&settings.server.data.join("audit"), clock.clone())?);
     let (events, _) = tokio::sync::broadcast::channel(1024);
     let sender = events.clone();
     let options = VaultOptions { limits: settings.limits, ..VaultOptions::default() };
-    let vault = Arc::new(Vault::open(store, root, journal.clone(), clock, options, move |event| {
+    let seal = SealSettings {
+        key_file: settings.root_key.clone(),
+        anchor: settings.anchor.clone().unwrap_or_else(|| settings.server.data.join("anchor")),
+        accept_commit: settings.accept_commit,
+    };
+    let vault = Arc::new(Vault::open(store, seal, journal.clone(), clock, options, move |event| {
         _ = sender.send(event)
     })?);
-    if let Some(service) = &settings.service_managed {
+    if vault.is_sealed() {
+        tracing::warn!("the vault is sealed; its officers unseal it with `custody vault unseal`");
+    } else if let Some(service) = &settings.service_managed {
         make_service_key(&vault, service).context("the service-managed key cannot be made")?;
     }
     let ticking = tokio::spawn(tick(vault.clone()));
@@ -115,6 +128,7 @@ async fn main() -> anyhow::Result<()> {
     let routes = Routes::default()
         .add_service(KeyVaultService::server(vault.clone(), events, workers.clone(), compute))
         .add_service(AccessControlService::server(vault.clone(), workers.clone()))
+        .add_service(SealService::server(vault.clone(), workers.clone()))
         .add_service(AuditLogService::server(trail, workers));
     server::serve(
         &settings.server,

@@ -14,8 +14,8 @@ use custody_store::Batch;
 use custody_types::{KeyName, Permission, VaultName};
 use serde::{Deserialize, Serialize};
 
-/// What a copy begins with; the rest is sealed under the root key.
-const MAGIC: &[u8] = b"CUSTODY-KEY-BACKUP-1:";
+/// What a copy begins with. The vault's name follows, a colon, which of its keys seals the rest, and a colon.
+const MAGIC: &str = "CUSTODY-KEY-BACKUP-2:";
 /// Longest copy that is read, in bytes: some 500 versions.
 const LEN_MAX: usize = 4 << 20;
 
@@ -25,6 +25,17 @@ struct Copy {
     key: KeyRecord,
     /// Their private halves are sealed for their own names besides.
     versions: Vec<VersionRecord>,
+}
+
+/// How long the head of a copy is, of which vault it says to be, and which key seals it.
+fn split_head(copy: &[u8]) -> Option<(usize, &str, u32)> {
+    let start = copy.get(..copy.len().min(256))?;
+    let start = std::str::from_utf8(start).unwrap_or_else(|e| {
+        start.get(..e.valid_up_to()).and_then(|valid| std::str::from_utf8(valid).ok()).unwrap_or_default()
+    });
+    let mut parts = start.strip_prefix(MAGIC)?.splitn(3, ':');
+    let (vault, generation, _) = (parts.next()?, parts.next()?, parts.next()?);
+    Some((MAGIC.len() + vault.len() + generation.len() + 2, vault, generation.parse().ok()?))
 }
 
 impl Vault {
@@ -43,6 +54,7 @@ impl Vault {
         call: &Call,
         name: &KeyName,
     ) -> Result<Vec<u8>, VaultError> {
+        let (generation, sealing) = self.keyring.current(&name.vault())?;
         let _one_at_a_time = self.changes.lock();
         let copy = {
             let catalog = self.catalog.read();
@@ -55,8 +67,8 @@ impl Vault {
         let agreed = self.second_officer(call, Permission::Backup, &name.vault(), name.as_str(), action)?;
         self.commit_approved(Batch::new(), agreed, |_| ())?;
         let plain = serde_json::to_vec(&copy).map_err(|_| VaultError::Backend)?;
-        let sealed = self.root.seal(MAGIC, &plain)?;
-        Ok([MAGIC, &sealed].concat())
+        let head = format!("{MAGIC}{}:{generation}:", name.vault());
+        Ok([head.as_bytes(), &sealing.seal(head.as_bytes(), &plain)?].concat())
     }
 
     /// Brings a copy back under its own name, which must be free: not of a key, nor of a deleted one.
@@ -75,15 +87,17 @@ impl Vault {
         copy: &[u8],
     ) -> Result<KeyView, VaultError> {
         let bad = |why: &str| VaultError::invalid("backup", why);
-        let sealed = copy.strip_prefix(MAGIC).filter(|_| copy.len() <= LEN_MAX);
-        let sealed = sealed.ok_or_else(|| bad("is not a backup of a key"))?;
-        let plain = self.root.open(MAGIC, sealed);
-        let plain = plain.map_err(|_| bad("was altered, or is of another deployment"))?;
-        let Copy { key, versions } =
-            serde_json::from_slice(&plain).map_err(|_| bad("is of another version of this program"))?;
-        if key.name.vault() != *vault {
+        let head = split_head(copy).filter(|_| copy.len() <= LEN_MAX);
+        let (head, of, generation) = head.ok_or_else(|| bad("is not a backup of a key"))?;
+        if of != vault.as_str() {
             return Err(bad("is of a key of another vault; restore it there"));
         }
+        let altered = || bad("was altered, or is of another deployment");
+        let sealing = self.keyring.generation(vault, generation)?.ok_or_else(altered)?;
+        let (context, sealed) = copy.split_at(head);
+        let plain = sealing.open(context, sealed).map_err(|_| altered())?;
+        let Copy { key, versions } =
+            serde_json::from_slice(&plain).map_err(|_| bad("is of another version of this program"))?;
         let _one_at_a_time = self.changes.lock();
         let held = self.check_name_free(&key.name);
         // The purged key itself may come back: its name means the same key as before.

@@ -83,6 +83,23 @@ impl Catalog {
         self.agenda.set(name, due);
     }
 
+    /// Closes the private halves of the versions whose names begin with `prefix`. Uses that are under way end with the
+    /// halves they hold.
+    pub(crate) fn forget_private(&mut self, prefix: &str) {
+        let range = self.versions.range_mut::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        for (_, version) in range.take_while(|(name, _)| name.as_str().starts_with(prefix)) {
+            let (record, uses) = (version.record.clone(), version.uses.clone());
+            *version = Arc::new(Version { record, private: Arc::default(), uses });
+        }
+    }
+
+    /// The versions in a vault.
+    pub(crate) fn versions_of(&self, vault: &VaultName) -> impl Iterator<Item = &Version> {
+        let prefix = format!("{vault}/");
+        let range = self.versions.range::<str, _>((Bound::Included(&*prefix), Bound::Unbounded));
+        range.map(|(_, v)| &**v).take_while(move |v| v.record.name.as_str().starts_with(&prefix))
+    }
+
     pub(crate) fn put_version(&mut self, record: VersionRecord) {
         let name = record.name.clone();
         // A changed record keeps the private half that is open already, and the count of its uses.

@@ -1,5 +1,6 @@
 //! What the vault answers when it does not do something.
 
+use crate::{LoadError, SealError};
 use custody_audit::AuditUnavailable;
 use custody_authz::{ConflictingDuty, ForbiddenRole, ScopeError, UnknownRole};
 use custody_envelope::RandomError;
@@ -104,8 +105,25 @@ pub enum VaultError {
     AuditUnavailable(#[from] AuditUnavailable),
     /// The store failed.
     #[error("the vault's store failed; nothing was changed")]
-    Store(#[from] StoreError),
-    /// Stored key material does not open under the root key.
+    Store(#[source] StoreError),
+    /// The deployment is sealed: nothing is answered.
+    #[error("the vault is sealed; its officers unseal it with `custody vault unseal`")]
+    Sealed,
+    /// The vault's owner sealed it.
+    #[error("`{0}` is sealed by its owner, who alone can unseal it")]
+    VaultSealed(String),
+    /// What was given does not open the seal.
+    #[error(
+        "the seal does not open with what was given; nothing was unsealed, and shares have to be given again"
+    )]
+    UnsealFailed,
+    /// The store is not as it was left.
+    #[error("the vault stays sealed: {0}")]
+    StoreRefused(#[source] StoreError),
+    /// A seal's file cannot be used.
+    #[error(transparent)]
+    Seal(SealError),
+    /// Stored key material does not open under its sealing key.
     #[error("the stored private key of `{0}` does not authenticate; restore the vault's store from a backup")]
     Damaged(String),
     /// The cryptographic backend or the random source failed.
@@ -125,12 +143,13 @@ impl VaultError {
             | Self::OperationForbidden { .. }
             | Self::ApprovalRequired { .. }
             | Self::BudgetSpent(_)
+            | Self::VaultSealed(_)
             | Self::Precondition { .. }
             | Self::ConflictingDuty(_) => "FAILED_PRECONDITION",
-            Self::Invalid { .. } | Self::UnwrapFailed(_) => "INVALID_ARGUMENT",
+            Self::Invalid { .. } | Self::UnwrapFailed(_) | Self::UnsealFailed => "INVALID_ARGUMENT",
             Self::Throttled { .. } => "RESOURCE_EXHAUSTED",
-            Self::AuditUnavailable(_) | Self::Store(_) => "UNAVAILABLE",
-            Self::Damaged(_) => "DATA_LOSS",
+            Self::AuditUnavailable(_) | Self::Sealed | Self::Seal(_) | Self::Store(_) => "UNAVAILABLE",
+            Self::Damaged(_) | Self::StoreRefused(_) => "DATA_LOSS",
             Self::Backend => "INTERNAL",
         }
     }
@@ -160,6 +179,11 @@ impl VaultError {
             Self::ConflictingDuty(_) => "CONFLICTING_DUTY",
             Self::AuditUnavailable(_) => "AUDIT_UNAVAILABLE",
             Self::Store(_) => "STORE_UNAVAILABLE",
+            Self::Sealed => "SEALED",
+            Self::VaultSealed(_) => "VAULT_SEALED",
+            Self::UnsealFailed => "UNSEAL_FAILED",
+            Self::StoreRefused(_) => "STORE_INTEGRITY",
+            Self::Seal(_) => "SEAL_UNAVAILABLE",
             Self::Damaged(_) => "STORED_KEY_DAMAGED",
             Self::Backend => "BACKEND_FAILED",
         }
@@ -185,6 +209,45 @@ impl VaultError {
 
     pub(crate) fn invalid(field: &'static str, why: impl ToString) -> Self {
         Self::Invalid { field, why: why.to_string() }
+    }
+}
+
+impl From<StoreError> for VaultError {
+    fn from(e: StoreError) -> Self {
+        match e {
+            StoreError::Altered
+            | StoreError::AnchorLost { .. }
+            | StoreError::AnchorTaken(_)
+            | StoreError::RolledBack { .. } => Self::StoreRefused(e),
+            StoreError::Locked => Self::Sealed,
+            other => Self::Store(other),
+        }
+    }
+}
+
+impl From<LoadError> for VaultError {
+    fn from(e: LoadError) -> Self {
+        match e {
+            LoadError::Store(e) => e.into(),
+            LoadError::Role(e) => e.into(),
+            LoadError::Sealed(e) => *e,
+        }
+    }
+}
+
+impl From<SealError> for VaultError {
+    fn from(e: SealError) -> Self {
+        match e {
+            SealError::WrongKey => Self::UnsealFailed,
+            SealError::PassphraseLength => Self::invalid("passphrase", e),
+            SealError::ShareNumbers => Self::invalid("shares", e),
+            SealError::NoShare | SealError::OtherSeal | SealError::ShareGiven | SealError::OfficerGave => {
+                Self::invalid("share", e)
+            }
+            SealError::OtherType => Self::invalid("key", e),
+            SealError::Random(_) => Self::Backend,
+            other => Self::Seal(other),
+        }
     }
 }
 

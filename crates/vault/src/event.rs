@@ -22,6 +22,10 @@ pub enum EventType {
     Purged,
     /// A key was recovered.
     Recovered,
+    /// A vault was sealed, or the deployment.
+    Sealed,
+    /// A vault was unsealed, or the deployment.
+    Unsealed,
     /// Attributes changed.
     Updated,
 }

@@ -11,7 +11,14 @@ use custody_audit::{Journal, Outcome, Pending, Record};
 use custody_authz::{Assignments, Decision};
 use custody_types::{Clock, Duty, Permission};
 use parking_lot::RwLock;
-use std::{fmt, marker::PhantomData, sync::Arc};
+use std::{
+    fmt,
+    marker::PhantomData,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// An operation as the gate sees it.
 pub trait Operation {
@@ -69,6 +76,8 @@ pub struct Gate {
     /// Conditions of assignments are held against it.
     clock: Arc<dyn Clock>,
     pub(crate) limits: Limiter,
+    /// Whether the deployment is sealed: nothing passes but its unsealing.
+    sealed: AtomicBool,
 }
 
 impl fmt::Debug for Gate {
@@ -78,13 +87,22 @@ impl fmt::Debug for Gate {
 }
 
 impl Gate {
-    pub(crate) fn new(
-        journal: Arc<Journal>,
-        assignments: Assignments,
-        clock: Arc<dyn Clock>,
-        limits: &RateLimits,
-    ) -> Self {
-        Self { journal, assignments: RwLock::new(assignments), clock, limits: Limiter::new(limits) }
+    pub(crate) fn new(journal: Arc<Journal>, clock: Arc<dyn Clock>, limits: &RateLimits) -> Self {
+        Self {
+            journal,
+            assignments: RwLock::default(),
+            clock,
+            limits: Limiter::new(limits),
+            sealed: AtomicBool::new(true),
+        }
+    }
+
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_sealed(&self, sealed: bool) {
+        self.sealed.store(sealed, Ordering::Release);
     }
 
     /// Runs an operation on `resource`. A refusal is recorded too, before it is answered.
@@ -139,6 +157,9 @@ impl Gate {
         call: &Call,
         resource: &str,
     ) -> Result<Authorized, VaultError> {
+        if self.is_sealed() && permission != Permission::SystemSeal {
+            return Err(VaultError::Sealed);
+        }
         self.limits.check(&call.caller.principal, resource)?;
         let now = self.journal.now();
         let record = Record::begin(now, Op::NAME, &call.correlation_id, &call.caller, resource);
@@ -152,11 +173,13 @@ impl Gate {
         })
     }
 
-    /// A vault does not exist before it is made, a list of vaults is of none in particular, and emergency rights are for
+    /// A vault does not exist before it is made, a seal is above all vaults, a list of vaults is of none in particular, and emergency rights are for
     /// when nobody has any: those follow from the duty. Everything else follows from role assignments.
     fn decide(&self, call: &Call, permission: Permission, resource: &str) -> Decision {
         let by_duty = match permission {
-            Permission::BreakGlass | Permission::VaultCreate => call.caller.duty == Duty::SecurityOfficer,
+            Permission::BreakGlass | Permission::SystemSeal | Permission::VaultCreate => {
+                call.caller.duty == Duty::SecurityOfficer
+            }
             Permission::VaultList => call.caller.duty != Duty::DatabaseAdministrator,
             _ => {
                 let now = self.clock.now();
@@ -279,6 +302,24 @@ operations! {
     SetRotationPolicy = "KeyRotationPolicySet", RotationPolicyWrite;
     /// Gives random bytes.
     GetRandomBytes = "RandomBytesGet", Rng;
+    /// Reads a vault's seal.
+    GetSeal = "VaultSealGet", VaultGet;
+    /// Seals the deployment.
+    Seal = "Seal", SystemSeal;
+    /// Unseals the deployment.
+    Unseal = "Unseal", SystemSeal;
+    /// Changes what opens the deployment's seal.
+    ChangeSeal = "SealChange", SystemSeal;
+    /// Makes a new root key.
+    RotateRootKey = "RootKeyRotate", SystemSeal;
+    /// Seals a vault.
+    SealVault = "VaultSeal", VaultSeal;
+    /// Unseals a vault.
+    UnsealVault = "VaultUnseal", VaultSeal;
+    /// Changes what opens a vault's own seal.
+    ChangeVaultSeal = "VaultSealChange", VaultSeal;
+    /// Makes a new key of a vault.
+    RotateVaultKey = "VaultKeyRotate", VaultSeal;
     /// Reads the trail.
     ReadAudit = "AuditRead", AuditRead;
 }

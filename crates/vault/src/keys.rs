@@ -224,8 +224,10 @@ impl Vault {
     ) -> Result<VersionRecord, VaultError> {
         let name = key.version(&new_id()?)?;
         let now = self.now();
+        let (seal_generation, sealing) = self.keyring.current(&key.vault())?;
         Ok(VersionRecord {
-            sealed: private.seal(&self.root, name.as_str().as_bytes())?,
+            seal_generation,
+            sealed: private.seal(&sealing, name.as_str().as_bytes())?,
             name,
             create_time: now,
             update_time: now,

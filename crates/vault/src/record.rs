@@ -71,7 +71,9 @@ pub(crate) struct VersionRecord {
     pub(crate) tags: Tags,
     #[serde(with = "public_key")]
     pub(crate) public: PublicKey,
-    /// The private half, sealed under the root key for this version's name.
+    /// Which of the vault's keys seals the private half.
+    pub(crate) seal_generation: u32,
+    /// The private half, sealed under that key for this version's name.
     #[serde(with = "base64_bytes")]
     pub(crate) sealed: Vec<u8>,
 }
@@ -135,15 +137,15 @@ pub struct VersionView {
     pub uses: UseCounts,
 }
 
-mod base64_bytes {
+pub(crate) mod base64_bytes {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&STANDARD.encode(bytes))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
         STANDARD.decode(String::deserialize(from)?).map_err(D::Error::custom)
     }
 }

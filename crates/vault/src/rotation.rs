@@ -284,7 +284,8 @@ pub(crate) fn run_agenda(vault: &Vault) -> Result<(), VaultError> {
             if kind == EventType::NewVersionCreated {
                 if let Err(e) = rotate_due(vault, &name) {
                     next = now.plus(RETRY_TIME);
-                    failed = Some(e);
+                    // Its owner sealed it: that is no failure, and it is made up for.
+                    failed = failed.or(Some(e).filter(|e| !matches!(e, VaultError::VaultSealed(_))));
                 }
             } else if planned.is_none_or(|planned| time >= planned) {
                 vault.tell(kind, name.as_str());

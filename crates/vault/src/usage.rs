@@ -384,6 +384,11 @@ impl Vault {
             }
             version.clone()
         };
+        // Also for what needs the public half alone: a sealed vault's keys do nothing.
+        let vault = version.record.name.key().vault();
+        if self.keyring.is_sealed(&vault) {
+            return Err(self.keyring.vault(&vault).err().unwrap_or(VaultError::Sealed));
+        }
         self.spend(&version)?;
         Ok(version)
     }
@@ -397,7 +402,9 @@ impl Vault {
         let damaged = || VaultError::Damaged(record.name.to_string());
         let kind = record.public.key_type().ok_or_else(damaged)?;
         let context = record.name.as_str().as_bytes();
-        let opened = PrivateKey::open(&self.root, context, &record.sealed, kind, self.options.backend)
+        let sealing = self.keyring.generation(&record.name.key().vault(), record.seal_generation)?;
+        let sealing = sealing.ok_or_else(damaged)?;
+        let opened = PrivateKey::open(&sealing, context, &record.sealed, kind, self.options.backend)
             .map_err(|_| damaged())?;
         Ok(version.private.get_or_init(|| opened))
     }

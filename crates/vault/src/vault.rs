@@ -9,10 +9,11 @@ use crate::{
     record::Version,
     retention::RetentionClock,
     rotation,
+    seal::Keyring,
+    sealing::{Attempts, SealSettings},
 };
 use custody_audit::{Entry, Journal};
 use custody_authz::UnknownRole;
-use custody_envelope::SealingKey;
 use custody_kek::Backend;
 use custody_store::{Batch, Store, StoreError};
 use custody_types::{Caller, Clock, Duty, Permission, UnixMillis};
@@ -47,6 +48,15 @@ pub enum LoadError {
     /// An assignment gives a role that this version does not know.
     #[error("a stored role assignment cannot be read; use the version that wrote it")]
     Role(#[from] UnknownRole),
+    /// The default seal does not open.
+    #[error("the vault stays sealed: {0}")]
+    Sealed(Box<VaultError>),
+}
+
+impl From<VaultError> for LoadError {
+    fn from(e: VaultError) -> Self {
+        Self::Sealed(Box::new(e))
+    }
 }
 
 type Listener = Box<dyn Fn(Event) + Send + Sync>;
@@ -54,7 +64,10 @@ type Listener = Box<dyn Fn(Event) + Send + Sync>;
 /// All vaults of this process.
 pub struct Vault {
     pub(crate) store: Store,
-    pub(crate) root: SealingKey,
+    pub(crate) seal_settings: SealSettings,
+    pub(crate) keyring: Keyring,
+    /// Shares that wait for others.
+    pub(crate) attempts: Mutex<Attempts>,
     pub(crate) options: VaultOptions,
     pub(crate) gate: Gate,
     pub(crate) catalog: RwLock<Catalog>,
@@ -71,35 +84,42 @@ pub struct Vault {
 }
 
 impl Vault {
-    /// Opens the vault over its store and journal. `listener` is told of every committed change; it must not
-    /// block.
+    /// Opens the vault over its store and journal: sealed, where its seal is not opened by the key file. `listener` is
+    /// told of every committed change; it must not block.
     ///
     /// # Errors
-    /// The store cannot be read.
+    /// The store cannot be read, is not as it was left, or the key file does not open it.
     pub fn open(
         store: Store,
-        root: SealingKey,
+        seal_settings: SealSettings,
         journal: Arc<Journal>,
         clock: Arc<dyn Clock>,
         options: VaultOptions,
         listener: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, LoadError> {
-        let (catalog, assignments) = Catalog::load(&store, clock.now())?;
         let retention = RetentionClock::load(&store, clock.now(), clock.monotonic())?;
-        Ok(Self {
+        let vault = Self {
             store,
             retention,
-            root,
+            seal_settings,
+            keyring: Keyring::default(),
+            attempts: Mutex::default(),
             options,
-            gate: Gate::new(journal.clone(), assignments, clock.clone(), &options.limits),
-            catalog: RwLock::new(catalog),
+            gate: Gate::new(journal.clone(), clock.clone(), &options.limits),
+            catalog: RwLock::default(),
             changes: Mutex::new(()),
             used: Mutex::default(),
             looked: Mutex::new(clock.now()),
             clock,
             journal,
             listener: Box::new(listener),
-        })
+        };
+        if vault.store.is_empty() {
+            vault.initialise()?;
+        } else {
+            vault.open_by_itself()?;
+        }
+        Ok(vault)
     }
 
     pub(crate) fn now(&self) -> UnixMillis {
@@ -166,6 +186,9 @@ impl Vault {
     /// # Errors
     /// The store or the journal failed; it is tried again with the next call.
     pub fn tick(&self) -> Result<(), VaultError> {
+        if self.is_sealed() {
+            return Ok(());
+        }
         let now = self.now();
         let after = std::mem::replace(&mut *self.looked.lock(), now);
         let turned = self.gate.assignments.read().turned(after, now);
@@ -184,6 +207,9 @@ impl Vault {
     /// # Errors
     /// The store failed.
     pub fn close(&self) -> Result<(), VaultError> {
+        if self.is_sealed() {
+            return Ok(());
+        }
         Ok(self.save_uses()?)
     }
 

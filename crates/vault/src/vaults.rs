@@ -6,6 +6,7 @@ use crate::{
     catalog::{ASSIGNMENTS, VAULTS},
     gate::{Permit, op},
     names::new_id,
+    seal::SEALS,
 };
 use custody_authz::{Assignment, Condition, Scope};
 use custody_store::Batch;
@@ -82,9 +83,12 @@ impl Vault {
             scope: Scope::Vault(record.name.clone()),
             condition: Condition::default(),
         };
+        let (seal, keys) = self.first_vault_key(&record.name)?;
         let mut batch = Batch::new();
         batch.put(VAULTS, record.name.as_str(), &record).put(ASSIGNMENTS, &owner.name, &owner);
+        batch.put(SEALS, record.name.as_str(), &seal);
         self.commit(batch, |catalog| catalog.vaults.insert(record.name.clone(), record.clone()))?;
+        self.keyring.put(&record.name, keys);
         self.gate.assignments.write().insert(owner)?;
         Ok(record)
     }

@@ -7,3 +7,4 @@ mod dual_control;
 mod keys;
 mod lifecycle;
 mod rig;
+mod sealing;

@@ -1,7 +1,6 @@
 //! A vault over a directory of its own, with a clock that tests hold.
 
 use custody_audit::Journal;
-use custody_envelope::SealingKey;
 use custody_store::Store;
 use custody_types::{Caller, Clock, Duty, KeyType, RsaSize, SystemClock, UnixMillis};
 use custody_vault::*;
@@ -50,11 +49,12 @@ pub(crate) fn open(
     events: Arc<Mutex<Vec<EventType>>>,
 ) -> (Vault, Arc<Journal>) {
     let journal = Arc::new(Journal::open(&dir.join("audit"), Arc::new(SystemClock)).unwrap());
-    let root = SealingKey::from_bytes(&[3; 32]).unwrap();
+    let seal =
+        SealSettings { key_file: dir.join("root.key"), anchor: dir.join("anchor"), accept_commit: None };
     let store = Store::open(&dir.join("store")).unwrap();
     let tell = move |e: Event| events.lock().unwrap().push(e.kind);
     (
-        Vault::open(store, root, journal.clone(), Arc::new(clock.clone()), VaultOptions::default(), tell)
+        Vault::open(store, seal, journal.clone(), Arc::new(clock.clone()), VaultOptions::default(), tell)
             .unwrap(),
         journal,
     )

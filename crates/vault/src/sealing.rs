@@ -1,0 +1,532 @@
+//! Sealing and unsealing, and changing what does it: for the deployment, and for a vault by its owner.
+
+use crate::{
+    Call, EventType, Vault, VaultError,
+    catalog::{Catalog, VERSIONS},
+    gate::{Permit, op},
+    seal::{
+        Made, NewSeal, OWN, Passphrase, SEALS, SYSTEM, SealError, SealRecord, SealType, Share, SystemSeal,
+        VaultKeys, VaultSeal, combine, load_key_file,
+    },
+};
+use custody_envelope::{SealingKey, random};
+use custody_store::Batch;
+use custody_types::{KeyVersionName, Permission, UnixMillis, VaultName};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
+use zeroize::Zeroizing;
+
+/// Time in which all shares must be given.
+const ATTEMPT_TIME: Duration = Duration::from_secs(600);
+/// Versions whose private halves are sealed anew in one commit.
+const RESEAL_LEN: usize = 64;
+const INTEGRITY: &[u8] = b"the store's integrity key";
+
+/// Where what the seal needs lies.
+#[derive(Clone, Debug)]
+pub struct SealSettings {
+    /// The file of the default seal; made with the store.
+    pub key_file: PathBuf,
+    /// The file that holds the number of the store's last commit; best on another disk.
+    pub anchor: PathBuf,
+    /// The commit to go on from although the anchor knows of a later one.
+    pub accept_commit: Option<u64>,
+}
+
+/// What a seal is opened with.
+#[derive(Debug)]
+pub enum UnsealKey {
+    /// A passphrase.
+    Passphrase(Passphrase),
+    /// One officer's share.
+    Share(ShareText),
+}
+
+/// The text of a share: erased on drop, never shown.
+pub struct ShareText(Zeroizing<String>);
+
+impl ShareText {
+    /// Takes one in.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+}
+
+impl fmt::Debug for ShareText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ShareText(..)")
+    }
+}
+
+/// A seal as it is shown.
+#[derive(Clone, Debug)]
+pub struct SealView {
+    /// `seal`, or `vaults/{vault}/seal`.
+    pub name: String,
+    /// What opens it; none for a vault that has no seal of its own.
+    pub seal_type: Option<SealType>,
+    /// Whether it is closed now.
+    pub sealed: bool,
+    /// Which root key, or which key of the vault, seals now.
+    pub generation: u32,
+    /// Shares that were given and wait for others.
+    pub shares_given: usize,
+    /// When it was made or last changed.
+    pub create_time: Option<UnixMillis>,
+}
+
+/// A seal that was changed, with the texts for its officers. They are shown once and stored nowhere.
+pub struct NewShares {
+    /// How it is sealed now.
+    pub seal: SealView,
+    /// One for each officer.
+    pub shares: Vec<Zeroizing<String>>,
+}
+
+impl fmt::Debug for NewShares {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewShares").field("seal", &self.seal).finish_non_exhaustive()
+    }
+}
+
+/// Which seal.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Target {
+    System,
+    Vault(VaultName),
+}
+
+impl Target {
+    fn parse(name: &str) -> Result<Self, VaultError> {
+        if name == "seal" {
+            return Ok(Self::System);
+        }
+        let vault = name.strip_suffix("/seal").and_then(|vault| vault.parse().ok());
+        let why = "must be `seal` for the deployment's, or `vaults/VAULT/seal`";
+        vault.map(Self::Vault).ok_or_else(|| VaultError::invalid("name", why))
+    }
+}
+
+/// Shares that wait for others.
+struct Attempt {
+    seal: String,
+    given: Vec<(String, Share)>,
+    until: UnixMillis,
+}
+
+/// Shares given so far, by seal.
+#[derive(Default)]
+pub(crate) struct Attempts(BTreeMap<Target, Attempt>);
+
+impl Vault {
+    /// Whether the whole deployment is sealed: the gate lets nothing pass.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.gate.is_sealed()
+    }
+
+    /// Makes the root key of a new store, under the default seal.
+    pub(crate) fn initialise(&self) -> Result<(), VaultError> {
+        let root = SealingKey::generate()?;
+        let mut integrity = Zeroizing::new([0; 32]);
+        random(&mut *integrity)?;
+        let made = self.make_seal(SYSTEM, &root, &NewSeal::Default)?;
+        let system =
+            SystemSeal { seal: made.record, generation: 1, integrity: root.seal(INTEGRITY, &*integrity)? };
+        let mut batch = Batch::new();
+        batch.put(SEALS, SYSTEM, &system);
+        self.store.begin_integrity(&integrity, &self.seal_settings.anchor, batch)?;
+        self.keyring.set_root(root, Arc::new(made.seal_key));
+        self.gate.set_sealed(false);
+        Ok(())
+    }
+
+    /// Opens the deployment where its seal needs nobody: its key lies in a file.
+    pub(crate) fn open_by_itself(&self) -> Result<(), VaultError> {
+        if self.system()?.seal.seal_type == SealType::KeyFile {
+            self.open_system(load_key_file(&self.seal_settings.key_file, false)?)?;
+        }
+        Ok(())
+    }
+
+    fn system(&self) -> Result<SystemSeal, VaultError> {
+        self.store.get(SEALS, SYSTEM)?.ok_or(VaultError::StoreRefused(custody_store::StoreError::Altered))
+    }
+
+    fn vault_seal(&self, vault: &VaultName) -> Result<VaultSeal, VaultError> {
+        Ok(self.store.get(SEALS, vault.as_str())?.unwrap_or_default())
+    }
+
+    fn make_seal(&self, place: &str, key: &SealingKey, method: &NewSeal) -> Result<Made, VaultError> {
+        Ok(SealRecord::make(place, key, method, &self.seal_settings.key_file, self.now())?)
+    }
+
+    /// Opens the root key, checks the store with it, and lets calls pass.
+    fn open_system(&self, seal_key: SealingKey) -> Result<(), VaultError> {
+        let _one_at_a_time = self.changes.lock();
+        let system = self.system()?;
+        let root = system.seal.open(SYSTEM, &seal_key)?;
+        let integrity = root.open(INTEGRITY, &system.integrity).map_err(|_| SealError::WrongKey)?;
+        let integrity: &[u8; 32] = integrity.as_slice().try_into().map_err(|_| SealError::WrongKey)?;
+        let (anchor, accepted) = (&self.seal_settings.anchor, self.seal_settings.accept_commit);
+        self.store.check_integrity(integrity, anchor, accepted)?;
+        let seals = self.store.scan::<VaultSeal>(SEALS, "vaults/")?;
+        for (name, seal) in seals.into_iter().filter(|(_, seal)| seal.own.is_none()) {
+            let name: VaultName = name.parse()?;
+            let generations = seal.open(&name, None, &root)?;
+            self.keyring.put(&name, VaultKeys { generations, own: None });
+        }
+        self.keyring.set_root(root, Arc::new(seal_key));
+        if self.catalog.read().vaults.is_empty() {
+            // What was read once is what the store holds: nobody else writes to it while this process has it.
+            let (catalog, assignments) = Catalog::load(&self.store, self.now())?;
+            *self.catalog.write() = catalog;
+            *self.gate.assignments.write() = assignments;
+        }
+        self.gate.set_sealed(false);
+        Ok(())
+    }
+
+    /// The deployment's seal. Anyone may know how it is opened, and whether it is.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn system_seal(&self) -> Result<SealView, VaultError> {
+        let system = self.system()?;
+        Ok(SealView {
+            name: "seal".to_owned(),
+            seal_type: Some(system.seal.seal_type),
+            sealed: self.is_sealed(),
+            generation: system.generation,
+            shares_given: self.shares_given(&Target::System),
+            create_time: Some(system.seal.create_time),
+        })
+    }
+
+    /// A seal, by its name: `seal`, or `vaults/{vault}/seal`.
+    ///
+    /// # Errors
+    /// Not allowed, or there is no such vault.
+    pub fn get_seal(&self, call: &Call, name: &str) -> Result<SealView, VaultError> {
+        match Target::parse(name)? {
+            Target::System => self.system_seal(),
+            Target::Vault(vault) => self.gate.run::<op::GetSeal, _>(call, vault.as_str(), |_| {
+                self.catalog.read().vault(&vault)?;
+                self.view_seal(&vault)
+            }),
+        }
+    }
+
+    fn view_seal(&self, vault: &VaultName) -> Result<SealView, VaultError> {
+        let stored = self.vault_seal(vault)?;
+        Ok(SealView {
+            name: format!("{vault}/seal"),
+            sealed: self.keyring.is_sealed(vault),
+            generation: stored.keys.keys().next_back().copied().unwrap_or_default(),
+            shares_given: self.shares_given(&Target::Vault(vault.clone())),
+            create_time: stored.own.as_ref().map(|own| own.create_time),
+            seal_type: stored.own.map(|own| own.seal_type),
+        })
+    }
+
+    fn shares_given(&self, target: &Target) -> usize {
+        self.attempts.lock().0.get(target).filter(|a| self.now() < a.until).map_or(0, |a| a.given.len())
+    }
+
+    /// Unseals, or adds a share to those given.
+    ///
+    /// # Errors
+    /// Not allowed; it is not sealed; the key is wrong, and then all shares are to be given again; the deployment's store
+    /// is not as it was left.
+    pub fn unseal(&self, call: &Call, name: &str, key: &UnsealKey) -> Result<SealView, VaultError> {
+        match Target::parse(name)? {
+            Target::System => self.gate.run::<op::Unseal, _>(call, "seal", |_| {
+                if !self.is_sealed() {
+                    return Err(not_sealed("seal"));
+                }
+                let record = self.system()?.seal;
+                if let Some(seal_key) = self.seal_key(call, &Target::System, &record, key)? {
+                    self.open_system(seal_key)?;
+                    self.tell(EventType::Unsealed, "seal");
+                }
+                self.system_seal()
+            }),
+            Target::Vault(vault) => self.gate.run::<op::UnsealVault, _>(call, vault.as_str(), |_| {
+                self.catalog.read().vault(&vault)?;
+                let stored = self.vault_seal(&vault)?;
+                let Some(record) = stored.own.as_ref().filter(|_| self.keyring.is_sealed(&vault)) else {
+                    return Err(not_sealed(vault.as_str()));
+                };
+                if let Some(seal_key) = self.seal_key(call, &Target::Vault(vault.clone()), record, key)? {
+                    self.open_vault(&vault, &stored, record, seal_key)?;
+                    self.tell(EventType::Unsealed, vault.as_str());
+                }
+                self.view_seal(&vault)
+            }),
+        }
+    }
+
+    fn open_vault(
+        &self,
+        vault: &VaultName,
+        stored: &VaultSeal,
+        record: &SealRecord,
+        seal_key: SealingKey,
+    ) -> Result<(), VaultError> {
+        let own = record.open(&format!("{OWN} {vault}"), &seal_key)?;
+        let (root, _) = self.keyring.root()?;
+        let generations = stored.open(vault, Some(&own), &root)?;
+        let own = Some((Arc::new(own), Arc::new(seal_key)));
+        self.keyring.put(vault, VaultKeys { generations, own });
+        Ok(())
+    }
+
+    /// The key of a seal, once enough was given. A passphrase is tried here, one at a time.
+    fn seal_key(
+        &self,
+        call: &Call,
+        target: &Target,
+        record: &SealRecord,
+        key: &UnsealKey,
+    ) -> Result<Option<SealingKey>, VaultError> {
+        let mut attempts = self.attempts.lock();
+        let text = match (key, &record.seal_type) {
+            (UnsealKey::Passphrase(passphrase), SealType::Passphrase { .. }) => {
+                return Ok(Some(record.key_of_passphrase(passphrase)?));
+            }
+            (UnsealKey::Share(text), SealType::Shares { .. }) => text,
+            _ => return Err(SealError::OtherType.into()),
+        };
+        let SealType::Shares { threshold, .. } = record.seal_type else { return Ok(None) };
+        let share = Share::parse(&text.0)?;
+        if hex::encode(share.seal) != record.id {
+            return Err(SealError::OtherSeal.into());
+        }
+        let now = self.now();
+        attempts.0.retain(|_, a| now < a.until);
+        let new = || Attempt { seal: record.id.clone(), given: Vec::new(), until: now.plus(ATTEMPT_TIME) };
+        let attempt = attempts.0.entry(target.clone()).or_insert_with(new);
+        if attempt.seal != record.id {
+            *attempt = new();
+        }
+        if attempt.given.iter().any(|(_, given)| given.index == share.index) {
+            return Err(SealError::ShareGiven.into());
+        }
+        if attempt.given.iter().any(|(officer, _)| *officer == call.caller.principal) {
+            return Err(SealError::OfficerGave.into());
+        }
+        attempt.given.push((call.caller.principal.clone(), share));
+        if attempt.given.len() < usize::from(threshold) {
+            return Ok(None);
+        }
+        let given = attempts.0.remove(target).map(|a| a.given).unwrap_or_default();
+        let shares: Vec<Share> = given.into_iter().map(|(_, share)| share).collect();
+        Ok(Some(combine(&shares)?))
+    }
+
+    /// Seals: what is above the private halves, and they themselves, leave the memory. A vault must have a seal of its
+    /// own; the deployment's default seal opens by itself at the next start.
+    ///
+    /// # Errors
+    /// Not allowed, or it has nothing that could open it again.
+    pub fn seal(&self, call: &Call, name: &str) -> Result<SealView, VaultError> {
+        match Target::parse(name)? {
+            Target::System => self.gate.run::<op::Seal, _>(call, "seal", |_| {
+                if self.system()?.seal.seal_type == SealType::KeyFile {
+                    let why = "is opened by the key file alone; change it to a passphrase or shares first";
+                    return Err(VaultError::Precondition { name: "seal".to_owned(), why });
+                }
+                self.gate.set_sealed(true);
+                let _one_at_a_time = self.changes.lock();
+                if let Err(e) = self.save_uses() {
+                    tracing::warn!(error = %e, "the last counts of uses are lost; sealed all the same");
+                }
+                self.store.lock();
+                self.keyring.clear();
+                self.catalog.write().forget_private("");
+                self.tell(EventType::Sealed, "seal");
+                self.system_seal()
+            }),
+            Target::Vault(vault) => self.gate.run::<op::SealVault, _>(call, vault.as_str(), |_| {
+                self.catalog.read().vault(&vault)?;
+                if self.vault_seal(&vault)?.own.is_none() {
+                    let why = "has no seal of its own; give it one first (`custody vault change-seal`)";
+                    return Err(VaultError::Precondition { name: vault.to_string(), why });
+                }
+                let _one_at_a_time = self.changes.lock();
+                self.keyring.forget(&vault);
+                self.catalog.write().forget_private(&format!("{vault}/"));
+                self.tell(EventType::Sealed, vault.as_str());
+                self.view_seal(&vault)
+            }),
+        }
+    }
+
+    /// Changes what a seal is opened with. The deployment's root key is made anew with it, so that the old passphrase or
+    /// shares open nothing that is written from now on. Of a vault it needs a second officer.
+    ///
+    /// # Errors
+    /// Not allowed; it is sealed; the passphrase or the numbers are out of bounds; a second officer has to agree.
+    pub fn change_seal(&self, call: &Call, name: &str, method: &NewSeal) -> Result<NewShares, VaultError> {
+        match Target::parse(name)? {
+            Target::System => self.gate.run::<op::ChangeSeal, _>(call, "seal", |_| {
+                let root = SealingKey::generate()?;
+                let made = self.make_seal(SYSTEM, &root, method)?;
+                self.replace_root(root, made.record, Arc::new(made.seal_key))?;
+                Ok(NewShares { seal: self.system_seal()?, shares: made.shares })
+            }),
+            Target::Vault(vault) => self
+                .gate
+                .run(call, vault.as_str(), |permit| self.do_change_vault_seal(&permit, call, &vault, method)),
+        }
+    }
+
+    fn do_change_vault_seal(
+        &self,
+        _: &Permit<op::ChangeVaultSeal>,
+        call: &Call,
+        vault: &VaultName,
+        method: &NewSeal,
+    ) -> Result<NewShares, VaultError> {
+        self.catalog.read().vault(vault)?;
+        let (own, shares) = if matches!(method, NewSeal::Default) {
+            (None, Vec::new())
+        } else {
+            let own = SealingKey::generate()?;
+            let made = self.make_seal(&format!("{OWN} {vault}"), &own, method)?;
+            (Some((made.record, own, made.seal_key)), made.shares)
+        };
+        let to = match method {
+            NewSeal::Default => "the deployment's".to_owned(),
+            NewSeal::Passphrase(_) => "a passphrase".to_owned(),
+            NewSeal::Shares { number, threshold } => format!("{threshold} of {number} shares"),
+        };
+        let action = format!("change the seal of {vault} to {to}");
+        let _one_at_a_time = self.changes.lock();
+        let held = self.keyring.vault(vault)?;
+        let agreed = self.second_officer(call, Permission::VaultSeal, vault, vault.as_str(), action)?;
+        let (root, _) = self.keyring.root()?;
+        let mut stored = VaultSeal { own: own.as_ref().map(|(r, ..)| r.clone()), ..VaultSeal::default() };
+        for (generation, key) in &held.generations {
+            stored.put(vault, *generation, key, own.as_ref().map(|(_, own, _)| own), &root)?;
+        }
+        let mut batch = Batch::new();
+        batch.put(SEALS, vault.as_str(), &stored);
+        self.commit_approved(batch, agreed, |_| ())?;
+        let own = own.map(|(_, own, seal_key)| (Arc::new(own), Arc::new(seal_key)));
+        self.keyring.put(vault, VaultKeys { generations: held.generations, own });
+        Ok(NewShares { seal: self.view_seal(vault)?, shares })
+    }
+
+    /// Makes a new root key, or a new key of a vault, and seals what lies below it anew. Calls go on meanwhile.
+    ///
+    /// # Errors
+    /// Not allowed, or it is sealed.
+    pub fn rotate_root_key(&self, call: &Call, name: &str) -> Result<SealView, VaultError> {
+        match Target::parse(name)? {
+            Target::System => self.gate.run::<op::RotateRootKey, _>(call, "seal", |_| {
+                let (_, seal_key) = self.keyring.root()?;
+                let root = SealingKey::generate()?;
+                let record = self.system()?.seal.around(SYSTEM, &root, &seal_key)?;
+                self.replace_root(root, record, seal_key)?;
+                self.system_seal()
+            }),
+            Target::Vault(vault) => self.gate.run::<op::RotateVaultKey, _>(call, vault.as_str(), |_| {
+                self.add_vault_key(&vault)?;
+                self.reseal(&vault)?;
+                self.view_seal(&vault)
+            }),
+        }
+    }
+
+    /// Moves every vault's keys, and the store's integrity key, to another root key: one commit.
+    fn replace_root(
+        &self,
+        root: SealingKey,
+        seal: SealRecord,
+        seal_key: Arc<SealingKey>,
+    ) -> Result<(), VaultError> {
+        let _one_at_a_time = self.changes.lock();
+        let (old, _) = self.keyring.root()?;
+        let system = self.system()?;
+        let integrity = old.open(INTEGRITY, &system.integrity).map_err(|_| SealError::WrongKey)?;
+        let integrity = root.seal(INTEGRITY, &integrity)?;
+        let mut batch = Batch::new();
+        batch.put(SEALS, SYSTEM, &SystemSeal { seal, generation: system.generation + 1, integrity });
+        for (name, mut stored) in self.store.scan::<VaultSeal>(SEALS, "vaults/")? {
+            stored.move_to(&name.parse()?, &old, &root)?;
+            batch.put(SEALS, &name, &stored);
+        }
+        self.store.commit(batch)?;
+        self.keyring.set_root(root, seal_key);
+        Ok(())
+    }
+
+    /// A key for a vault that is about to be made.
+    pub(crate) fn first_vault_key(&self, vault: &VaultName) -> Result<(VaultSeal, VaultKeys), VaultError> {
+        let (root, _) = self.keyring.root()?;
+        let key = SealingKey::generate()?;
+        let mut stored = VaultSeal::default();
+        stored.put(vault, 1, &key, None, &root)?;
+        Ok((stored, VaultKeys { generations: BTreeMap::from([(1, Arc::new(key))]), own: None }))
+    }
+
+    fn add_vault_key(&self, vault: &VaultName) -> Result<(), VaultError> {
+        self.catalog.read().vault(vault)?;
+        let _one_at_a_time = self.changes.lock();
+        let mut held = self.keyring.vault(vault)?;
+        let (root, _) = self.keyring.root()?;
+        let key = SealingKey::generate()?;
+        let generation = held.generations.keys().next_back().map_or(1, |last| last + 1);
+        let mut stored = self.vault_seal(vault)?;
+        stored.put(vault, generation, &key, held.own.as_ref().map(|(own, _)| &**own), &root)?;
+        let mut batch = Batch::new();
+        batch.put(SEALS, vault.as_str(), &stored);
+        self.store.commit(batch)?;
+        held.generations.insert(generation, Arc::new(key));
+        self.keyring.put(vault, held);
+        Ok(())
+    }
+
+    /// Seals private halves anew that are not under the vault's current key. What is left by a stop is done with the next
+    /// rotation; until then the older key opens it.
+    fn reseal(&self, vault: &VaultName) -> Result<(), VaultError> {
+        loop {
+            let _one_at_a_time = self.changes.lock();
+            let keys: BTreeMap<u32, Arc<SealingKey>> = self.keyring.vault(vault)?.generations;
+            let (generation, current) = self.keyring.current(vault)?;
+            let behind: Vec<KeyVersionName> = {
+                let catalog = self.catalog.read();
+                let behind = catalog.versions_of(vault).filter(|v| v.record.seal_generation != generation);
+                behind.take(RESEAL_LEN).map(|v| v.record.name.clone()).collect()
+            };
+            if behind.is_empty() {
+                return Ok(());
+            }
+            let mut batch = Batch::new();
+            let mut moved = Vec::new();
+            for name in behind {
+                let mut record = self.catalog.read().version(&name)?.record.clone();
+                let damaged = || VaultError::Damaged(name.to_string());
+                let key = keys.get(&record.seal_generation).ok_or_else(damaged)?;
+                let context = name.as_str().as_bytes();
+                let plain = key.open(context, &record.sealed).map_err(|_| damaged())?;
+                record.sealed = current.seal(context, &plain)?;
+                record.seal_generation = generation;
+                batch.put(VERSIONS, name.as_str(), &record);
+                moved.push(record);
+            }
+            self.commit(batch, |catalog| moved.into_iter().for_each(|record| catalog.put_version(record)))?;
+        }
+    }
+}
+
+fn not_sealed(name: &str) -> VaultError {
+    VaultError::Precondition { name: name.to_owned(), why: "is not sealed" }
+}
+
+impl fmt::Debug for Attempts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Attempts(..)")
+    }
+}
