@@ -1,6 +1,7 @@
 //! Every built-in role against every operation of the vault, on the wire (`vault-roles.txt`).
 use custody_proto::vault::{
     self as kv, access_control_client::AccessControlClient, key_vault_client::KeyVaultClient,
+    seal_manager_client::SealManagerClient,
 };
 use custody_testkit::Deployment;
 use std::fmt::Write as _;
@@ -21,9 +22,10 @@ const HOLDERS: [(&str, Option<&str>); 9] = [
 
 type Client = KeyVaultClient<custody_clients::AuthenticatedChannel>;
 type AccessClient = AccessControlClient<custody_clients::AuthenticatedChannel>;
+type SealClient = SealManagerClient<custody_clients::AuthenticatedChannel>;
 
 /// Calls an operation on names that do not exist: who may, learns so; who may not, learns nothing.
-async fn call(mut c: Client, access: AccessClient, operation: &str) -> Result<(), Status> {
+async fn call(mut c: Client, access: AccessClient, seals: SealClient, operation: &str) -> Result<(), Status> {
     let (parent, name) = ("vaults/m".to_owned(), "vaults/m/keys/none".to_owned());
     let version = format!("{name}/versions/{}", "0".repeat(32));
     let mask = Some(prost_types::FieldMask { paths: vec!["enabled".to_owned()] });
@@ -110,7 +112,26 @@ async fn call(mut c: Client, access: AccessClient, operation: &str) -> Result<()
             let request = kv::UpdateRotationPolicyRequest { rotation_policy: Some(policy) };
             c.update_rotation_policy(request).await.map(drop)
         }
+        "GetSeal" | "SealVault" | "UnsealVault" | "ChangeSeal" | "RotateRootKey" => {
+            call_seal(seals, operation).await
+        }
         other => call_access(access, other).await,
+    }
+}
+
+/// As [`call`], of the operations on a vault's seal.
+async fn call_seal(mut c: SealClient, operation: &str) -> Result<(), Status> {
+    let name = "vaults/m/seal".to_owned();
+    match operation {
+        "GetSeal" => c.get_seal(kv::GetSealRequest { name }).await.map(drop),
+        "SealVault" => c.seal_vault(kv::SealVaultRequest { name }).await.map(drop),
+        "UnsealVault" => {
+            let key = Some(kv::unseal_vault_request::Key::Share("none".to_owned()));
+            c.unseal_vault(kv::UnsealVaultRequest { name, key }).await.map(drop)
+        }
+        "ChangeSeal" => c.change_seal(kv::ChangeSealRequest { name, ..Default::default() }).await.map(drop),
+        "RotateRootKey" => c.rotate_root_key(kv::RotateRootKeyRequest { name }).await.map(drop),
+        other => unreachable!("no such operation {other}"),
     }
 }
 
@@ -186,7 +207,7 @@ async fn call_access(mut c: AccessClient, operation: &str) -> Result<(), Status>
     }
 }
 
-const OPERATIONS: [&str; 43] = [
+const OPERATIONS: [&str; 48] = [
     "GetVault",
     "UpdateVault",
     "CreateKey",
@@ -230,6 +251,11 @@ const OPERATIONS: [&str; 43] = [
     "ListApprovals",
     "ApproveApproval",
     "RejectApproval",
+    "GetSeal",
+    "SealVault",
+    "UnsealVault",
+    "ChangeSeal",
+    "RotateRootKey",
 ];
 
 /// Those that no role decides: they follow from the duty, or are open to everyone.
@@ -239,8 +265,9 @@ const BY_DUTY: [&str; 3] = ["BreakGlass", "CreateVault", "ListVaults"];
 fn every_operation_of_the_schema_is_tried() {
     for method in custody_proto::Method::ALL {
         let path = method.path();
-        let vault = path.strip_prefix("/custody.vault.v1.KeyVault/");
-        if let Some(operation) = vault.or_else(|| path.strip_prefix("/custody.vault.v1.AccessControl/")) {
+        let of = |service: &str| path.strip_prefix(&format!("/custody.vault.v1.{service}/"));
+        if let Some(operation) = of("KeyVault").or_else(|| of("AccessControl")).or_else(|| of("SealManager"))
+        {
             assert!(
                 OPERATIONS.contains(&operation) || BY_DUTY.contains(&operation),
                 "{operation} has no row"
@@ -254,7 +281,7 @@ async fn every_role_against_every_operation() {
     let deployment = Deployment::start();
     _ = deployment.run(&["vault", "create", "m"]);
     _ = deployment.run(&["key", "create", "vaults/m/keys/taken"]);
-    let mut columns: Vec<(Client, AccessClient)> = Vec::new();
+    let mut columns: Vec<(Client, AccessClient, SealClient)> = Vec::new();
     for (n, (role, duty)) in HOLDERS.iter().enumerate() {
         let who = match duty {
             Some(duty) => {
@@ -275,7 +302,11 @@ async fn every_role_against_every_operation() {
             _ = deployment.run(&["access", "grant", &principal, role, "vaults/m"]);
         }
         let channel = deployment.channel("vault", &who).unwrap();
-        columns.push((KeyVaultClient::new(channel.clone()), AccessControlClient::new(channel)));
+        columns.push((
+            KeyVaultClient::new(channel.clone()),
+            AccessControlClient::new(channel.clone()),
+            SealManagerClient::new(channel),
+        ));
     }
     let mut table = String::new();
     for (n, (role, duty)) in HOLDERS.iter().enumerate() {
@@ -284,8 +315,8 @@ async fn every_role_against_every_operation() {
     table += "\n";
     for operation in OPERATIONS {
         write!(table, "{operation:24}").unwrap();
-        for (client, access) in &columns {
-            let verdict = match call(client.clone(), access.clone(), operation).await {
+        for (client, access, seals) in &columns {
+            let verdict = match call(client.clone(), access.clone(), seals.clone(), operation).await {
                 Err(e) if e.code() == Code::PermissionDenied => "-",
                 Err(e) if matches!(e.code(), Code::Unavailable | Code::Unauthenticated | Code::Internal) => {
                     panic!("{operation}: {e}")

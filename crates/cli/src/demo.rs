@@ -2,6 +2,7 @@
 
 mod officers;
 mod scan;
+mod seals;
 mod sql;
 mod stage;
 
@@ -83,6 +84,10 @@ async fn tell(options: &Options, dir: PathBuf, missing: &[String]) -> anyhow::Re
         stage.forbidden().await?;
         stage.scene("What no officer does alone");
         stage.two_officers().await?;
+        stage.scene("The customer seals its vault, which only its two officers can open");
+        stage.give_own_seal().await?;
+        stage.seal().await?;
+        stage.unseal().await?;
     }
     stage.scene("The auditor verifies the trail, offline, from its files");
     stage.verify_trails().await
@@ -145,6 +150,15 @@ async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<(
     let dba = Dba::of(&stage.cluster("payroll").await?)?;
     stage.check(dba.accounts()? == before && dba.history()? == transactions, "every row is there")?;
     stage.check(dba.workers_answer(PLANTED)?, "the workers answer too")?;
+
+    stage.scene("The customer seals its vault, which only its two officers can open");
+    stage.give_own_seal().await?;
+    stage.seal().await?;
+    stage.expect_state("payroll", "INACCESSIBLE", Duration::from_secs(5)).await?;
+    stage.unseal().await?;
+    stage.expect_state("payroll", "READY", Duration::from_secs(60)).await?;
+    let dba = Dba::of(&stage.cluster("payroll").await?)?;
+    stage.check(dba.accounts()? == before, "every row is there")?;
 
     stage.scene("The sysadmin restores the backup to a second cluster");
     let second = stage.make_cluster("payroll-restored", Some("backups/nightly")).await?;

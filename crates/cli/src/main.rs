@@ -9,6 +9,7 @@ mod identity;
 mod key;
 mod output;
 mod pki;
+mod seal;
 mod session;
 mod supervisor;
 mod vault;

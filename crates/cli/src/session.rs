@@ -7,7 +7,7 @@ use crate::{
 use anyhow::Context as _;
 pub(crate) use custody_clients::Access;
 use custody_clients::{
-    Audit, AuthenticatedChannel, Control, Endpoint, Identity, Operations, Storage, TokenSource, Vault,
+    Audit, AuthenticatedChannel, Control, Endpoint, Identity, Operations, Seals, Storage, TokenSource, Vault,
 };
 use custody_rpc::tls;
 use std::{
@@ -68,6 +68,10 @@ impl Session {
 
     pub(crate) fn access(&self, default: &str) -> anyhow::Result<Access> {
         Ok(Access::new(self.channel("vault", "custody-vault", default)?))
+    }
+
+    pub(crate) fn seals(&self, default: &str) -> anyhow::Result<Seals> {
+        Ok(Seals::new(self.channel("vault", "custody-vault", default)?))
     }
 
     pub(crate) fn control(&self, default: &str) -> anyhow::Result<Control> {

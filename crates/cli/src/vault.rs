@@ -1,7 +1,8 @@
-//! Verbs on vaults.
+//! Verbs on vaults; those on seals are in `seal`.
 
 use crate::{
     output::{many, one},
+    seal,
     session::{Session, time},
 };
 use clap::Subcommand;
@@ -38,6 +39,8 @@ pub(crate) enum Verb {
     Get { name: String },
     /// Lists the vaults you may read.
     List,
+    #[command(flatten)]
+    Seals(seal::Verb),
 }
 
 fn policy(two_officers: bool) -> i32 {
@@ -52,6 +55,7 @@ fn view(v: wire::Vault) -> Value {
 pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
     let mut client = session.vault("officer")?;
     match verb {
+        Verb::Seals(verb) => seal::run(session, verb).await?,
         Verb::Create { id, retention_days, no_purge_protection, one_officer } => {
             let vault = wire::Vault {
                 soft_delete_retention_days: retention_days,

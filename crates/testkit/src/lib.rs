@@ -2,6 +2,7 @@
 
 mod collector;
 mod deployment;
+pub mod memory;
 
 pub use collector::Collector;
 pub use deployment::{Deployment, database_tools, eventually, target_program};

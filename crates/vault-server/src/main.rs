@@ -27,9 +27,11 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tonic::service::Routes;
 
 /// A call makes some hundred small allocations on one thread and frees them on another, where it is a quarter faster than
-/// the system's (`docs/design/0006-figures.md`).
+/// the system's (`docs/design/0006-figures.md`). What is freed is erased: parsing and arithmetic of keys leave copies that
+/// their libraries do not erase.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: zeroizing_alloc::ZeroAlloc<mimalloc::MiMalloc> =
+    zeroizing_alloc::ZeroAlloc(mimalloc::MiMalloc);
 
 #[derive(Parser)]
 #[command(version, about = "Custody's key vault")]

@@ -9,7 +9,7 @@ use custody_store::{Batch, Store, StoreError};
 use custody_types::{KeyOperation, KeyVersionName, UnixMillis};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 pub(crate) const USES: &str = "uses";
 pub(crate) const BUDGETS: &str = "budgets";
@@ -103,9 +103,9 @@ impl Vault {
     }
 
     /// Counts a use that has happened.
-    pub(crate) fn count(&self, version: &Arc<Version>, operation: KeyOperation, call: &Call) {
+    pub(crate) fn count(&self, version: &Version, operation: KeyOperation, call: &Call) {
         if version.uses.count(operation, &call.caller.principal, self.now()) {
-            self.used.lock().push(version.clone());
+            self.used.lock().push((version.record.name.clone(), version.uses.clone()));
         }
     }
 
@@ -116,8 +116,8 @@ impl Vault {
             return Ok(());
         }
         let mut batch = Batch::new();
-        for version in used {
-            batch.put(USES, version.record.name.as_str(), &version.uses.take());
+        for (version, uses) in used {
+            batch.put(USES, version.as_str(), &uses.take());
         }
         self.store.commit(batch)
     }

@@ -6,17 +6,17 @@ use crate::{
     gate::{Gate, op},
     lifecycle,
     limits::RateLimits,
-    record::Version,
     retention::RetentionClock,
     rotation,
     seal::Keyring,
     sealing::{Attempts, SealSettings},
+    uses::Uses,
 };
 use custody_audit::{Entry, Journal};
 use custody_authz::UnknownRole;
 use custody_kek::Backend;
 use custody_store::{Batch, Store, StoreError};
-use custody_types::{Caller, Clock, Duty, Permission, UnixMillis};
+use custody_types::{Caller, Clock, Duty, KeyVersionName, Permission, UnixMillis};
 use parking_lot::{Mutex, RwLock};
 use std::{fmt, sync::Arc};
 
@@ -74,8 +74,9 @@ pub struct Vault {
     /// Changes are made one after another, each from a state that is on disk.
     pub(crate) changes: Mutex<()>,
     pub(crate) clock: Arc<dyn Clock>,
-    /// Versions whose counts of uses are not stored yet.
-    pub(crate) used: Mutex<Vec<Arc<Version>>>,
+    /// Counts of uses that are not stored yet, by version. The version itself has a private half, which nothing may keep
+    /// alive beside the catalog.
+    pub(crate) used: Mutex<Vec<(KeyVersionName, Arc<Uses>)>>,
     /// Until when conditions of assignments have been looked at.
     looked: Mutex<UnixMillis>,
     pub(crate) retention: RetentionClock,

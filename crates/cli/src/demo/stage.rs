@@ -21,13 +21,23 @@ pub(crate) struct Stage {
     scene: usize,
     started: Instant,
     assignment: String,
+    /// The officers' shares of the vault's own seal.
+    pub(crate) shares: Vec<String>,
     refused: usize,
 }
 
 impl Stage {
     pub(crate) fn open(dir: PathBuf) -> anyhow::Result<Self> {
         let session = Session::open(&dir, None, Format::Table)?;
-        Ok(Self { dir, session, scene: 0, started: Instant::now(), assignment: String::new(), refused: 0 })
+        Ok(Self {
+            dir,
+            session,
+            scene: 0,
+            started: Instant::now(),
+            assignment: String::new(),
+            shares: Vec::new(),
+            refused: 0,
+        })
     }
 
     pub(crate) fn scene(&mut self, title: &str) {
