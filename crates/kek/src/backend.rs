@@ -2,9 +2,11 @@
 
 mod aws_lc;
 mod rust_crypto;
+mod token;
 
-use crate::{SignError, UnwrapFailed, WrapError};
+use crate::{SignError, UnwrapError, UnwrapFailed, WrapError};
 use custody_types::{KeyType, PublicKey, SignatureAlgorithm, WrapAlgorithm};
+pub(crate) use token::load as in_token;
 use zeroize::Zeroizing;
 
 /// Which implementation to use.
@@ -23,8 +25,8 @@ pub(crate) trait KeyBackend: Send + Sync {
         Err(WrapError::NotForThisKey)
     }
 
-    fn unwrap_key(&self, _: WrapAlgorithm, _: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
-        Err(UnwrapFailed)
+    fn unwrap_key(&self, _: WrapAlgorithm, _: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnwrapError> {
+        Err(UnwrapFailed.into())
     }
 
     /// `digest` is as long as the algorithm asks, and the algorithm fits the key.

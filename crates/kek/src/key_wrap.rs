@@ -1,7 +1,7 @@
 //! AES key wrap (NIST SP 800-38F: KW is RFC 3394, KWP is RFC 5649), and what PKCS#11 calls RSA AES key wrap, in which
 //! private keys travel to a vault or an HSM.
 
-use crate::{Backend, PrivateKey, UnwrapFailed, WrapError};
+use crate::{Backend, PrivateKey, UnwrapError, UnwrapFailed, WrapError};
 use aes::cipher::KeyInit as _;
 use aes_kw::{KwAes128, KwAes192, KwAes256, KwpAes128, KwpAes192, KwpAes256};
 use aws_lc_rs::key_wrap::{AES_128, AES_256, AesKek, KeyWrap as _, KeyWrapPadded as _};
@@ -130,9 +130,9 @@ impl PrivateKey {
         &self,
         wrapped: &[u8],
         backend: Backend,
-    ) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
+    ) -> Result<Zeroizing<Vec<u8>>, UnwrapError> {
         let (head, tail) = wrapped.split_at_checked(self.kind().bits() as usize / 8).ok_or(UnwrapFailed)?;
         let key = self.unwrap_key(WrapAlgorithm::RsaOaep, head)?;
-        aes_unwrap(backend, &key, Padding::Padded, tail)
+        Ok(aes_unwrap(backend, &key, Padding::Padded, tail)?)
     }
 }

@@ -1,7 +1,8 @@
 //! The vault's private keys: key-encryption keys that wrap and unwrap, and keys that sign.
 //!
 //! The only user of `rsa` and of RustCrypto's curves, and only `custody-vault` may depend on this crate
-//! (`deny.toml`): no other process can even name a private KEK. They parse and check imported keys and are the
+//! (`deny.toml`): no other process can even name a private KEK. Keys in an HSM are private keys as any other: only what
+//! holds them differs. They parse and check imported keys and are the
 //! portable backend; `aws-lc-rs` is the default backend for what a network peer can time.
 
 mod backend;
@@ -10,18 +11,33 @@ mod import;
 mod key_wrap;
 mod oaep;
 mod private_key;
+mod token;
 
 pub use backend::Backend;
+pub use custody_hsm::{Token, TokenError, TokenSettings};
 use custody_types::SignatureAlgorithm;
 pub use import::{ImportError, PrivateJwk};
 pub use key_wrap::{Padding, aes_unwrap, aes_wrap};
 pub use private_key::{PrivateKey, verify};
+pub use token::TokenKeyError;
 
 /// The wrapped key does not open under this key version. Wrong key, wrong padding, wrong length and damaged
 /// bytes are one answer, in text and in time (RFC 8017 §7.1.2 note).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("wrapped key does not open under this key version")]
 pub struct UnwrapFailed;
+
+/// Nothing was unwrapped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnwrapError {
+    /// It does not open.
+    #[error(transparent)]
+    Failed(#[from] UnwrapFailed),
+    /// The token that has the key cannot be asked.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+}
 
 /// The key material cannot be wrapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +63,7 @@ pub enum WrapError {
 }
 
 /// The digest cannot be signed, or the signature not be checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SignError {
     /// The backend failed; nothing was signed.
@@ -64,4 +80,7 @@ pub enum SignError {
     /// The algorithm is for another kind of key.
     #[error("{0} is not for this kind of key")]
     NotForThisKey(SignatureAlgorithm),
+    /// The token that has the key cannot be asked.
+    #[error(transparent)]
+    Token(#[from] TokenError),
 }

@@ -1,20 +1,35 @@
 //! The private half of a key, and its public view.
 
 use crate::{
-    Backend, ImportError, PrivateJwk, SignError, UnwrapFailed, WrapError, backend::KeyBackend, ec, import,
+    Backend, ImportError, PrivateJwk, SignError, UnwrapError, WrapError, backend::KeyBackend, ec, import,
 };
 use custody_envelope::{OpenError, RandomError, SealedRecord, SealingKey};
+use custody_hsm::Token;
 use custody_types::{KeyType, PublicKey, SignatureAlgorithm, WrapAlgorithm};
 use rsa::{pkcs8::DecodePrivateKey as _, traits::PublicKeyParts as _};
-use std::fmt;
+use std::{fmt, sync::Arc};
 use zeroize::Zeroizing;
 
-/// A private key, loaded and checked once. It never leaves the vault's process, and leaves its memory only sealed.
+/// A private key, loaded and checked once. It never leaves the vault's process, and leaves its memory only sealed; one in a
+/// token is not even there.
 pub struct PrivateKey {
-    pkcs8: Zeroizing<Vec<u8>>,
-    backend: Box<dyn KeyBackend>,
-    public: PublicKey,
-    kind: KeyType,
+    pub(crate) held: Held,
+    pub(crate) backend: Box<dyn KeyBackend>,
+    pub(crate) public: PublicKey,
+    pub(crate) kind: KeyType,
+}
+
+/// Where the private half is.
+pub(crate) enum Held {
+    /// In this process: PKCS#8.
+    Here(Zeroizing<Vec<u8>>),
+    /// In a token, under an id.
+    InToken {
+        /// The token.
+        token: Arc<Token>,
+        /// The id.
+        id: Vec<u8>,
+    },
 }
 
 impl PrivateKey {
@@ -57,15 +72,18 @@ impl PrivateKey {
         if public.key_type() != Some(kind) {
             return None;
         }
-        Some(Self { backend: backend.load(&pkcs8, kind)?, pkcs8, public, kind })
+        Some(Self { backend: backend.load(&pkcs8, kind)?, held: Held::Here(pkcs8), public, kind })
     }
 
-    /// Seals the key for storage at the place that `context` names.
+    /// Seals the key for storage at the place that `context` names; of one in a token its id there.
     ///
     /// # Errors
     /// The operating system's random source failed.
     pub fn seal(&self, root: &SealingKey, context: &[u8]) -> Result<SealedRecord, RandomError> {
-        root.seal(context, &self.pkcs8)
+        match &self.held {
+            Held::Here(pkcs8) => root.seal(context, pkcs8),
+            Held::InToken { id, .. } => root.seal(context, id),
+        }
     }
 
     /// Loads a sealed key of this kind.
@@ -99,12 +117,12 @@ impl PrivateKey {
     /// Opens wrapped key material.
     ///
     /// # Errors
-    /// One answer for every cause.
+    /// One answer for every cause that lies in what is given; another for a token that cannot be asked.
     pub fn unwrap_key(
         &self,
         algorithm: WrapAlgorithm,
         wrapped: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
+    ) -> Result<Zeroizing<Vec<u8>>, UnwrapError> {
         self.backend.unwrap_key(algorithm, wrapped)
     }
 

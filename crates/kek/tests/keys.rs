@@ -39,7 +39,9 @@ fn every_failing_unwrap_says_the_same() {
     let damaged = key.unwrap_key(WrapAlgorithm::RsaOaep256, &wrapped).unwrap_err();
     let short = key.unwrap_key(WrapAlgorithm::RsaOaep256, &wrapped[1..]).unwrap_err();
     let empty = key.unwrap_key(WrapAlgorithm::RsaOaep256, &[]).unwrap_err();
-    assert!([other_padding, damaged, short, empty].iter().all(|e| *e == UnwrapFailed));
+    assert!(
+        [other_padding, damaged, short, empty].iter().all(|e| matches!(e, UnwrapError::Failed(UnwrapFailed)))
+    );
 }
 
 #[test]
@@ -92,7 +94,8 @@ fn each_kind_signs_in_both_backends_and_each_checks_the_other() {
         for algorithm in SignatureAlgorithm::ALL {
             let digest = vec![7; algorithm.digest_len()];
             if !algorithm.fits(kind) {
-                assert_eq!(made.sign(algorithm, &digest), Err(SignError::NotForThisKey(algorithm)));
+                let refused = made.sign(algorithm, &digest).unwrap_err();
+                assert!(matches!(refused, SignError::NotForThisKey(a) if a == algorithm));
                 continue;
             }
             assert!(matches!(made.sign(algorithm, &digest[1..]), Err(SignError::DigestLength { .. })));
@@ -110,7 +113,8 @@ fn each_kind_signs_in_both_backends_and_each_checks_the_other() {
         }
         if let KeyType::Ec(_) = kind {
             assert_eq!(made.wrap_key(WrapAlgorithm::RsaOaep256, &[1]), Err(WrapError::NotForThisKey));
-            assert_eq!(made.unwrap_key(WrapAlgorithm::RsaOaep256, &[1]).unwrap_err(), UnwrapFailed);
+            let refused = made.unwrap_key(WrapAlgorithm::RsaOaep256, &[1]).unwrap_err();
+            assert!(matches!(refused, UnwrapError::Failed(_)));
         }
         assert!(
             PrivateKey::open(&root, b"k", &sealed, KeyType::Rsa(RsaSize::Bits4096), Backend::AwsLc).is_err()

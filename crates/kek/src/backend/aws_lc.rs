@@ -1,7 +1,7 @@
 //! `aws-lc-rs`: what a network peer can time is constant time.
 
 use super::{KeyBackend, point, rsa_public};
-use crate::{SignError, UnwrapFailed, WrapError};
+use crate::{SignError, UnwrapError, UnwrapFailed, WrapError};
 use aws_lc_rs::{
     digest::{self, Digest},
     encoding::{AsDer as _, Pkcs8V1Der},
@@ -88,7 +88,7 @@ impl KeyBackend for Rsa {
         &self,
         algorithm: WrapAlgorithm,
         wrapped: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
+    ) -> Result<Zeroizing<Vec<u8>>, UnwrapError> {
         let mut out = Zeroizing::new(vec![0; self.private.min_output_size()]);
         let done = self.private.decrypt(oaep(algorithm), wrapped, &mut out, None);
         let len = done.map_err(|_| UnwrapFailed)?.len();

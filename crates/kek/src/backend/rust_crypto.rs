@@ -1,7 +1,7 @@
 //! The portable backend, in Rust alone: the `rsa` crate and RustCrypto's curves.
 
 use super::{KeyBackend, point, rsa_public};
-use crate::{SignError, UnwrapFailed, WrapError, oaep};
+use crate::{SignError, UnwrapError, UnwrapFailed, WrapError, oaep};
 use custody_types::{Curve, KeyType, PublicKey, RsaSize, SignatureAlgorithm, WrapAlgorithm};
 use rsa::{
     Generate as _,
@@ -59,22 +59,22 @@ impl KeyBackend for Rsa {
         &self,
         algorithm: WrapAlgorithm,
         wrapped: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
+    ) -> Result<Zeroizing<Vec<u8>>, UnwrapError> {
         let bits = u32::try_from(self.0.size() * 8).map_err(|_| UnwrapFailed)?;
         if wrapped.len() != self.0.size() {
-            return Err(UnwrapFailed);
+            return Err(UnwrapFailed.into());
         }
         let number = rsa::BoxedUint::from_be_slice(wrapped, bits).map_err(|_| UnwrapFailed)?;
         if number >= *self.0.n().as_ref() {
-            return Err(UnwrapFailed);
+            return Err(UnwrapFailed.into());
         }
         let padded = rsa::hazmat::rsa_decrypt_and_check(&self.0, Some(&mut rand::rng()), &number);
         let padded = padded.map_err(|_| UnwrapFailed)?;
         let mut padded = Zeroizing::new(padded.to_be_bytes().to_vec());
-        match algorithm {
+        Ok(match algorithm {
             WrapAlgorithm::RsaOaep => oaep::decode::<sha1::Sha1>(&mut padded),
             _ => oaep::decode::<Sha256>(&mut padded),
-        }
+        }?)
     }
 
     fn sign(&self, algorithm: SignatureAlgorithm, digest: &[u8]) -> Result<Vec<u8>, SignError> {

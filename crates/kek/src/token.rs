@@ -1,0 +1,170 @@
+//! Private keys that live in a token: made there, moved there, used there.
+
+use crate::{
+    Backend, ImportError, Padding, PrivateKey, UnwrapError, UnwrapFailed, aes_wrap, backend,
+    private_key::Held,
+};
+use custody_envelope::random;
+use custody_hsm::{Token, TokenError};
+use custody_types::{KeyType, PublicKey, WrapAlgorithm};
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// Bytes of a key's id in its token.
+const ID_LEN: usize = 16;
+
+/// A key in a token that was not done with what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenKeyError {
+    /// The token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// What was to be brought is no key that is offered.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// What was wrapped does not open.
+    #[error(transparent)]
+    Unwrap(#[from] UnwrapFailed),
+    /// A token does not tell the public half of an EC key that was brought wrapped.
+    #[error("an EC key cannot be transferred to the HSM, which does not tell its public half; make it there")]
+    EcTransfer,
+    /// A transfer into the token begins in it.
+    #[error("the key exchange key is not in the HSM; make one there, of type RSA-HSM")]
+    ExchangeOutside,
+    /// The cryptographic backend, or the random source.
+    #[error("the cryptographic backend failed")]
+    Backend,
+}
+
+impl From<UnwrapError> for TokenKeyError {
+    fn from(e: UnwrapError) -> Self {
+        match e {
+            UnwrapError::Failed(e) => e.into(),
+            UnwrapError::Token(e) => e.into(),
+        }
+    }
+}
+
+fn new_id() -> Result<[u8; ID_LEN], TokenKeyError> {
+    let mut id = [0; ID_LEN];
+    random(&mut id).map_err(|_| TokenKeyError::Backend)?;
+    Ok(id)
+}
+
+impl PrivateKey {
+    /// Makes a key in a token. It is not there when this fails.
+    ///
+    /// # Errors
+    /// See [`TokenKeyError`].
+    pub fn generate_in(token: &Arc<Token>, kind: KeyType) -> Result<Self, TokenKeyError> {
+        let id = new_id()?;
+        let public = token.generate(kind, &id)?;
+        Self::taken_in(token, &id, public, kind)
+    }
+
+    /// Moves a key into a token: it goes in wrapped, and the copy here is erased.
+    ///
+    /// # Errors
+    /// See [`TokenKeyError`].
+    pub fn move_into(self, token: &Arc<Token>) -> Result<Self, TokenKeyError> {
+        let Held::Here(pkcs8) = &self.held else { return Ok(self) };
+        let mut transport = Zeroizing::new([0; 32]);
+        random(&mut *transport).map_err(|_| TokenKeyError::Backend)?;
+        let wrapped = aes_wrap(Backend::default(), &*transport, Padding::Padded, pkcs8)
+            .map_err(|_| TokenKeyError::Backend)?;
+        let id = new_id()?;
+        let rsa = matches!(self.kind(), KeyType::Rsa(_));
+        token.unwrap_private(&*transport, &wrapped, rsa, &id)?;
+        Self::taken_in(token, &id, self.public().clone(), self.kind())
+    }
+
+    /// Takes a key in that was wrapped elsewhere for `exchange`, a key of the token (`CKM_RSA_AES_KEY_WRAP`, PKCS#11 v3.1
+    /// §6.1.20): it is unwrapped inside. Tokens that do not know the mechanism as one do it in its two steps.
+    ///
+    /// # Errors
+    /// See [`TokenKeyError`].
+    pub fn transfer_into(
+        token: &Arc<Token>,
+        exchange: &Self,
+        wrapped: &[u8],
+        rsa: bool,
+    ) -> Result<Self, TokenKeyError> {
+        if !matches!(exchange.held, Held::InToken { .. }) {
+            return Err(TokenKeyError::ExchangeOutside);
+        }
+        if !rsa {
+            return Err(TokenKeyError::EcTransfer);
+        }
+        let (head, tail) =
+            wrapped.split_at_checked(exchange.kind().bits() as usize / 8).ok_or(UnwrapFailed)?;
+        let transport = exchange.unwrap_key(WrapAlgorithm::RsaOaep, head)?;
+        if ![16, 24, 32].contains(&transport.len()) {
+            return Err(UnwrapFailed.into());
+        }
+        let id = new_id()?;
+        let public = token.unwrap_private(&transport, tail, true, &id).map_err(|e| match e {
+            TokenError::Refused(_) => TokenKeyError::Unwrap(UnwrapFailed),
+            other => other.into(),
+        })?;
+        let public = public.ok_or(TokenKeyError::Backend)?;
+        let checked = match (public.key_type(), &public) {
+            (Some(kind), PublicKey::Rsa { e, .. }) if e.as_slice() == [1, 0, 1] => Ok(kind),
+            (Some(_), _) => Err(ImportError::Exponent),
+            (None, PublicKey::Rsa { n, .. }) => Err(ImportError::Size { bits: n.len() * 8 }),
+            (None, _) => Err(ImportError::Unreadable),
+        };
+        match checked {
+            Ok(kind) => Self::taken_in(token, &id, public, kind),
+            Err(e) => {
+                token.destroy(&id)?;
+                Err(e.into())
+            }
+        }
+    }
+
+    /// A key that a token has, by its id and public half.
+    ///
+    /// # Errors
+    /// The public half is no key.
+    pub fn in_token(
+        token: Arc<Token>,
+        id: &[u8],
+        public: PublicKey,
+        kind: KeyType,
+    ) -> Result<Self, TokenKeyError> {
+        let backend = backend::in_token(token.clone(), id, &public).ok_or(TokenKeyError::Backend)?;
+        Ok(Self { held: Held::InToken { token, id: id.to_vec() }, backend, public, kind })
+    }
+
+    /// As [`PrivateKey::in_token`], of one that came there just now.
+    fn taken_in(
+        token: &Arc<Token>,
+        id: &[u8],
+        public: PublicKey,
+        kind: KeyType,
+    ) -> Result<Self, TokenKeyError> {
+        let made = Self::in_token(token.clone(), id, public, kind);
+        if made.is_err() {
+            token.destroy(id)?;
+        }
+        made
+    }
+
+    /// Whether it lives in a token.
+    #[must_use]
+    pub fn is_in_token(&self) -> bool {
+        matches!(self.held, Held::InToken { .. })
+    }
+
+    /// Destroys it where it lives in a token; one that does not is destroyed with its sealed copies.
+    ///
+    /// # Errors
+    /// The token is lost, or keeps it.
+    pub fn destroy(&self) -> Result<(), TokenError> {
+        match &self.held {
+            Held::Here(_) => Ok(()),
+            Held::InToken { token, id } => token.destroy(id),
+        }
+    }
+}
