@@ -42,7 +42,13 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let missing = sql::missing_tools();
     let running = Running::start(
         &dir,
-        &deployment::Options { lease_ms: 15_000, renew_every_ms: 5_000, backups: None, otlp: None },
+        &deployment::Options {
+            lease_ms: 15_000,
+            renew_every_ms: 5_000,
+            backups: None,
+            otlp: None,
+            hsm: deployment::Hsm::default(),
+        },
     )
     .await?;
     line(format!(

@@ -36,6 +36,21 @@ pub(crate) struct Options {
     pub(crate) renew_every_ms: u64,
     pub(crate) backups: Option<PathBuf>,
     pub(crate) otlp: Option<String>,
+    pub(crate) hsm: Hsm,
+}
+
+/// The vault's HSM, a PKCS#11 token: all three, or none.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Hsm {
+    /// The HSM's PKCS#11 module, as /usr/lib/softhsm/libsofthsm2.so.
+    #[arg(long, requires = "hsm_token", requires = "hsm_pin_file")]
+    hsm_module: Option<PathBuf>,
+    /// The token's label.
+    #[arg(long, requires = "hsm_module")]
+    hsm_token: Option<String>,
+    /// A file of mode 0600 with the user's PIN.
+    #[arg(long, requires = "hsm_module")]
+    hsm_pin_file: Option<PathBuf>,
 }
 
 /// Where everything is: what clients read.
@@ -136,7 +151,7 @@ impl Deployment {
         if let (Some(endpoint), Some(fields)) = (&options.otlp, server.as_object_mut()) {
             fields.insert("otlp_endpoint".to_owned(), json!(endpoint));
         }
-        match service {
+        let mut settings = match service {
             "identity" => {
                 json!({
                     "token_lifetime_s": 300,
@@ -184,7 +199,15 @@ impl Deployment {
                 "service_identity": "managedIdentities/platform",
                 "server": server,
             }),
+        };
+        if let (Some(module), "vault", Some(fields)) =
+            (&options.hsm.hsm_module, service, settings.as_object_mut())
+        {
+            let (token, pin_file) = (&options.hsm.hsm_token, &options.hsm.hsm_pin_file);
+            fields
+                .insert("hsm".to_owned(), json!({ "module": module, "token": token, "pin_file": pin_file }));
         }
+        settings
     }
 }
 

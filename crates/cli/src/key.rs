@@ -1,7 +1,8 @@
 //! Verbs on keys.
 
 use crate::{
-    output::{line, many, one},
+    output::{Format, line, many, one},
+    public_key,
     session::{Session, time},
 };
 use anyhow::Context as _;
@@ -28,6 +29,9 @@ pub(crate) enum Verb {
         /// What it may be asked to do, as in `--ops wrapKey,unwrapKey`; all that its kind can if not given.
         #[arg(long, value_delimiter = ',')]
         ops: Vec<String>,
+        /// Keep it in the HSM.
+        #[arg(long)]
+        hsm: bool,
     },
     /// Takes a key from a file: PKCS#8 or PKCS#1, PEM or DER; or a transfer file.
     Import {
@@ -36,9 +40,14 @@ pub(crate) enum Verb {
         /// The file is a transfer file (`.byok`), wrapped for a key exchange key of the vault.
         #[arg(long)]
         byok: bool,
+        /// Keep it in the HSM. A transfer file is unwrapped there.
+        #[arg(long)]
+        hsm: bool,
     },
     /// Shows a key or a version.
     Get { name: String },
+    /// Shows the public half of a key's current version, as PEM.
+    Public { name: String },
     /// Lists the keys of a vault.
     List {
         vault: String,
@@ -220,9 +229,10 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
     let mut client = session.vault("officer")?;
     let format = session.format;
     match verb {
-        Verb::Create { name, size, curve, ops } => {
+        Verb::Create { name, size, curve, ops, hsm } => {
             let (parent, key_id) = split(&name)?;
-            let key_type = if curve.is_some() { "EC" } else { "RSA" }.to_owned();
+            let kind = if curve.is_some() { "EC" } else { "RSA" };
+            let key_type = format!("{kind}{}", if hsm { "-HSM" } else { "" });
             one(
                 format,
                 &key(client
@@ -239,7 +249,7 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
                     .into_inner()),
             );
         }
-        Verb::Import { name, file, byok } => {
+        Verb::Import { name, file, byok, hsm } => {
             let (parent, key_id) = split(&name)?;
             let content =
                 std::fs::read(&file).with_context(|| format!("`{}` cannot be read", file.display()))?;
@@ -252,6 +262,7 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
                         key_id,
                         private_key,
                         byok,
+                        hsm,
                         ..wire::ImportKeyRequest::default()
                     })
                     .await?
@@ -264,6 +275,19 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
         ),
         Verb::Get { name } => {
             one(format, &key(client.get_key(wire::GetKeyRequest { name }).await?.into_inner()))
+        }
+        Verb::Public { name } => {
+            let current = if name.contains("/versions/") {
+                client.get_key_version(wire::GetKeyVersionRequest { name }).await?.into_inner()
+            } else {
+                let key = client.get_key(wire::GetKeyRequest { name }).await?.into_inner();
+                key.current_version.unwrap_or_default()
+            };
+            let pem = public_key::pem(&current)?;
+            match format {
+                Format::Table => line(pem.trim_end()),
+                Format::Json => one(format, &json!({ "name": current.name, "public": pem })),
+            }
         }
         Verb::List { vault, deleted } => {
             let request = wire::ListKeysRequest {

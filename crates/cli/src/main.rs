@@ -9,6 +9,7 @@ mod identity;
 mod key;
 mod output;
 mod pki;
+mod public_key;
 mod seal;
 mod session;
 mod supervisor;
@@ -57,6 +58,8 @@ enum Verb {
         /// Where backups are kept; in the deployment's directory if not given.
         #[arg(long)]
         backups: Option<PathBuf>,
+        #[command(flatten)]
+        hsm: deployment::Hsm,
     },
     /// Plays the whole story with checks.
     Demo(demo::Options),
@@ -106,9 +109,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let session = || Session::open(&arguments.dir, arguments.principal.as_deref(), arguments.output);
     let work = async {
         match arguments.verb {
-            Verb::Up { lease_ms, renew_every_ms, backups } => {
-                let options =
-                    deployment::Options { lease_ms, renew_every_ms, backups, otlp: arguments.otlp.clone() };
+            Verb::Up { lease_ms, renew_every_ms, backups, hsm } => {
+                let otlp = arguments.otlp.clone();
+                let options = deployment::Options { lease_ms, renew_every_ms, backups, otlp, hsm };
                 supervisor::up(&arguments.dir, options).await
             }
             Verb::Demo(options) => demo::run(options).await,

@@ -51,6 +51,9 @@ pub(crate) struct Method {
     /// A passphrase, read from standard input.
     #[arg(long)]
     passphrase: bool,
+    /// The HSM, for the deployment's.
+    #[arg(long)]
+    hsm: bool,
     /// For the deployment its key file, for a vault no seal of its own.
     #[arg(long)]
     default: bool,
@@ -66,6 +69,7 @@ fn view(s: wire::Seal) -> Value {
         wire::SealType::KeyFile => "key file",
         wire::SealType::Passphrase => "passphrase",
         wire::SealType::Shares => "shares",
+        wire::SealType::Hsm => "HSM",
     };
     let mut out = json!({ "name": s.name, "type": kind, "sealed": s.sealed, "generation": s.generation, "since": time(s.create_time) });
     if let (true, Some(fields)) = (s.share_count > 0, out.as_object_mut()) {
@@ -98,6 +102,8 @@ impl Method {
         } else if self.passphrase {
             request.passphrase = secret("new passphrase")?;
             wire::SealType::Passphrase
+        } else if self.hsm {
+            wire::SealType::Hsm
         } else if request.name == "seal" {
             wire::SealType::KeyFile
         } else {

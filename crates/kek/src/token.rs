@@ -157,6 +157,15 @@ impl PrivateKey {
         matches!(self.held, Held::InToken { .. })
     }
 
+    /// Its id, where it lives in a token.
+    #[must_use]
+    pub fn token_id(&self) -> Option<&[u8]> {
+        match &self.held {
+            Held::Here(_) => None,
+            Held::InToken { id, .. } => Some(id),
+        }
+    }
+
     /// Destroys it where it lives in a token; one that does not is destroyed with its sealed copies.
     ///
     /// # Errors

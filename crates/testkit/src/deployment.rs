@@ -1,5 +1,6 @@
 //! A running deployment.
 
+use crate::SoftHsm;
 use anyhow::{Context as _, bail, ensure};
 use custody_clients::{AuthenticatedChannel, Endpoint, TokenSource};
 use custody_proto::identity::{BindManagedIdentityRequest, identity_client::IdentityClient};
@@ -91,17 +92,26 @@ impl Deployment {
     /// # Errors
     /// It does not come up.
     pub fn start_in(dir: PathBuf, arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::up(dir, |command| _ = command.args(arguments).arg("up"))
+    }
+
+    /// Starts one whose vault has an HSM: SoftHSM, with its token below the deployment's directory.
+    ///
+    /// # Errors
+    /// SoftHSM is not installed, or the deployment does not come up.
+    pub fn start_with_hsm() -> anyhow::Result<(Self, SoftHsm)> {
+        let dir = tempfile::Builder::new().prefix("custody-test-").tempdir()?.keep();
+        let hsm = SoftHsm::make(&dir.join("hsm"))?;
+        let deployment = Self::up(dir, |command| _ = hsm.configure(command.arg("up")))?;
+        Ok((deployment, hsm))
+    }
+
+    fn up(dir: PathBuf, arguments: impl FnOnce(&mut Command)) -> anyhow::Result<Self> {
         fs::create_dir_all(&dir)?;
         let log = File::create(dir.join("up.log"))?;
         let mut command = Command::new(target_program("custody"));
-        command
-            .arg("--dir")
-            .arg(&dir)
-            .args(arguments)
-            .arg("up")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
+        command.arg("--dir").arg(&dir).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        arguments(&mut command);
         let deployment = Self { supervisor: command.spawn()?, dir };
         let until = Instant::now() + Duration::from_secs(60);
         loop {

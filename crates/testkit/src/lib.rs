@@ -3,6 +3,8 @@
 mod collector;
 mod deployment;
 pub mod memory;
+mod softhsm;
 
 pub use collector::Collector;
 pub use deployment::{Deployment, database_tools, eventually, target_program};
+pub use softhsm::SoftHsm;

@@ -142,6 +142,29 @@ impl KeyType {
     }
 }
 
+/// Where a private half is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protection {
+    /// In an HSM, which it never leaves.
+    Hsm,
+    /// In the vault's store, sealed.
+    #[default]
+    Software,
+}
+
+impl Protection {
+    /// Azure's `kty` of such a key: `RSA-HSM` and `EC-HSM` beside those of RFC 7518.
+    #[must_use]
+    pub fn kty(self, kind: KeyType) -> &'static str {
+        match (self, kind) {
+            (Self::Software, kind) => kind.kty(),
+            (Self::Hsm, KeyType::Ec(_)) => "EC-HSM",
+            (Self::Hsm, KeyType::Rsa(_)) => "RSA-HSM",
+        }
+    }
+}
+
 /// The public half of a key; numbers are big-endian, as in a JWK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PublicKey {

@@ -17,7 +17,7 @@ mod wrapped;
 pub use duty::{Duty, UnknownDuty};
 pub use key_operation::{KeyOperation, UnknownKeyOperation};
 pub use key_state::{KeyAttributes, KeyState};
-pub use key_type::{Curve, KeyType, PublicKey, RsaSize, UnknownCurve, UnknownRsaSize};
+pub use key_type::{Curve, KeyType, Protection, PublicKey, RsaSize, UnknownCurve, UnknownRsaSize};
 pub use name::{
     ApprovalName, ClusterName, GroupName, KeyName, KeyVersionName, ManagedIdentityName, NameError,
     PrincipalName, RoleDefinitionName, VaultName, VolumeName,

@@ -2,7 +2,7 @@
 
 use crate::error::RestError;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use custody_types::{Curve, KeyAttributes, KeyName, KeyOperation, KeyType, RsaSize, UnixMillis};
+use custody_types::{Curve, KeyAttributes, KeyName, KeyOperation, KeyType, Protection, RsaSize, UnixMillis};
 use custody_vault::{
     AttributeChange, CalendarSpan, CalendarSpanError, Material, Particulars, PrivateJwk, RotationPolicy,
     Tags, Trigger,
@@ -69,6 +69,7 @@ fn particulars(
         },
         key_ops: key_ops(&ops.unwrap_or_default())?,
         tags: tags.unwrap_or_default(),
+        protection: Protection::Software,
     })
 }
 
@@ -89,19 +90,28 @@ fn curve(name: Option<&str>) -> Result<Curve, RestError> {
     name.parse().map_err(|e: custody_types::UnknownCurve| RestError::bad_parameter(e.to_string()))
 }
 
-fn no_hsm(kty: &str) -> RestError {
-    RestError::bad_parameter(format!("`kty` {kty} needs an HSM, and this vault has none; use RSA or EC"))
+/// What a `kty` says of the kind of key, and of where it is kept.
+fn kept(kty: &str) -> Result<(&str, Protection), RestError> {
+    match kty {
+        "RSA" | "EC" => Ok((kty, Protection::Software)),
+        "RSA-HSM" => Ok(("RSA", Protection::Hsm)),
+        "EC-HSM" => Ok(("EC", Protection::Hsm)),
+        "oct" | "oct-HSM" => {
+            let message = format!("`kty` {kty} is for Azure's Managed HSM; use RSA, RSA-HSM, EC or EC-HSM");
+            Err(RestError::bad_parameter(message))
+        }
+        _ => Err(RestError::bad_parameter("`kty` must be RSA, RSA-HSM, EC or EC-HSM")),
+    }
 }
 
 impl Create {
     pub(crate) fn check(self) -> Result<(KeyType, Particulars), RestError> {
-        let kind = match self.kty.as_str() {
+        let (kty, protection) = kept(&self.kty)?;
+        let kind = match kty {
             "RSA" => RsaSize::try_from(self.key_size.unwrap_or(2048))
                 .map(KeyType::Rsa)
                 .map_err(|e| RestError::bad_parameter(e.to_string()))?,
-            "EC" => KeyType::Ec(curve(self.crv.as_deref())?),
-            other @ ("RSA-HSM" | "EC-HSM" | "oct" | "oct-HSM") => return Err(no_hsm(other)),
-            _ => return Err(RestError::bad_parameter("`kty` must be RSA or EC")),
+            _ => KeyType::Ec(curve(self.crv.as_deref())?),
         };
         if self.public_exponent.is_some_and(|e| e != 65_537) {
             return Err(RestError::bad_parameter("`public_exponent` must be 65537 (NIST SP 800-56B §6.2)"));
@@ -109,7 +119,8 @@ impl Create {
         if self.release_policy.is_some() {
             return Err(RestError::bad_parameter("Non-exportable keys must not have release policy"));
         }
-        Ok((kind, particulars(self.attributes, self.key_ops, self.tags)?))
+        let particulars = particulars(self.attributes, self.key_ops, self.tags)?;
+        Ok((kind, Particulars { protection, ..particulars }))
     }
 }
 
@@ -169,20 +180,18 @@ fn coordinate(text: Option<&String>, field: &str, len: usize) -> Result<Zeroizin
 
 impl Import {
     pub(crate) fn check(mut self) -> Result<(Material, Particulars), RestError> {
-        if self.hsm == Some(true) {
-            return Err(RestError::bad_parameter("importing into an HSM needs one, and this vault has none"));
-        }
+        let given = self.key.kty.clone();
+        let (kty, protection) = kept(&given)?;
+        let protection = if self.hsm == Some(true) { Protection::Hsm } else { protection };
         let ops = self.key.key_ops.take();
         if let Some(file) = self.key.key_hsm.take() {
-            if !matches!(self.key.kty.as_str(), "RSA" | "EC") {
-                return Err(no_hsm(&self.key.kty));
-            }
             let file = bytes(&file, "key.key_hsm")?.to_vec();
             let particulars = particulars(self.attributes.take(), ops, self.tags.take())?;
-            return Ok((Material::Transfer(file), particulars));
+            let particulars = Particulars { protection, ..particulars };
+            return Ok((Material::Transfer { file, ec: kty == "EC" }, particulars));
         }
         let jwk = &self.key;
-        let private = match jwk.kty.as_str() {
+        let private = match kty {
             "RSA" => PrivateJwk::Rsa {
                 n: number(jwk.n.as_ref(), "n")?.to_vec(),
                 e: number(jwk.e.as_ref(), "e")?.to_vec(),
@@ -190,7 +199,7 @@ impl Import {
                 p: number(jwk.p.as_ref(), "p")?,
                 q: number(jwk.q.as_ref(), "q")?,
             },
-            "EC" => {
+            _ => {
                 let crv = curve(jwk.crv.as_deref())?;
                 let part =
                     |text: &Option<String>, field| coordinate(text.as_ref(), field, crv.coordinate_len());
@@ -201,10 +210,9 @@ impl Import {
                     y: part(&jwk.y, "y")?.to_vec(),
                 }
             }
-            other @ ("RSA-HSM" | "EC-HSM" | "oct" | "oct-HSM") => return Err(no_hsm(other)),
-            _ => return Err(RestError::bad_parameter("`key.kty` must be RSA or EC")),
         };
-        Ok((Material::ImportJwk(private), particulars(self.attributes.take(), ops, self.tags.take())?))
+        let particulars = particulars(self.attributes.take(), ops, self.tags.take())?;
+        Ok((Material::ImportJwk(private), Particulars { protection, ..particulars }))
     }
 }
 

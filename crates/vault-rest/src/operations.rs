@@ -37,14 +37,16 @@ pub(crate) fn run(face: &Face, route: Route, taken: &Taken) -> Outcome {
             let (found, version) = find(vault, taken, &key, &version)?;
             Ok(Answer::Json(taken.base.bundle(&found, &version)))
         }
-        // Only an exportable key is released, and only an HSM attests; neither is offered. Who may read the key learns so.
+        // Only an exportable key is released, and no token's attestation has Azure's form. Who may read the key learns so.
         Route::Release { key, version } => {
             find(vault, taken, &key, &version)?;
             Err(RestError::bad_parameter("the key is not exportable: a private half stays in the vault"))
         }
         Route::Attestation { key, version } => {
             find(vault, taken, &key, &version)?;
-            Err(RestError::bad_parameter("the key is not in an HSM, which alone could attest it"))
+            Err(RestError::bad_parameter(
+                "no attestation is offered: the HSM behind this vault gives none that Azure's clients read",
+            ))
         }
         Route::Update { key, version } => update(vault, taken, &key, &version),
         Route::Delete { key } => {

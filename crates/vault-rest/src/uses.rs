@@ -40,7 +40,13 @@ async fn compute<Op: Operation + 'static, T: Send + 'static>(
 ) -> Result<T, RestError> {
     let admission = face.vault.admit::<Op>(taken.call.clone(), name).await?;
     // A refusal of the pool comes as a status, the vault's as an error of its own.
-    Ok(face.compute.run(&taken.call.caller.principal, move || Ok(act(admission))).await??)
+    let waits = admission.waits();
+    let act = move || Ok(act(admission));
+    Ok(if waits {
+        face.workers.run(act).await??
+    } else {
+        face.compute.run(&taken.call.caller.principal, act).await??
+    })
 }
 
 pub(crate) async fn run(

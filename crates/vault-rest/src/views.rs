@@ -43,12 +43,13 @@ impl Base {
     fn jwk(&self, version: &VersionView) -> Value {
         let ops: Vec<&str> = version.key_ops.iter().map(|o| o.as_str()).collect();
         let kid = self.kid(version.name.as_str());
+        let kty = version.public.key_type().map_or("", |kind| version.protection.kty(kind));
         match &version.public {
             PublicKey::Ec { crv, x, y } => {
-                json!({ "kid": kid, "kty": "EC", "key_ops": ops, "crv": crv.as_str(), "x": b64(x), "y": b64(y) })
+                json!({ "kid": kid, "kty": kty, "key_ops": ops, "crv": crv.as_str(), "x": b64(x), "y": b64(y) })
             }
             PublicKey::Rsa { n, e } => {
-                json!({ "kid": kid, "kty": "RSA", "key_ops": ops, "n": b64(n), "e": b64(e) })
+                json!({ "kid": kid, "kty": kty, "key_ops": ops, "n": b64(n), "e": b64(e) })
             }
         }
     }

@@ -6,7 +6,8 @@ use custody_rpc::{
     timestamp::{from_wire, to_wire},
 };
 use custody_types::{
-    KeyAttributes, KeyName, KeyOperation, KeyState, KeyType, PublicKey, RsaSize, UnixMillis, WrappedKey,
+    KeyAttributes, KeyName, KeyOperation, KeyState, KeyType, Protection, PublicKey, RsaSize, UnixMillis,
+    WrappedKey,
 };
 use custody_vault::{
     ApprovalPolicy, AttributeChange, CalendarSpan, Event, EventType, KeyView, RotationPolicy, Trigger,
@@ -138,8 +139,12 @@ pub(crate) fn key_ops(given: &[String]) -> Result<Vec<KeyOperation>, Status> {
 }
 
 /// The kind of key that a request asks for.
-pub(crate) fn key_type(kty: &str, size_bits: i32, curve: &str) -> Result<KeyType, Status> {
-    match kty {
+pub(crate) fn key_type(kty: &str, size_bits: i32, curve: &str) -> Result<(KeyType, Protection), Status> {
+    let (kty, protection) = match kty.strip_suffix("-HSM") {
+        Some(kty) => (kty, Protection::Hsm),
+        None => (kty, Protection::Software),
+    };
+    let kind = match kty {
         "" | "RSA" => {
             let bits = if size_bits == 0 { 2048 } else { u32::try_from(size_bits).unwrap_or(0) };
             RsaSize::try_from(bits).map(KeyType::Rsa).map_err(|e| invalid("key_size_bits", e))
@@ -148,8 +153,9 @@ pub(crate) fn key_type(kty: &str, size_bits: i32, curve: &str) -> Result<KeyType
             let curve = if curve.is_empty() { "P-256" } else { curve };
             curve.parse().map(KeyType::Ec).map_err(|e| invalid("curve", e))
         }
-        _ => Err(invalid("key_type", "must be RSA or EC")),
-    }
+        _ => Err(invalid("key_type", "must be RSA or EC, or RSA-HSM or EC-HSM for a key in the HSM")),
+    };
+    Ok((kind?, protection))
 }
 
 pub(crate) fn change(
@@ -203,7 +209,7 @@ pub(crate) fn version(v: VersionView) -> wire::KeyVersion {
         name: v.name.to_string(),
         attributes: Some(attributes(v.attributes)),
         state: state.into(),
-        key_type: kind.map_or("", KeyType::kty).to_owned(),
+        key_type: kind.map_or("", |kind| v.protection.kty(kind)).to_owned(),
         key_size_bits: kind.and_then(|k| i32::try_from(k.bits()).ok()).unwrap_or(0),
         create_time: Some(to_wire(v.create_time)),
         update_time: Some(to_wire(v.update_time)),

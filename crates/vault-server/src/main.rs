@@ -16,8 +16,8 @@ use custody_rpc::{
 };
 use custody_types::{Caller, Clock, Duty, KeyType, RsaSize, SystemClock};
 use custody_vault::{
-    Call, IfExists, Material, NewAssignment, Particulars, RateLimits, SealSettings, Vault, VaultOptions,
-    VaultParameters,
+    Call, IfExists, Material, NewAssignment, Particulars, RateLimits, SealSettings, Token, TokenSettings,
+    Vault, VaultOptions, VaultParameters,
 };
 use custody_vault_rest::{Face, FaceSettings};
 use seal::SealService;
@@ -58,6 +58,8 @@ struct Settings {
     /// How often callers, keys and vaults may be asked; no bounds without it.
     #[serde(default)]
     limits: RateLimits,
+    /// The HSM, a PKCS#11 token: for keys of type RSA-HSM and EC-HSM, and for the seal. None without it.
+    hsm: Option<TokenSettings>,
     /// Azure's REST API; not served without it.
     rest: Option<Rest>,
 }
@@ -98,7 +100,8 @@ async fn main() -> anyhow::Result<()> {
     let journal = Arc::new(Journal::open(&settings.server.data.join("audit"), clock.clone())?);
     let (events, _) = tokio::sync::broadcast::channel(1024);
     let sender = events.clone();
-    let options = VaultOptions { limits: settings.limits, ..VaultOptions::default() };
+    let token = settings.hsm.clone().map(Token::open).transpose().context("`hsm`")?.map(Arc::new);
+    let options = VaultOptions { limits: settings.limits, token, ..VaultOptions::default() };
     let seal = SealSettings {
         key_file: settings.root_key.clone(),
         anchor: settings.anchor.clone().unwrap_or_else(|| settings.server.data.join("anchor")),

@@ -19,6 +19,7 @@ fn seal(s: SealView) -> wire::Seal {
     let (kind, share_count, share_threshold) = match s.seal_type {
         None => (wire::SealType::Unspecified, 0, 0),
         Some(SealType::KeyFile) => (wire::SealType::KeyFile, 0, 0),
+        Some(SealType::Hsm { .. }) => (wire::SealType::Hsm, 0, 0),
         Some(SealType::Passphrase { .. }) => (wire::SealType::Passphrase, 0, 0),
         Some(SealType::Shares { number, threshold }) => (wire::SealType::Shares, number, threshold),
     };
@@ -46,10 +47,11 @@ fn method(r: &mut wire::ChangeSealRequest) -> Result<NewSeal, Status> {
             number: number(r.share_count, "share_count")?,
             threshold: number(r.share_threshold, "share_threshold")?,
         },
+        wire::SealType::Hsm => NewSeal::Hsm,
         wire::SealType::KeyFile if r.name == "seal" => NewSeal::Default,
         wire::SealType::Unspecified if r.name != "seal" => NewSeal::Default,
         _ => {
-            let why = "must be KEY_FILE (the deployment's), PASSPHRASE or SHARES; unspecified takes a vault's own away";
+            let why = "must be KEY_FILE or HSM (the deployment's), PASSPHRASE or SHARES; unspecified takes a vault's own away";
             return Err(invalid("type", why));
         }
     };

@@ -13,7 +13,7 @@ use custody_rpc::{
     status::invalid,
     workers::Workers,
 };
-use custody_types::{Clock as _, SignatureAlgorithm, SystemClock, WrapAlgorithm};
+use custody_types::{Clock as _, Protection, SignatureAlgorithm, SystemClock, WrapAlgorithm};
 use custody_vault::{
     Admission, Call, Event, IfExists, Material, Particulars, Vault, VaultError, VaultParameters,
     gate::{Operation, op},
@@ -67,7 +67,9 @@ impl KeyVaultService {
     ) -> Result<T, Status> {
         let caller = call.caller.principal.clone();
         let admission = self.vault.admit::<Op>(call, name).await.map_err(failed)?;
-        self.compute.run(&caller, move || act(admission).map_err(failed)).await
+        let waits = admission.waits();
+        let act = move || act(admission).map_err(failed);
+        if waits { self.workers.run(act).await } else { self.compute.run(&caller, act).await }
     }
 }
 
@@ -149,11 +151,12 @@ impl KeyVault for KeyVaultService {
         request: Request<wire::CreateKeyRequest>,
     ) -> Result<Response<wire::Key>, Status> {
         self.run(request, |vault, call, r| {
-            let kind = convert::key_type(&r.key_type, r.key_size_bits, &r.curve)?;
+            let (kind, protection) = convert::key_type(&r.key_type, r.key_size_bits, &r.curve)?;
             let particulars = Particulars {
                 attributes: convert::attributes_from(r.attributes.as_ref())?,
                 key_ops: convert::key_ops(&r.key_ops)?,
                 tags: r.tags.into_iter().collect(),
+                protection,
             };
             let material = Material::Generate(kind);
             vault
@@ -173,9 +176,10 @@ impl KeyVault for KeyVaultService {
                 attributes: convert::attributes_from(r.attributes.as_ref())?,
                 key_ops: convert::key_ops(&r.key_ops)?,
                 tags: r.tags.into_iter().collect(),
+                protection: if r.hsm { Protection::Hsm } else { Protection::Software },
             };
             let material = match (r.private_key.is_empty(), r.byok.is_empty()) {
-                (true, false) => Material::Transfer(r.byok),
+                (true, false) => Material::Transfer { file: r.byok, ec: false },
                 (_, true) => Material::Import(r.private_key.into()),
                 (false, false) => return Err(invalid("byok", "and private_key exclude each other")),
             };

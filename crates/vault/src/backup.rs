@@ -11,7 +11,7 @@ use crate::{
     uses::Uses,
 };
 use custody_store::Batch;
-use custody_types::{KeyName, Permission, VaultName};
+use custody_types::{KeyName, Permission, Protection, VaultName};
 use serde::{Deserialize, Serialize};
 
 /// What a copy begins with. The vault's name follows, a colon, which of its keys seals the rest, and a colon.
@@ -59,6 +59,11 @@ impl Vault {
         let copy = {
             let catalog = self.catalog.read();
             let key = catalog.live_key(name)?.clone();
+            let in_hsm = |v| catalog.version(v).is_ok_and(|v| v.record.protection == Protection::Hsm);
+            if key.versions.iter().any(in_hsm) {
+                let why = "is in the HSM, which it never leaves; back the HSM itself up";
+                return Err(VaultError::Precondition { name: name.to_string(), why });
+            }
             let versions = key.versions.iter().map(|v| Ok(catalog.version(v)?.record.clone()));
             let versions = versions.collect::<Result<_, VaultError>>()?;
             Copy { key, versions }

@@ -4,7 +4,7 @@
 use crate::{Call, Vault, VaultError};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use custody_kek::PrivateKey;
-use custody_types::{KeyOperation, KeyVersionName, Permission, VaultName};
+use custody_types::{KeyOperation, KeyVersionName, Permission, Protection, VaultName};
 use serde::Deserialize;
 
 /// Longest transfer file, in bytes.
@@ -55,6 +55,8 @@ impl Vault {
         call: &Call,
         vault: &VaultName,
         file: &[u8],
+        ec: bool,
+        protection: Protection,
     ) -> Result<PrivateKey, VaultError> {
         if file.len() > LEN_MAX {
             return Err(bad("is longer than 64 KiB"));
@@ -77,8 +79,15 @@ impl Vault {
             .map_err(|_| bad("`ciphertext` is not base64url"))?;
         let version = self.usable_version(&exchange, KeyOperation::Import)?;
         let backend = self.options.backend;
-        let opened = self.private(&version)?.unwrap_rsa_aes(&wrapped, backend)?;
+        let exchange = self.private(&version)?;
+        let brought = match protection {
+            // It is unwrapped inside: nobody here ever has it.
+            Protection::Hsm => PrivateKey::transfer_into(self.token()?, exchange, &wrapped, !ec)?,
+            Protection::Software => {
+                PrivateKey::import(&exchange.unwrap_rsa_aes(&wrapped, backend)?, backend)?
+            }
+        };
         self.count(&version, KeyOperation::Import, call);
-        Ok(PrivateKey::import(&opened, backend)?)
+        Ok(brought)
     }
 }

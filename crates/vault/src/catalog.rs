@@ -179,6 +179,7 @@ impl Catalog {
             public: record.public.clone(),
             create_time: record.create_time,
             update_time: record.update_time,
+            protection: version.record.protection,
             uses: version.uses.counts(),
         }
     }

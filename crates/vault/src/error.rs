@@ -4,7 +4,7 @@ use crate::{LoadError, SealError};
 use custody_audit::AuditUnavailable;
 use custody_authz::{ConflictingDuty, ForbiddenRole, ScopeError, UnknownRole};
 use custody_envelope::RandomError;
-use custody_kek::{ImportError, SignError, UnwrapFailed, WrapError};
+use custody_kek::{ImportError, SignError, TokenError, TokenKeyError, UnwrapError, UnwrapFailed, WrapError};
 use custody_store::StoreError;
 use custody_types::{KeyOperation, KeyState, NameError, Permission, UnknownRsaSize};
 use std::time::Duration;
@@ -123,6 +123,9 @@ pub enum VaultError {
     /// A seal's file cannot be used.
     #[error(transparent)]
     Seal(SealError),
+    /// The HSM cannot be asked, or did not do it.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// Stored key material does not open under its sealing key.
     #[error("the stored private key of `{0}` does not authenticate; restore the vault's store from a backup")]
     Damaged(String),
@@ -148,7 +151,9 @@ impl VaultError {
             | Self::ConflictingDuty(_) => "FAILED_PRECONDITION",
             Self::Invalid { .. } | Self::UnwrapFailed(_) | Self::UnsealFailed => "INVALID_ARGUMENT",
             Self::Throttled { .. } => "RESOURCE_EXHAUSTED",
-            Self::AuditUnavailable(_) | Self::Sealed | Self::Seal(_) | Self::Store(_) => "UNAVAILABLE",
+            Self::AuditUnavailable(_) | Self::Sealed | Self::Seal(_) | Self::Store(_) | Self::Token(_) => {
+                "UNAVAILABLE"
+            }
             Self::Damaged(_) | Self::StoreRefused(_) => "DATA_LOSS",
             Self::Backend => "INTERNAL",
         }
@@ -184,6 +189,7 @@ impl VaultError {
             Self::UnsealFailed => "UNSEAL_FAILED",
             Self::StoreRefused(_) => "STORE_INTEGRITY",
             Self::Seal(_) => "SEAL_UNAVAILABLE",
+            Self::Token(_) => "HSM_UNAVAILABLE",
             Self::Damaged(_) => "STORED_KEY_DAMAGED",
             Self::Backend => "BACKEND_FAILED",
         }
@@ -245,6 +251,8 @@ impl From<SealError> for VaultError {
                 Self::invalid("share", e)
             }
             SealError::OtherType => Self::invalid("key", e),
+            SealError::NoHsm => Self::invalid("type", e),
+            SealError::Hsm(e) => e.into(),
             SealError::Random(_) => Self::Backend,
             other => Self::Seal(other),
         }
@@ -297,11 +305,34 @@ impl From<WrapError> for VaultError {
     }
 }
 
+impl From<UnwrapError> for VaultError {
+    fn from(e: UnwrapError) -> Self {
+        match e {
+            UnwrapError::Failed(e) => e.into(),
+            UnwrapError::Token(e) => e.into(),
+            _ => Self::Backend,
+        }
+    }
+}
+
+impl From<TokenKeyError> for VaultError {
+    fn from(e: TokenKeyError) -> Self {
+        match e {
+            TokenKeyError::Token(e) => e.into(),
+            TokenKeyError::Import(e) => e.into(),
+            TokenKeyError::Unwrap(e) => e.into(),
+            TokenKeyError::EcTransfer | TokenKeyError::ExchangeOutside => Self::invalid("byok", e),
+            _ => Self::Backend,
+        }
+    }
+}
+
 impl From<SignError> for VaultError {
     fn from(e: SignError) -> Self {
         match e {
             SignError::DigestLength { .. } => Self::invalid("digest", e),
             SignError::NotForThisKey(_) => Self::invalid("algorithm", e),
+            SignError::Token(e) => e.into(),
             _ => Self::Backend,
         }
     }

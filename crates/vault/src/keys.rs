@@ -7,9 +7,12 @@ use crate::{
     names::new_id,
     record::{KeyRecord, Tags, VersionRecord},
 };
-use custody_kek::{PrivateJwk, PrivateKey};
+use custody_kek::{PrivateJwk, PrivateKey, Token};
 use custody_store::Batch;
-use custody_types::{KeyAttributes, KeyName, KeyOperation, KeyType, KeyVersionName, UnixMillis, VaultName};
+use custody_types::{
+    KeyAttributes, KeyName, KeyOperation, KeyType, KeyVersionName, Protection, UnixMillis, VaultName,
+};
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// Where a new key's material comes from.
@@ -22,7 +25,12 @@ pub enum Material {
     /// It is brought as a JWK.
     ImportJwk(PrivateJwk),
     /// It is brought wrapped for a key exchange key of the vault: a transfer file (`.byok`).
-    Transfer(Vec<u8>),
+    Transfer {
+        /// The file.
+        file: Vec<u8>,
+        /// Whether an EC key is in it; without, an RSA key. Where it goes to an HSM, nobody here can see.
+        ec: bool,
+    },
 }
 
 /// What goes with the material of a new version.
@@ -34,6 +42,8 @@ pub struct Particulars {
     pub key_ops: Vec<KeyOperation>,
     /// Notes.
     pub tags: Tags,
+    /// Where its private half is kept.
+    pub protection: Protection,
 }
 
 /// What to do where a key of the name exists.
@@ -140,21 +150,28 @@ impl Vault {
         let name = vault.key(id).map_err(|e| VaultError::invalid("key_id", e))?;
         check_dates(particulars.attributes)?;
         let particulars = Particulars { tags: check_tags(particulars.tags)?, ..particulars };
-        let backend = self.options.backend;
+        let (backend, protection) = (self.options.backend, particulars.protection);
+        if protection == Protection::Hsm {
+            self.token()?;
+        }
         let make: Box<dyn FnOnce() -> Result<PrivateKey, VaultError> + '_> = match material {
             Material::Generate(kind) => {
                 check_key_ops(&particulars.key_ops, kind)?;
-                let make = move || Ok(PrivateKey::generate(kind, backend)?);
+                let make = move || self.generate(kind, protection);
                 return self.gate.run::<op::CreateKey, _>(call, name.as_str(), |_| {
                     self.add_version(&name, make, &particulars, if_exists)
                 });
             }
-            Material::Import(bytes) => Box::new(move || Ok(PrivateKey::import(&bytes, backend)?)),
-            Material::Transfer(file) => {
-                let vault = vault.clone();
-                Box::new(move || self.open_transfer(call, &vault, &file))
+            Material::Import(bytes) => {
+                Box::new(move || self.kept(PrivateKey::import(&bytes, backend)?, protection))
             }
-            Material::ImportJwk(jwk) => Box::new(move || Ok(PrivateKey::import_jwk(jwk, backend)?)),
+            Material::Transfer { file, ec } => {
+                let vault = vault.clone();
+                Box::new(move || self.open_transfer(call, &vault, &file, ec, protection))
+            }
+            Material::ImportJwk(jwk) => {
+                Box::new(move || self.kept(PrivateKey::import_jwk(jwk, backend)?, protection))
+            }
         };
         self.gate.run::<op::ImportKey, _>(call, name.as_str(), |_| {
             self.add_version(&name, make, &particulars, if_exists)
@@ -170,8 +187,26 @@ impl Vault {
         if_exists: IfExists,
     ) -> Result<KeyView, VaultError> {
         self.key_to_extend(name, if_exists)?;
+        // A vault that is sealed makes nothing, least of all in an HSM.
+        self.keyring.current(&name.vault())?;
         let private = make()?;
-        let version = self.seal_version(name, &private, particulars)?;
+        let done = self.take_in(name, &private, particulars, if_exists);
+        if done.is_err()
+            && let Err(e) = private.destroy()
+        {
+            tracing::error!(error = %e, key = %name, "a key that was not taken in is left in the HSM");
+        }
+        done
+    }
+
+    fn take_in(
+        &self,
+        name: &KeyName,
+        private: &PrivateKey,
+        particulars: &Particulars,
+        if_exists: IfExists,
+    ) -> Result<KeyView, VaultError> {
+        let version = self.seal_version(name, private, particulars)?;
         let _one_at_a_time = self.changes.lock();
         let mut key = self.key_to_extend(name, if_exists)?.unwrap_or_else(|| KeyRecord {
             name: name.clone(),
@@ -181,14 +216,39 @@ impl Vault {
         });
         if !key.versions.is_empty() {
             // Whoever follows the key wraps with the next version what this one wrapped.
-            let current = self.catalog.read().current(&key)?.record.public.key_type();
-            if current.is_some_and(|kind| kind.kty() != private.kind().kty()) {
+            let kty = {
+                let catalog = self.catalog.read();
+                let current = &catalog.current(&key)?.record;
+                current.public.key_type().map(|kind| current.protection.kty(kind))
+            };
+            if kty.is_some_and(|kty| kty != version.protection.kty(private.kind())) {
                 let why = "a new version is of the same type as the key; make another key";
                 return Err(VaultError::invalid("key_type", why));
             }
         }
         key.versions.push(version.name.clone());
         self.put(key, Some(version), EventType::NewVersionCreated)
+    }
+
+    /// The HSM, for who asks for a key in it.
+    pub(crate) fn token(&self) -> Result<&Arc<Token>, VaultError> {
+        let why = "an HSM is asked for, and this vault has none; use RSA or EC";
+        self.options.token.as_ref().ok_or_else(|| VaultError::invalid("key_type", why))
+    }
+
+    fn generate(&self, kind: KeyType, protection: Protection) -> Result<PrivateKey, VaultError> {
+        Ok(match protection {
+            Protection::Hsm => PrivateKey::generate_in(self.token()?, kind)?,
+            Protection::Software => PrivateKey::generate(kind, self.options.backend)?,
+        })
+    }
+
+    /// A key that was brought, where it is to be kept.
+    pub(crate) fn kept(&self, key: PrivateKey, protection: Protection) -> Result<PrivateKey, VaultError> {
+        Ok(match protection {
+            Protection::Hsm => key.move_into(self.token()?)?,
+            Protection::Software => key,
+        })
     }
 
     /// The key of this name that shall have a new version; none where the name is free.
@@ -224,8 +284,10 @@ impl Vault {
     ) -> Result<VersionRecord, VaultError> {
         let name = key.version(&new_id()?)?;
         let now = self.now();
+        let protection = if private.is_in_token() { Protection::Hsm } else { Protection::Software };
         let (seal_generation, sealing) = self.keyring.current(&key.vault())?;
         Ok(VersionRecord {
+            protection,
             seal_generation,
             sealed: private.seal(&sealing, name.as_str().as_bytes())?,
             name,
@@ -416,10 +478,11 @@ impl Vault {
                 },
                 key_ops: record.key_ops.clone(),
                 tags: record.tags.clone(),
+                protection: record.protection,
             };
             (record.public.key_type().ok_or(VaultError::Backend)?, particulars)
         };
-        let make = || Ok(PrivateKey::generate(kind, self.options.backend)?);
+        let make = || self.generate(kind, particulars.protection);
         self.add_version(name, make, &particulars, IfExists::AddVersion)
     }
 }

@@ -31,7 +31,7 @@ mod vaults;
 
 pub use access::NewAssignment;
 pub use approval::{Approval, ApprovalState};
-pub use custody_kek::{Backend, PrivateJwk};
+pub use custody_kek::{Backend, PrivateJwk, Token, TokenError, TokenSettings};
 pub use error::VaultError;
 pub use event::{Event, EventType};
 pub use keys::{AttributeChange, IfExists, Material, Particulars};

@@ -9,7 +9,7 @@ use crate::{
 };
 use custody_audit::{Outcome, Record};
 use custody_store::Batch;
-use custody_types::{KeyName, Permission};
+use custody_types::{KeyName, Permission, Protection};
 use std::time::Duration;
 
 /// Days that deleted keys are kept where nothing else was said: Azure's default.
@@ -86,6 +86,13 @@ impl Vault {
 
     fn destroy(&self, name: &KeyName, agreed: SecondOfficer) -> Result<(), VaultError> {
         let key = self.catalog.read().key(name)?.clone();
+        // What is in the HSM goes first: a key that could still be used there is not destroyed. Done again, it is done.
+        for version in &key.versions {
+            let version = self.catalog.read().version(version)?.clone();
+            if version.record.protection == Protection::Hsm {
+                self.private(&version)?.destroy()?;
+            }
+        }
         let mut batch = Batch::new();
         batch.delete(KEYS, name.as_str()).put(RETIRED, name.as_str(), &true);
         batch.delete(POLICIES, name.as_str());

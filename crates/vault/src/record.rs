@@ -3,7 +3,8 @@
 use crate::uses::{UseCounts, Uses};
 use custody_kek::PrivateKey;
 use custody_types::{
-    KeyAttributes, KeyName, KeyOperation, KeyState, KeyVersionName, PublicKey, UnixMillis, VaultName,
+    KeyAttributes, KeyName, KeyOperation, KeyState, KeyVersionName, Protection, PublicKey, UnixMillis,
+    VaultName,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -71,9 +72,12 @@ pub(crate) struct VersionRecord {
     pub(crate) tags: Tags,
     #[serde(with = "public_key")]
     pub(crate) public: PublicKey,
+    /// Where the private half is.
+    #[serde(default)]
+    pub(crate) protection: Protection,
     /// Which of the vault's keys seals the private half.
     pub(crate) seal_generation: u32,
-    /// The private half, sealed under that key for this version's name.
+    /// The private half, or its id in the HSM, sealed under that key for this version's name.
     #[serde(with = "base64_bytes")]
     pub(crate) sealed: Vec<u8>,
 }
@@ -133,6 +137,8 @@ pub struct VersionView {
     pub create_time: UnixMillis,
     /// When its owner last changed it.
     pub update_time: UnixMillis,
+    /// Where the private half is.
+    pub protection: Protection,
     /// How often it was used.
     pub uses: UseCounts,
 }
@@ -151,7 +157,7 @@ pub(crate) mod base64_bytes {
 }
 
 /// The numbers as base64url text, as in a JWK; as lists of numbers they would take four times as much.
-mod public_key {
+pub(crate) mod public_key {
     use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as B64};
     use custody_types::{Curve, PublicKey};
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
@@ -165,7 +171,7 @@ mod public_key {
         Rsa { n: String, e: String },
     }
 
-    pub(super) fn serialize<S: Serializer>(key: &PublicKey, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(key: &PublicKey, to: S) -> Result<S::Ok, S::Error> {
         match key {
             PublicKey::Ec { crv, x, y } => Jwk::Ec { crv: *crv, x: B64.encode(x), y: B64.encode(y) },
             PublicKey::Rsa { n, e } => Jwk::Rsa { n: B64.encode(n), e: B64.encode(e) },
@@ -173,7 +179,7 @@ mod public_key {
         .serialize(to)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PublicKey, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PublicKey, D::Error> {
         let bytes = |text: String| B64.decode(text).map_err(D::Error::custom);
         Ok(match Jwk::deserialize(from)? {
             Jwk::Ec { crv, x, y } => PublicKey::Ec { crv, x: bytes(x)?, y: bytes(y)? },

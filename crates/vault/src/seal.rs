@@ -1,7 +1,7 @@
 //! What keeps the vault's own keys at rest (`docs/design/0010-sealing.md`).
 //!
 //! ```text
-//! seal (file, passphrase, shares)  →  root key  →  one key a vault  →  private halves, backups
+//! seal (file, HSM, passphrase, shares)  →  root key  →  one key a vault  →  private halves, backups
 //!                a vault's own seal  →  its owner's key  ↗
 //! ```
 //!
@@ -13,8 +13,9 @@ mod method;
 mod shares;
 
 use custody_envelope::RandomError;
+use custody_kek::TokenKeyError;
 pub(crate) use keyring::{Keyring, OWN, SEALS, SYSTEM, SystemSeal, VaultKeys, VaultSeal};
-pub(crate) use method::{Made, SealRecord, load_key_file};
+pub(crate) use method::{Made, Means, SealRecord, load_key_file};
 pub use method::{NewSeal, Passphrase, SealType};
 pub(crate) use shares::{Share, combine};
 use std::{io, path::PathBuf};
@@ -56,6 +57,12 @@ pub enum SealError {
     /// One officer has one share.
     #[error("you have given a share already; another officer has to give the next")]
     OfficerGave,
+    /// The settings name none, or a vault asked for the operator's.
+    #[error("an HSM is asked for, and there is none here: a vault's own seal is a passphrase or shares")]
+    NoHsm,
+    /// The HSM did not do it.
+    #[error(transparent)]
+    Hsm(TokenKeyError),
     /// A passphrase where shares are asked for, or the other way round.
     #[error("this seal is opened by another kind of key; `custody vault seal-status` says which")]
     OtherType,

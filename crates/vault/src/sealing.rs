@@ -5,8 +5,8 @@ use crate::{
     catalog::{Catalog, VERSIONS},
     gate::{Permit, op},
     seal::{
-        Made, NewSeal, OWN, Passphrase, SEALS, SYSTEM, SealError, SealRecord, SealType, Share, SystemSeal,
-        VaultKeys, VaultSeal, combine, load_key_file,
+        Made, Means, NewSeal, OWN, Passphrase, SEALS, SYSTEM, SealError, SealRecord, SealType, Share,
+        SystemSeal, VaultKeys, VaultSeal, combine, load_key_file,
     },
 };
 use custody_envelope::{SealingKey, random};
@@ -141,12 +141,22 @@ impl Vault {
         Ok(())
     }
 
-    /// Opens the deployment where its seal needs nobody: its key lies in a file.
+    /// Opens the deployment where its seal needs nobody: its key lies in a file, or in the HSM. An HSM that is away may
+    /// come back; until then it stays sealed.
     pub(crate) fn open_by_itself(&self) -> Result<(), VaultError> {
-        if self.system()?.seal.seal_type == SealType::KeyFile {
-            self.open_system(load_key_file(&self.seal_settings.key_file, false)?)?;
-        }
-        Ok(())
+        let seal = self.system()?.seal;
+        let key = match &seal.seal_type {
+            SealType::KeyFile => load_key_file(&self.seal_settings.key_file, false)?,
+            SealType::Hsm { .. } => match seal.key_of_hsm(self.options.token.as_ref()) {
+                Err(SealError::Hsm(e)) => {
+                    tracing::error!(error = %e, "the vault stays sealed until the HSM is back");
+                    return Ok(());
+                }
+                key => key?,
+            },
+            SealType::Passphrase { .. } | SealType::Shares { .. } => return Ok(()),
+        };
+        self.open_system(key)
     }
 
     fn system(&self) -> Result<SystemSeal, VaultError> {
@@ -158,7 +168,10 @@ impl Vault {
     }
 
     fn make_seal(&self, place: &str, key: &SealingKey, method: &NewSeal) -> Result<Made, VaultError> {
-        Ok(SealRecord::make(place, key, method, &self.seal_settings.key_file, self.now())?)
+        // The HSM is the operator's: a vault's own seal is not opened by it.
+        let token = self.options.token.as_ref().filter(|_| place == SYSTEM);
+        let means = Means { key_file: &self.seal_settings.key_file, token };
+        Ok(SealRecord::make(place, key, method, &means, self.now())?)
     }
 
     /// Opens the root key, checks the store with it, and lets calls pass.
@@ -332,8 +345,8 @@ impl Vault {
     pub fn seal(&self, call: &Call, name: &str) -> Result<SealView, VaultError> {
         match Target::parse(name)? {
             Target::System => self.gate.run::<op::Seal, _>(call, "seal", |_| {
-                if self.system()?.seal.seal_type == SealType::KeyFile {
-                    let why = "is opened by the key file alone; change it to a passphrase or shares first";
+                if matches!(self.system()?.seal.seal_type, SealType::KeyFile | SealType::Hsm { .. }) {
+                    let why = "is opened by the key file or the HSM alone; change it to a passphrase or shares first";
                     return Err(VaultError::Precondition { name: "seal".to_owned(), why });
                 }
                 self.gate.set_sealed(true);
@@ -371,8 +384,14 @@ impl Vault {
         match Target::parse(name)? {
             Target::System => self.gate.run::<op::ChangeSeal, _>(call, "seal", |_| {
                 let root = SealingKey::generate()?;
+                let before = self.system()?.seal;
                 let made = self.make_seal(SYSTEM, &root, method)?;
-                self.replace_root(root, made.record, Arc::new(made.seal_key))?;
+                let done = self.replace_root(root, made.record.clone(), Arc::new(made.seal_key));
+                let over = if done.is_ok() { before } else { made.record };
+                if let Err(e) = over.forget(self.options.token.as_ref()) {
+                    tracing::warn!(error = %e, "the key of a seal that is over is left in the HSM");
+                }
+                done?;
                 Ok(NewShares { seal: self.system_seal()?, shares: made.shares })
             }),
             Target::Vault(vault) => self
@@ -397,7 +416,7 @@ impl Vault {
             (Some((made.record, own, made.seal_key)), made.shares)
         };
         let to = match method {
-            NewSeal::Default => "the deployment's".to_owned(),
+            NewSeal::Default | NewSeal::Hsm => "the deployment's".to_owned(),
             NewSeal::Passphrase(_) => "a passphrase".to_owned(),
             NewSeal::Shares { number, threshold } => format!("{threshold} of {number} shares"),
         };

@@ -6,9 +6,10 @@ use crate::{
     record::Version,
 };
 use custody_envelope::random;
-use custody_kek::PrivateKey;
+use custody_kek::{PrivateKey, TokenError};
 use custody_types::{
-    KeyName, KeyOperation, KeyVersionName, SignatureAlgorithm, VaultName, WrapAlgorithm, WrappedKey,
+    KeyName, KeyOperation, KeyVersionName, Protection, SignatureAlgorithm, VaultName, WrapAlgorithm,
+    WrappedKey,
 };
 use std::{fmt, sync::Arc};
 use zeroize::Zeroizing;
@@ -92,6 +93,19 @@ pub struct Admission<Op> {
 impl<Op> fmt::Debug for Admission<Op> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Admission").field("target", &self.target.as_str()).finish_non_exhaustive()
+    }
+}
+
+impl<Op> Admission<Op> {
+    /// Whether it waits for an HSM more than it computes: then it is for a thread that may wait.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        let catalog = self.vault.catalog.read();
+        let version = match &self.target {
+            Target::Key(name) => catalog.key(name).and_then(|key| catalog.current(key)),
+            Target::Version(name) => catalog.version(name),
+        };
+        version.is_ok_and(|v| v.record.protection == Protection::Hsm)
     }
 }
 
@@ -404,8 +418,18 @@ impl Vault {
         let context = record.name.as_str().as_bytes();
         let sealing = self.keyring.generation(&record.name.key().vault(), record.seal_generation)?;
         let sealing = sealing.ok_or_else(damaged)?;
-        let opened = PrivateKey::open(&sealing, context, &record.sealed, kind, self.options.backend)
-            .map_err(|_| damaged())?;
+        let opened = match record.protection {
+            Protection::Hsm => {
+                let id = sealing.open(context, &record.sealed).map_err(|_| damaged())?;
+                let away = || TokenError::Lost("the settings name none".to_owned());
+                let token = self.options.token.clone().ok_or_else(away)?;
+                PrivateKey::in_token(token, &id, record.public.clone(), kind)?
+            }
+            Protection::Software => {
+                PrivateKey::open(&sealing, context, &record.sealed, kind, self.options.backend)
+                    .map_err(|_| damaged())?
+            }
+        };
         Ok(version.private.get_or_init(|| opened))
     }
 

@@ -14,7 +14,7 @@ use crate::{
 };
 use custody_audit::{Entry, Journal};
 use custody_authz::UnknownRole;
-use custody_kek::Backend;
+use custody_kek::{Backend, Token};
 use custody_store::{Batch, Store, StoreError};
 use custody_types::{Caller, Clock, Duty, KeyVersionName, Permission, UnixMillis};
 use parking_lot::{Mutex, RwLock};
@@ -30,12 +30,14 @@ pub struct Call {
 }
 
 /// How a vault is run.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct VaultOptions {
     /// Which RSA implementation.
     pub backend: Backend,
     /// How often it may be asked.
     pub limits: RateLimits,
+    /// The HSM, for keys that are kept in one.
+    pub token: Option<Arc<Token>>,
 }
 
 /// A vault that cannot be opened.
@@ -105,8 +107,8 @@ impl Vault {
             seal_settings,
             keyring: Keyring::default(),
             attempts: Mutex::default(),
-            options,
             gate: Gate::new(journal.clone(), clock.clone(), &options.limits),
+            options,
             catalog: RwLock::default(),
             changes: Mutex::new(()),
             used: Mutex::default(),
@@ -188,7 +190,8 @@ impl Vault {
     /// The store or the journal failed; it is tried again with the next call.
     pub fn tick(&self) -> Result<(), VaultError> {
         if self.is_sealed() {
-            return Ok(());
+            // An HSM that opens the seal may have come back.
+            return self.open_by_itself();
         }
         let now = self.now();
         let after = std::mem::replace(&mut *self.looked.lock(), now);

@@ -1,4 +1,4 @@
-//! What a key is sealed by: a file, a passphrase, or shares of several officers.
+//! What a key is sealed by: a file, an HSM, a passphrase, or shares of several officers.
 
 use super::{
     SealError,
@@ -6,13 +6,15 @@ use super::{
 };
 use argon2::{Algorithm, Argon2, Params, Version};
 use custody_envelope::{SealingKey, random};
-use custody_types::UnixMillis;
+use custody_kek::{PrivateKey, Token};
+use custody_types::{KeyType, PublicKey, RsaSize, UnixMillis, WrapAlgorithm};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
+    sync::Arc,
 };
 use zeroize::Zeroizing;
 
@@ -26,6 +28,8 @@ const PASSPHRASE_LEN_MAX: usize = 1024;
 pub enum NewSeal {
     /// The key file of the settings, for the deployment; for a vault none of its own.
     Default,
+    /// The HSM, at start. Not for a vault of its own.
+    Hsm,
     /// A passphrase.
     Passphrase(Passphrase),
     /// Shares for several officers.
@@ -60,6 +64,17 @@ impl std::fmt::Debug for Passphrase {
 pub enum SealType {
     /// Under the key in a file.
     KeyFile,
+    /// Under a key that a key in the HSM wraps.
+    Hsm {
+        /// Its id there, in hexadecimal.
+        key: String,
+        /// Its public half.
+        #[serde(with = "crate::record::public_key")]
+        public: PublicKey,
+        /// What it wraps.
+        #[serde(with = "crate::record::base64_bytes")]
+        wrapped: Vec<u8>,
+    },
     /// Under a key derived from a passphrase with Argon2id (RFC 9106).
     Passphrase {
         /// 16 random bytes, in hexadecimal.
@@ -99,6 +114,16 @@ pub(crate) struct Made {
     pub(crate) shares: Vec<Zeroizing<String>>,
 }
 
+/// What seals are made by beside what their makers give.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Means<'a> {
+    pub(crate) key_file: &'a Path,
+    pub(crate) token: Option<&'a Arc<Token>>,
+}
+
+/// What kind of key of the HSM wraps a seal's key.
+const HSM_KEY: KeyType = KeyType::Rsa(RsaSize::Bits3072);
+
 fn context(place: &str, id: &str) -> Vec<u8> {
     format!("seal of {place} {id}").into_bytes()
 }
@@ -117,20 +142,31 @@ fn argon2id(passphrase: &Passphrase, seal_type: &SealType) -> Result<SealingKey,
     SealingKey::from_bytes(&*key).map_err(|_| SealError::WrongKey)
 }
 
+/// A new key of the HSM, and a seal's key that it wraps.
+fn in_hsm(token: &Arc<Token>) -> Result<(SealType, SealingKey), SealError> {
+    let seal_key = SealingKey::generate()?;
+    let key = PrivateKey::generate_in(token, HSM_KEY).map_err(SealError::Hsm)?;
+    let wrapped = key.wrap_key(WrapAlgorithm::RsaOaep256, seal_key.expose_to_wrap());
+    let wrapped = wrapped.map_err(|_| SealError::WrongKey)?;
+    let id = hex::encode(key.token_id().unwrap_or_default());
+    Ok((SealType::Hsm { key: id, public: key.public().clone(), wrapped }, seal_key))
+}
+
 impl SealRecord {
     /// Seals `key`, which lies at `place`.
     pub(crate) fn make(
         place: &str,
         key: &SealingKey,
         method: &NewSeal,
-        key_file: &Path,
+        means: &Means<'_>,
         now: UnixMillis,
     ) -> Result<Made, SealError> {
         let mut id = [0; 16];
         random(&mut id)?;
         let mut texts = Vec::new();
         let (seal_type, seal_key) = match method {
-            NewSeal::Default => (SealType::KeyFile, load_key_file(key_file, true)?),
+            NewSeal::Default => (SealType::KeyFile, load_key_file(means.key_file, true)?),
+            NewSeal::Hsm => in_hsm(means.token.ok_or(SealError::NoHsm)?)?,
             NewSeal::Passphrase(passphrase) => {
                 let fits = passphrase.0.chars().count() >= PASSPHRASE_LEN_MIN
                     && passphrase.0.len() <= PASSPHRASE_LEN_MAX;
@@ -175,6 +211,30 @@ impl SealRecord {
     pub(crate) fn open(&self, place: &str, seal_key: &SealingKey) -> Result<SealingKey, SealError> {
         let key = seal_key.open(&context(place, &self.id), &self.sealed).map_err(|_| SealError::WrongKey)?;
         SealingKey::from_bytes(&key).map_err(|_| SealError::WrongKey)
+    }
+
+    /// Destroys what a seal has in the HSM, where it has something there.
+    pub(crate) fn forget(&self, token: Option<&Arc<Token>>) -> Result<(), SealError> {
+        match (&self.seal_type, token) {
+            (SealType::Hsm { key, .. }, Some(token)) => {
+                let id = hex::decode(key).map_err(|_| SealError::WrongKey)?;
+                token.destroy(&id).map_err(|e| SealError::Hsm(e.into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The seal's own key, of the HSM.
+    pub(crate) fn key_of_hsm(&self, token: Option<&Arc<Token>>) -> Result<SealingKey, SealError> {
+        let SealType::Hsm { key, public, wrapped } = &self.seal_type else {
+            return Err(SealError::OtherType);
+        };
+        let token = token.ok_or(SealError::NoHsm)?.clone();
+        let id = hex::decode(key).map_err(|_| SealError::WrongKey)?;
+        let key = PrivateKey::in_token(token, &id, public.clone(), HSM_KEY).map_err(SealError::Hsm)?;
+        let opened =
+            key.unwrap_key(WrapAlgorithm::RsaOaep256, wrapped).map_err(|e| SealError::Hsm(e.into()))?;
+        SealingKey::from_bytes(&opened).map_err(|_| SealError::WrongKey)
     }
 
     /// The seal's own key, of a passphrase.

@@ -1,0 +1,159 @@
+//! A vault with an HSM: keys that are in it, a seal that it opens, and a day on which it is gone.
+use custody_clients::Vault;
+use custody_proto::vault as kv;
+use custody_rpc::status::reason;
+use custody_testkit::{Deployment, eventually};
+use std::{process::Command, time::Duration};
+use tonic::Code;
+
+/// A workload that may use the keys of a vault.
+#[expect(clippy::unwrap_used, reason = "a helper of tests")]
+async fn user(deployment: &Deployment, vault: &str) -> Vault {
+    _ = deployment.run(&["identity", "create", "app"]);
+    _ = deployment.run(&["access", "grant", "managedIdentities/app", "Key Vault Crypto User", vault]);
+    deployment.bind("managedIdentities/app").await.unwrap();
+    Vault::new(deployment.channel("vault", "managedIdentities/app").unwrap())
+}
+
+#[expect(clippy::unwrap_used, reason = "a helper of tests")]
+async fn wrap(app: &mut Vault, key: &str) -> kv::UnwrapKeyRequest {
+    let wrap = kv::WrapKeyRequest { name: key.to_owned(), plaintext: vec![7; 32], ..Default::default() };
+    let wrapped = app.wrap_key(wrap).await.unwrap().into_inner();
+    kv::UnwrapKeyRequest {
+        name: wrapped.key_version,
+        algorithm: wrapped.algorithm,
+        ciphertext: wrapped.ciphertext,
+    }
+}
+
+/// A transfer file, made with OpenSSL as Azure's customers make one.
+#[expect(clippy::unwrap_used, reason = "a helper of tests")]
+fn transfer_file(dir: &std::path::Path, exchange: &serde_json::Value, pem: &str) -> std::path::PathBuf {
+    let at = |name: &str| dir.join(name).display().to_string();
+    let shell = |script: &str| {
+        let done = Command::new("bash").args(["-euc", script]).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    };
+    std::fs::write(dir.join("exchange.pem"), exchange["public"].as_str().unwrap()).unwrap();
+    let ciphertext = shell(&format!(
+        "openssl rand -out {aes} 32
+         openssl pkcs8 -topk8 -nocrypt -outform DER -in {pem} -out {der}
+         openssl pkeyutl -encrypt -pubin -inkey {exchange} -in {aes} -out {head} -pkeyopt rsa_padding_mode:oaep -pkeyopt rsa_oaep_md:sha1
+         openssl enc -id-aes256-wrap-pad -iv A65959A6 -K $(od -An -v -tx1 {aes} | tr -d ' \\n') -in {der} -out {tail}
+         cat {head} {tail} | base64 -w0 | tr '+/' '-_' | tr -d =",
+        aes = at("aes"),
+        der = at("der"),
+        head = at("head"),
+        tail = at("tail"),
+        exchange = at("exchange.pem"),
+    ));
+    let kid = exchange["name"].as_str().unwrap();
+    let file = serde_json::json!({
+        "schema_version": "1.0.0",
+        "header": { "kid": kid, "alg": "dir", "enc": "CKM_RSA_AES_KEY_WRAP" },
+        "ciphertext": ciphertext.trim(),
+        "generator": "test",
+    });
+    std::fs::write(dir.join("transfer.byok"), file.to_string()).unwrap();
+    dir.join("transfer.byok")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_in_the_hsm_are_used_rotated_purged_and_never_leave() {
+    let (deployment, _hsm) = Deployment::start_with_hsm().unwrap();
+    let vault =
+        ["vault", "create", "acme", "--one-officer", "--no-purge-protection", "--retention-days", "7"];
+    _ = deployment.run(&vault);
+    let key = "vaults/acme/keys/inside";
+    let made = deployment.run(&["key", "create", key, "--hsm"]);
+    assert_eq!(made["type"], "RSA-HSM");
+    let mut app = user(&deployment, "vaults/acme").await;
+    let old = wrap(&mut app, key).await;
+    let rotated = deployment.run(&["key", "rotate", key]);
+    assert_eq!(rotated["type"], "RSA-HSM", "a new version is where the key is");
+    let new = wrap(&mut app, key).await;
+    assert_ne!(old.name, new.name);
+    for wrapped in [old, new] {
+        assert_eq!(app.unwrap_key(wrapped).await.unwrap().into_inner().plaintext, vec![7; 32]);
+    }
+    let mut officer = Vault::new(deployment.channel("vault", "officer").unwrap());
+    let refused = officer.backup_key(kv::BackupKeyRequest { name: key.to_owned() }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    // Brought, and transferred so that nobody here sees it.
+    let pem = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/kek/tests/imports/rsa-2048.pkcs8.pem");
+    let brought = deployment.run(&["key", "import", "vaults/acme/keys/brought", pem, "--hsm"]);
+    let exchange = "vaults/acme/keys/exchange";
+    _ = deployment.run(&["key", "create", exchange, "--hsm", "--ops", "import"]);
+    let public = deployment.run(&["key", "public", exchange]);
+    let file = transfer_file(deployment.dir(), &public, pem).display().to_string();
+    let transferred =
+        deployment.run(&["key", "import", "vaults/acme/keys/transferred", &file, "--byok", "--hsm"]);
+    assert_eq!((&brought["type"], &transferred["type"]), (&"RSA-HSM".into(), &"RSA-HSM".into()));
+    // It is the same key: what one wraps the other opens.
+    let by_brought = wrap(&mut app, "vaults/acme/keys/brought").await;
+    let name = wrap(&mut app, "vaults/acme/keys/transferred").await.name;
+    let opened = app.unwrap_key(kv::UnwrapKeyRequest { name, ..by_brought }).await.unwrap();
+    assert_eq!(opened.into_inner().plaintext, vec![7; 32]);
+    let sign = kv::SignRequest { name: key.to_owned(), algorithm: "PS256".to_owned(), digest: vec![1; 32] };
+    let signed = app.sign(sign.clone()).await.unwrap().into_inner();
+    let verify = kv::VerifyRequest {
+        name: signed.key_version,
+        algorithm: sign.algorithm,
+        digest: sign.digest,
+        signature: signed.signature,
+    };
+    assert!(app.verify(verify).await.unwrap().into_inner().valid);
+
+    let objects = || {
+        let tokens = deployment.dir().join("hsm/tokens");
+        let token = std::fs::read_dir(tokens).unwrap().next().unwrap().unwrap().path();
+        let object = |e: &std::fs::DirEntry| {
+            let name = e.file_name().to_string_lossy().into_owned();
+            name.ends_with(".object") && name != "token.object"
+        };
+        std::fs::read_dir(token).unwrap().map(Result::unwrap).filter(object).count()
+    };
+    let before = objects();
+    _ = deployment.run(&["key", "delete", key]);
+    _ = deployment.cli(&["key", "purge", key]).unwrap();
+    assert_eq!(objects() + 2, before, "both versions are gone from the HSM");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_hsm_that_is_lost_is_said_to_be_and_comes_back() {
+    let (deployment, hsm) = Deployment::start_with_hsm().unwrap();
+    _ = deployment.run(&["vault", "create", "acme", "--one-officer"]);
+    _ = deployment.run(&["key", "create", "vaults/acme/keys/inside", "--hsm"]);
+    _ = deployment.run(&["key", "create", "vaults/acme/keys/outside"]);
+    let mut app = user(&deployment, "vaults/acme").await;
+    let (inside, outside) =
+        (wrap(&mut app, "vaults/acme/keys/inside").await, wrap(&mut app, "vaults/acme/keys/outside").await);
+    app.unwrap_key(inside.clone()).await.unwrap();
+    hsm.take_away().unwrap();
+    let lost = app.unwrap_key(inside.clone()).await.unwrap_err();
+    // No refusal of access: whoever depends on the key waits, and takes nothing away.
+    assert_eq!((lost.code(), reason(&lost).as_str()), (Code::Unavailable, "HSM_UNAVAILABLE"), "{lost}");
+    app.unwrap_key(outside.clone()).await.unwrap();
+    let made = deployment.cli(&["key", "create", "vaults/acme/keys/other", "--hsm"]);
+    assert!(made.is_err());
+    hsm.bring_back().unwrap();
+    let back = || deployment.cli(&["key", "create", "vaults/acme/keys/other", "--hsm"]).ok();
+    _ = eventually("the HSM to be back", Duration::from_secs(30), back);
+    app.unwrap_key(inside.clone()).await.unwrap();
+
+    // The seal is the HSM's from now on: a start without it waits for it, and a start with it does not.
+    let changed = deployment.run(&["vault", "change-seal", "--hsm"]);
+    assert_eq!((&changed["type"], &changed["sealed"]), (&"HSM".into(), &false.into()));
+    hsm.take_away().unwrap();
+    deployment.kill("vault");
+    let status = |sealed: bool| {
+        move |d: &Deployment| d.cli(&["vault", "seal-status"]).ok().filter(|s| s["sealed"] == sealed)
+    };
+    let limit = Duration::from_secs(40);
+    _ = eventually("a start that waits for the HSM", limit, || status(true)(&deployment));
+    hsm.bring_back().unwrap();
+    _ = eventually("the vault to open by itself", limit, || status(false)(&deployment));
+    let opened = || async { app.clone().unwrap_key(inside.clone()).await };
+    assert_eq!(opened().await.unwrap().into_inner().plaintext, vec![7; 32]);
+}
