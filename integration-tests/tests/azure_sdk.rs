@@ -72,6 +72,12 @@ fn passes(command: &mut Command) {
     assert!(output.status.success() && said.contains("checks passed"), "{said}");
 }
 
+fn node() -> PathBuf {
+    assert!(here().join("sdk/js/node_modules/@azure").exists(), "scripts/test installs the SDK");
+    let known = ["/usr/bin/node", "/usr/local/bin/node"].map(PathBuf::from);
+    known.into_iter().find(|n| n.exists()).expect("Node.js is missing; scripts/test installs it")
+}
+
 #[test]
 fn python() {
     let (deployment, app) = deployment();
@@ -87,6 +93,16 @@ fn python() {
         };
     assert!(done("KeyCreate", "principals/officer") && done("KeyUnwrap", "principals/app"), "{records}");
     assert!(done("KeySign", "principals/app"), "{records}");
+}
+
+/// What the SDKs raise where the vault throttles, and what they make in an HSM.
+#[test]
+fn sdks_on_bad_days() {
+    let (deployment, _hsm) = Deployment::start_with_hsm(&["--key-per-second", "3"]).unwrap();
+    _ = deployment.run(&["vault", "create", "sdk", "--one-officer"]);
+    let python = here().join("../target/sdk/python/bin/python");
+    passes(command(&deployment, &python, "").arg(here().join("sdk/python/bad_days.py")));
+    passes(command(&deployment, &node(), "").arg(here().join("sdk/js/bad_days.js")));
 }
 
 /// `azure_security_keyvault_keys`, built apart from this workspace (`sdk/rust`).
@@ -133,10 +149,7 @@ fn storage() {
 #[test]
 fn javascript() {
     let (deployment, app) = deployment();
-    let node = ["/usr/bin/node", "/usr/local/bin/node"].map(PathBuf::from);
-    let node = node.iter().find(|n| n.exists()).expect("Node.js is missing; scripts/test installs it");
-    assert!(here().join("sdk/js/node_modules/@azure").exists(), "scripts/test installs the SDK");
-    passes(command(&deployment, node, &app).arg(here().join("sdk/js/keys.js")));
+    passes(command(&deployment, &node(), &app).arg(here().join("sdk/js/keys.js")));
 }
 
 /// One request as bytes over TLS, and the answer as text.

@@ -61,7 +61,7 @@ fn transfer_file(dir: &std::path::Path, exchange: &serde_json::Value, pem: &str)
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_in_the_hsm_are_used_rotated_purged_and_never_leave() {
-    let (deployment, _hsm) = Deployment::start_with_hsm().unwrap();
+    let (deployment, _hsm) = Deployment::start_with_hsm(&[]).unwrap();
     let vault =
         ["vault", "create", "acme", "--one-officer", "--no-purge-protection", "--retention-days", "7"];
     _ = deployment.run(&vault);
@@ -122,7 +122,7 @@ async fn keys_in_the_hsm_are_used_rotated_purged_and_never_leave() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_hsm_that_is_lost_is_said_to_be_and_comes_back() {
-    let (deployment, hsm) = Deployment::start_with_hsm().unwrap();
+    let (deployment, hsm) = Deployment::start_with_hsm(&[]).unwrap();
     _ = deployment.run(&["vault", "create", "acme", "--one-officer"]);
     _ = deployment.run(&["key", "create", "vaults/acme/keys/inside", "--hsm"]);
     _ = deployment.run(&["key", "create", "vaults/acme/keys/outside"]);

@@ -48,6 +48,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
             backups: None,
             otlp: None,
             hsm: deployment::Hsm::default(),
+            limits: deployment::Limits::default(),
         },
     )
     .await?;

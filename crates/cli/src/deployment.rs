@@ -37,6 +37,21 @@ pub(crate) struct Options {
     pub(crate) backups: Option<PathBuf>,
     pub(crate) otlp: Option<String>,
     pub(crate) hsm: Hsm,
+    pub(crate) limits: Limits,
+}
+
+/// How often the vault may be asked, in calls a second; no bounds without them.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Limits {
+    /// Of one principal.
+    #[arg(long)]
+    caller_per_second: Option<u32>,
+    /// On one key.
+    #[arg(long)]
+    key_per_second: Option<u32>,
+    /// On one vault.
+    #[arg(long)]
+    vault_per_second: Option<u32>,
 }
 
 /// The vault's HSM, a PKCS#11 token: all three, or none.
@@ -200,6 +215,15 @@ impl Deployment {
                 "server": server,
             }),
         };
+        if let ("vault", Some(fields)) = (service, settings.as_object_mut()) {
+            let limits = [
+                ("caller_per_second", options.limits.caller_per_second),
+                ("key_per_second", options.limits.key_per_second),
+                ("vault_per_second", options.limits.vault_per_second),
+            ];
+            let limits = limits.into_iter().filter_map(|(name, n)| Some((name.to_owned(), json!(n?))));
+            fields.insert("limits".to_owned(), serde_json::Value::Object(limits.collect()));
+        }
         if let (Some(module), "vault", Some(fields)) =
             (&options.hsm.hsm_module, service, settings.as_object_mut())
         {

@@ -60,6 +60,8 @@ enum Verb {
         backups: Option<PathBuf>,
         #[command(flatten)]
         hsm: deployment::Hsm,
+        #[command(flatten)]
+        limits: deployment::Limits,
     },
     /// Plays the whole story with checks.
     Demo(demo::Options),
@@ -109,9 +111,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let session = || Session::open(&arguments.dir, arguments.principal.as_deref(), arguments.output);
     let work = async {
         match arguments.verb {
-            Verb::Up { lease_ms, renew_every_ms, backups, hsm } => {
+            Verb::Up { lease_ms, renew_every_ms, backups, hsm, limits } => {
                 let otlp = arguments.otlp.clone();
-                let options = deployment::Options { lease_ms, renew_every_ms, backups, otlp, hsm };
+                let options = deployment::Options { lease_ms, renew_every_ms, backups, otlp, hsm, limits };
                 supervisor::up(&arguments.dir, options).await
             }
             Verb::Demo(options) => demo::run(options).await,

@@ -95,14 +95,15 @@ impl Deployment {
         Self::up(dir, |command| _ = command.args(arguments).arg("up"))
     }
 
-    /// Starts one whose vault has an HSM: SoftHSM, with its token below the deployment's directory.
+    /// Starts one whose vault has an HSM: SoftHSM, with its token below the deployment's directory. `options` are
+    /// those of `custody up`.
     ///
     /// # Errors
     /// SoftHSM is not installed, or the deployment does not come up.
-    pub fn start_with_hsm() -> anyhow::Result<(Self, SoftHsm)> {
+    pub fn start_with_hsm(options: &[&str]) -> anyhow::Result<(Self, SoftHsm)> {
         let dir = tempfile::Builder::new().prefix("custody-test-").tempdir()?.keep();
         let hsm = SoftHsm::make(&dir.join("hsm"))?;
-        let deployment = Self::up(dir, |command| _ = hsm.configure(command.arg("up")))?;
+        let deployment = Self::up(dir, |command| _ = hsm.configure(command.arg("up").args(options)))?;
         Ok((deployment, hsm))
     }
 
