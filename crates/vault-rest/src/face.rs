@@ -80,10 +80,8 @@ impl Face {
     /// Takes a request in. The order is Azure's: who calls comes before what is asked.
     async fn take(&self, request: Request, host: &Host, id: &str) -> Result<(Route, Taken), RestError> {
         let (parts, body) = request.into_parts();
-        let bearer = parts.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-        let token = bearer.and_then(|v| v.split_once(' ')).filter(|(s, _)| s.eq_ignore_ascii_case("bearer"));
-        let (_, token) = token.ok_or_else(RestError::unauthorized)?;
-        let claims = self.verifier.verify(token.trim()).await.map_err(|e| RestError::token(&e))?;
+        let token = bearer(&parts.headers).ok_or_else(RestError::unauthorized)?;
+        let claims = self.verifier.verify(token).await.map_err(|e| RestError::token(&e))?;
         let peer = parts.extensions.get::<PeerAddress>();
         let caller = Caller {
             principal: claims.sub,
@@ -188,11 +186,17 @@ impl fmt::Debug for Face {
     }
 }
 
+/// The bearer token of a request (RFC 6750 §2.1).
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
 /// What a request's host says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Host {
+pub(crate) struct Host {
     /// `vaults/{vault}`, where it names one.
-    vault: Option<String>,
+    pub(crate) vault: Option<String>,
     /// `https://host:port`, as the client wrote it.
     base: String,
     /// `https://domain:port`: what tokens are asked for.
@@ -200,7 +204,7 @@ struct Host {
 }
 
 impl Host {
-    fn of(headers: &HeaderMap, uri: &http::Uri, domain: &str) -> Self {
+    pub(crate) fn of(headers: &HeaderMap, uri: &http::Uri, domain: &str) -> Self {
         let written = headers.get(header::HOST).and_then(|v| v.to_str().ok());
         let written = written.or_else(|| uri.authority().map(http::uri::Authority::as_str)).unwrap_or(domain);
         let written = written.to_ascii_lowercase();

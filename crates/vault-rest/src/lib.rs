@@ -13,4 +13,4 @@ mod uses;
 mod views;
 
 pub use face::{Face, FaceSettings, router};
-pub use judge::judge;
+pub use judge::{judge, judge_head};

@@ -1,6 +1,6 @@
 //! The fuzzers' corpus (`fuzz/corpus/rest`) with every test run: nothing panics, what is good is taken, and what is bad gets a
 //! status of the client's.
-use custody_vault_rest::judge;
+use custody_vault_rest::{judge, judge_head};
 
 #[test]
 fn requests_are_judged_and_nothing_panics() {
@@ -30,4 +30,29 @@ fn requests_are_judged_and_nothing_panics() {
         tried += 1;
     }
     assert!(tried > 30, "only {tried} of the corpus");
+}
+
+/// `fuzz/corpus/headers`: the first line says what is expected, a vault or a dash, and whether there is a token.
+#[test]
+fn heads_are_judged_and_nothing_panics() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/headers");
+    let mut tried = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        let content = std::fs::read_to_string(entry.path()).unwrap();
+        let (expected, head) = content.split_once('\n').unwrap();
+        let judged = match judge_head(head) {
+            None => "none".to_owned(),
+            Some((vault, token)) => format!("{} {token}", vault.unwrap_or_else(|| "-".to_owned())),
+        };
+        assert_eq!(judged, expected, "{}", entry.path().display());
+        for at in 0..head.len() {
+            _ = head.get(..at).map(judge_head);
+            let mut turned = head.as_bytes().to_vec();
+            turned[at] ^= 1 << (at % 8);
+            _ = std::str::from_utf8(&turned).ok().map(judge_head);
+        }
+        tried += 1;
+    }
+    assert!(tried >= 8);
 }
