@@ -13,6 +13,7 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fmt,
     fs::{self, File, OpenOptions},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Write as _},
     ops::ControlFlow,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
@@ -58,7 +59,7 @@ const QUEUE_LEN_MAX: usize = 8192;
 const BEGINS_LEN_MAX: usize = 4096;
 /// Most records in one disk flush.
 const GROUP_LEN_MAX: usize = 1024;
-/// Operations under way from which on a flush waits for company: whoever is to be done after so many loses nothing by it.
+/// Operations under way from which on a flush waits for company: a caller that has so many asked loses nothing by it.
 const GATHER_FROM: usize = 16;
 /// How long it waits.
 const GATHER_TIME: Duration = Duration::from_millis(4);
@@ -77,8 +78,15 @@ enum Reply {
 }
 
 enum Command {
-    Append { record: Box<RawValue>, reply: Reply },
+    Append { record: Box<RawValue>, caller: u64, reply: Reply },
     Close,
+}
+
+/// Tells callers apart, and no more: two that are taken for one gather together.
+fn caller_of(record: &Record) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    record.identity.principal.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// A record as it is written: made by whoever asks, so that the one thread that owns the chain has less to do.
@@ -236,7 +244,8 @@ impl Journal {
     /// The record is not on disk.
     pub fn append(&self, record: &Record) -> Result<u64, AuditUnavailable> {
         let (reply, answer) = mpsc::sync_channel(1);
-        let command = Command::Append { record: raw(record)?, reply: Reply::Thread(reply) };
+        let command =
+            Command::Append { record: raw(record)?, caller: caller_of(record), reply: Reply::Thread(reply) };
         self.send(command)?;
         answer.recv().map_err(|_| AuditUnavailable)?
     }
@@ -247,7 +256,8 @@ impl Journal {
     /// The record is not on disk, or too many wait already.
     pub async fn append_in_task(&self, record: &Record) -> Result<u64, AuditUnavailable> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Append { record: raw(record)?, reply: Reply::Task(reply) };
+        let command =
+            Command::Append { record: raw(record)?, caller: caller_of(record), reply: Reply::Task(reply) };
         if self.waiting.load(Ordering::Relaxed) >= BEGINS_LEN_MAX {
             return Err(AuditUnavailable);
         }
@@ -354,7 +364,8 @@ impl Pending {
             self.journal.open.fetch_sub(1, Ordering::Relaxed);
             let end = begin.finish(self.journal.clock.now(), outcome, signature, description);
             if let Ok(record) = raw(&end) {
-                _ = self.journal.send(Command::Append { record, reply: Reply::Nobody });
+                let caller = caller_of(&end);
+                _ = self.journal.send(Command::Append { record, caller, reply: Reply::Nobody });
             }
         }
     }
@@ -395,23 +406,29 @@ impl Writer {
             };
             let mut closing = false;
             let mut group = Vec::new();
-            let gathering = self.open.load(Ordering::Relaxed) >= GATHER_FROM;
+            let mut gathering = self.open.load(Ordering::Relaxed) >= GATHER_FROM;
             let until = Instant::now() + GATHER_TIME;
-            let more = std::iter::from_fn(|| match inbox.try_recv() {
-                Ok(command) => Some(command),
-                Err(_) if gathering => {
-                    inbox.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
-                }
-                Err(_) => None,
-            });
-            for command in std::iter::once(first).chain(more) {
+            let mut first_caller = None;
+            let mut next = Some(first);
+            while let Some(command) = next {
                 match command {
-                    Command::Append { record, reply } => group.push((record, reply)),
+                    Command::Append { record, caller, reply } => {
+                        // One caller's many gather with each other; another's few wait for none of them.
+                        gathering &= *first_caller.get_or_insert(caller) == caller;
+                        group.push((record, reply));
+                    }
                     Command::Close => closing = true,
                 }
                 if group.len() >= GROUP_LEN_MAX || closing {
                     break;
                 }
+                next = match inbox.try_recv() {
+                    Ok(command) => Some(command),
+                    Err(_) if gathering => {
+                        inbox.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
+                    }
+                    Err(_) => None,
+                };
             }
             self.waiting.fetch_sub(group.len(), Ordering::Relaxed);
             let done = self.append(group.iter().map(|(record, _)| &**record));

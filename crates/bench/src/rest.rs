@@ -53,6 +53,8 @@ impl RestClient {
     /// Sends the request and reads the whole answer.
     pub(crate) async fn call(&mut self) -> anyhow::Result<()> {
         self.stream.write_all(&self.request).await?;
+        // What the socket did not take is in the buffer of TLS until it is flushed.
+        self.stream.flush().await?;
         let mut len = 0;
         loop {
             let read =

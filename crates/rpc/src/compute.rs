@@ -2,6 +2,7 @@
 
 use crate::status::{self, internal};
 use parking_lot::{Condvar, Mutex};
+use rustix::{process::setpriority_process, thread::gettid};
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
@@ -16,9 +17,9 @@ const CALLER_LEN_MAX: usize = 256;
 /// Jobs of all callers that may wait.
 const LEN_MAX: usize = 1024;
 
-/// Answers of one caller that are held back, to be given together, while it has as many more waiting: a caller that
+/// Most answers of one caller that are held back, to be given together, while it has as many more waiting: a caller that
 /// asks for more than there is waits anyway, and an answer by itself costs both ends a wake-up and a record of TLS.
-const TOGETHER: usize = 8;
+const TOGETHER: usize = 32;
 
 /// Does its work, and answers with what gives the answer.
 type Job = Box<dyn FnOnce() -> Answer + Send>;
@@ -44,6 +45,17 @@ struct Shared {
 pub struct Compute {
     shared: Arc<Shared>,
     _end: Arc<End>,
+}
+
+/// How far the threads step back behind those that wait for the network and the disk (`setpriority(2)`): a private operation
+/// takes a millisecond, and a scheduler that treats all threads alike lets a request wait for several at each of its steps.
+const NICE: i32 = 10;
+
+/// Lets other threads run first. On Linux a niceness is of a thread.
+fn step_back() {
+    if let Err(e) = setpriority_process(Some(gettid()), NICE) {
+        tracing::debug!(error = %e, "compute threads run beside the others");
+    }
 }
 
 /// Tells the threads that nobody is left to ask.
@@ -75,7 +87,7 @@ impl Shared {
             };
             // A job that panics is one call that fails; the thread goes on.
             held.extend(std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)));
-            if behind < TOGETHER || held.len() >= TOGETHER {
+            if held.len() > behind || held.len() >= TOGETHER {
                 held.drain(..).for_each(|answer| answer());
             }
         }
@@ -125,7 +137,10 @@ impl Compute {
         let shared: Arc<Shared> = Arc::default();
         for n in 0..threads {
             let shared = shared.clone();
-            std::thread::Builder::new().name(format!("compute-{n}")).spawn(move || shared.run())?;
+            std::thread::Builder::new().name(format!("compute-{n}")).spawn(move || {
+                step_back();
+                shared.run();
+            })?;
         }
         Ok(Self { _end: Arc::new(End(shared.clone())), shared })
     }
