@@ -1,7 +1,7 @@
 //! All vaults, keys and versions in memory, as of the last commit.
 
 use crate::{
-    Approval, LoadError, RotationPolicy, VaultError,
+    Approval, RotationPolicy, VaultError,
     agenda::Agenda,
     record::{KeyRecord, KeyView, VaultRecord, Version, VersionRecord, VersionView},
     rotation,
@@ -40,7 +40,7 @@ pub(crate) struct Catalog {
 }
 
 impl Catalog {
-    pub(crate) fn load(store: &Store, now: UnixMillis) -> Result<(Self, Assignments), LoadError> {
+    pub(crate) fn load(store: &Store, now: UnixMillis) -> Result<(Self, Assignments), VaultError> {
         let mut catalog = Self::default();
         for (_, vault) in store.scan::<VaultRecord>(VAULTS, "")? {
             catalog.vaults.insert(vault.name.clone(), vault);
@@ -65,7 +65,7 @@ impl Catalog {
         store.scan(ROLES, "")?.into_iter().for_each(|(_, role)| assignments.put_role(role));
         store.scan(GROUPS, "")?.into_iter().for_each(|(_, group)| assignments.put_group(group));
         for (_, assignment) in store.scan(ASSIGNMENTS, "")? {
-            assignments.insert(assignment)?;
+            assignments.insert(assignment).map_err(VaultError::StoredRole)?;
         }
         Ok((catalog, assignments))
     }

@@ -1,6 +1,6 @@
 //! What the vault answers when it does not do something.
 
-use crate::{LoadError, SealError};
+use crate::SealError;
 use custody_audit::AuditUnavailable;
 use custody_authz::{ConflictingDuty, ForbiddenRole, ScopeError, UnknownRole};
 use custody_envelope::RandomError;
@@ -120,6 +120,9 @@ pub enum VaultError {
     /// The store is not as it was left.
     #[error("the vault stays sealed: {0}")]
     StoreRefused(#[source] StoreError),
+    /// An assignment gives a role that this version does not know.
+    #[error("a stored role assignment cannot be read; use the version that wrote it")]
+    StoredRole(#[source] UnknownRole),
     /// A seal's file cannot be used.
     #[error(transparent)]
     Seal(SealError),
@@ -154,7 +157,7 @@ impl VaultError {
             Self::AuditUnavailable(_) | Self::Sealed | Self::Seal(_) | Self::Store(_) | Self::Token(_) => {
                 "UNAVAILABLE"
             }
-            Self::Damaged(_) | Self::StoreRefused(_) => "DATA_LOSS",
+            Self::Damaged(_) | Self::StoredRole(_) | Self::StoreRefused(_) => "DATA_LOSS",
             Self::Backend => "INTERNAL",
         }
     }
@@ -187,7 +190,7 @@ impl VaultError {
             Self::Sealed => "SEALED",
             Self::VaultSealed(_) => "VAULT_SEALED",
             Self::UnsealFailed => "UNSEAL_FAILED",
-            Self::StoreRefused(_) => "STORE_INTEGRITY",
+            Self::StoredRole(_) | Self::StoreRefused(_) => "STORE_INTEGRITY",
             Self::Seal(_) => "SEAL_UNAVAILABLE",
             Self::Token(_) => "HSM_UNAVAILABLE",
             Self::Damaged(_) => "STORED_KEY_DAMAGED",
@@ -227,16 +230,6 @@ impl From<StoreError> for VaultError {
             | StoreError::RolledBack { .. } => Self::StoreRefused(e),
             StoreError::Locked => Self::Sealed,
             other => Self::Store(other),
-        }
-    }
-}
-
-impl From<LoadError> for VaultError {
-    fn from(e: LoadError) -> Self {
-        match e {
-            LoadError::Store(e) => e.into(),
-            LoadError::Role(e) => e.into(),
-            LoadError::Sealed(e) => *e,
         }
     }
 }

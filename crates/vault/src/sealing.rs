@@ -159,6 +159,11 @@ impl Vault {
         self.open_system(key)
     }
 
+    /// Whether the store was ever sealed.
+    pub(crate) fn has_seal(&self) -> Result<bool, VaultError> {
+        Ok(self.store.get::<SystemSeal>(SEALS, SYSTEM)?.is_some())
+    }
+
     fn system(&self) -> Result<SystemSeal, VaultError> {
         self.store.get(SEALS, SYSTEM)?.ok_or(VaultError::StoreRefused(custody_store::StoreError::Altered))
     }

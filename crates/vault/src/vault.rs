@@ -13,7 +13,6 @@ use crate::{
     uses::Uses,
 };
 use custody_audit::{Entry, Journal};
-use custody_authz::UnknownRole;
 use custody_kek::{Backend, Token};
 use custody_store::{Batch, Store, StoreError};
 use custody_types::{Caller, Clock, Duty, KeyVersionName, Permission, UnixMillis};
@@ -47,9 +46,11 @@ pub enum LoadError {
     /// The store cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An assignment gives a role that this version does not know.
-    #[error("a stored role assignment cannot be read; use the version that wrote it")]
-    Role(#[from] UnknownRole),
+    /// The store was written before vaults had seals.
+    #[error(
+        "the store is of an earlier version of this program, which this one does not read; start with a new directory"
+    )]
+    Older,
     /// The default seal does not open.
     #[error("the vault stays sealed: {0}")]
     Sealed(Box<VaultError>),
@@ -119,8 +120,10 @@ impl Vault {
         };
         if vault.store.is_empty() {
             vault.initialise()?;
-        } else {
+        } else if vault.has_seal()? {
             vault.open_by_itself()?;
+        } else {
+            return Err(LoadError::Older);
         }
         Ok(vault)
     }
