@@ -45,6 +45,9 @@ pub enum StoreError {
     /// sled failed.
     #[error("the store's engine failed")]
     Engine(#[from] sled::Error),
+    /// The disk has too little room for a commit to be certain. Nothing was written; it goes on when there is room.
+    #[error("the disk that holds `{0}` is full; make room, nothing was lost")]
+    Full(PathBuf),
     /// An earlier flush failed, so what is on disk is not known; only a restart finds out.
     #[error("an earlier write did not reach the disk; the store takes no more until it is restarted")]
     Poisoned,
@@ -84,8 +87,12 @@ pub enum StoreError {
     },
 }
 
+/// Free bytes that a commit asks for: several of sled's segments, which it takes by 512 KiB.
+const ROOM_MIN: u64 = 2 << 20;
+
 /// Tables in a directory, held by one process.
 pub struct Store {
+    dir: PathBuf,
     db: sled::Db,
     file: File,
     poisoned: AtomicBool,
@@ -125,6 +132,7 @@ impl Store {
         }
         let guarded = db.contains_key(integrity::state_row())?;
         Ok(Self {
+            dir: dir.to_owned(),
             db,
             file: File::open(dir.join("db"))?,
             poisoned: AtomicBool::new(false),
@@ -175,11 +183,12 @@ impl Store {
     /// Applies all of `batch` or nothing, and returns once it is on disk. Blocks for one disk flush.
     ///
     /// # Errors
-    /// The disk or the engine failed; after a failed flush the store stays closed to writes.
+    /// [`StoreError::Full`], and nothing was written; or the disk or the engine failed; after a failed flush the store stays closed to writes.
     pub fn commit(&self, batch: Batch) -> Result<(), StoreError> {
         if self.poisoned.load(Ordering::Acquire) {
             return Err(StoreError::Poisoned);
         }
+        self.check_room()?;
         let mut guard = self.integrity.lock();
         match &mut *guard {
             Guard::Off => {
@@ -196,6 +205,15 @@ impl Store {
                 integrity.done(&next).inspect_err(|_| self.poisoned.store(true, Ordering::Release))
             }
         }
+    }
+
+    /// A commit that the disk cuts short closes the store until a restart, so one that might be is not begun.
+    fn check_room(&self) -> Result<(), StoreError> {
+        let disk = rustix::fs::statvfs(&self.dir).map_err(io::Error::from)?;
+        if disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM_MIN {
+            return Err(StoreError::Full(self.dir.clone()));
+        }
+        Ok(())
     }
 
     fn flush(&self, batch: Batch) -> Result<(), StoreError> {

@@ -104,7 +104,7 @@ pub enum VaultError {
     #[error(transparent)]
     AuditUnavailable(#[from] AuditUnavailable),
     /// The store failed.
-    #[error("the vault's store failed; nothing was changed")]
+    #[error("the vault's store failed and nothing was changed: {0}")]
     Store(#[source] StoreError),
     /// The deployment is sealed: nothing is answered.
     #[error("the vault is sealed; its officers unseal it with `custody vault unseal`")]

@@ -276,7 +276,7 @@ impl Vault {
                     return Err(not_sealed(vault.as_str()));
                 };
                 if let Some(seal_key) = self.seal_key(call, &Target::Vault(vault.clone()), record, key)? {
-                    self.open_vault(&vault, &stored, record, seal_key)?;
+                    self.open_vault(&vault, seal_key)?;
                     self.tell(EventType::Unsealed, vault.as_str());
                 }
                 self.view_seal(&vault)
@@ -284,13 +284,11 @@ impl Vault {
         }
     }
 
-    fn open_vault(
-        &self,
-        vault: &VaultName,
-        stored: &VaultSeal,
-        record: &SealRecord,
-        seal_key: SealingKey,
-    ) -> Result<(), VaultError> {
+    fn open_vault(&self, vault: &VaultName, seal_key: SealingKey) -> Result<(), VaultError> {
+        // No key comes into the memory of a deployment that is being sealed, nor under a root key that is being replaced.
+        let _one_at_a_time = self.changes.lock();
+        let stored = self.vault_seal(vault)?;
+        let record = stored.own.as_ref().ok_or_else(|| not_sealed(vault.as_str()))?;
         let own = record.open(&format!("{OWN} {vault}"), &seal_key)?;
         let (root, _) = self.keyring.root()?;
         let generations = stored.open(vault, Some(&own), &root)?;

@@ -27,7 +27,9 @@ impl Stage {
         let waiting = kv::ListApprovalsRequest { parent, ..kv::ListApprovalsRequest::default() };
         let mut second = self.session.access("custodian")?;
         let asked = second.list_approvals(waiting).await?.into_inner().approvals;
-        let pending = |a: &kv::Approval| a.state() == kv::ApprovalState::Pending;
+        let pending = |a: &kv::Approval| {
+            a.state() == kv::ApprovalState::Pending && a.action.starts_with("change the seal")
+        };
         let name = asked.into_iter().find(pending).context("CHECK FAILED: nothing waits for approval")?.name;
         second.approve_approval(kv::ApproveApprovalRequest { name }).await?;
         self.shares = seals.change_seal(request()).await?.into_inner().shares;
