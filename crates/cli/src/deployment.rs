@@ -223,13 +223,11 @@ impl Deployment {
             ];
             let limits = limits.into_iter().filter_map(|(name, n)| Some((name.to_owned(), json!(n?))));
             fields.insert("limits".to_owned(), serde_json::Value::Object(limits.collect()));
-        }
-        if let (Some(module), "vault", Some(fields)) =
-            (&options.hsm.hsm_module, service, settings.as_object_mut())
-        {
-            let (token, pin_file) = (&options.hsm.hsm_token, &options.hsm.hsm_pin_file);
-            fields
-                .insert("hsm".to_owned(), json!({ "module": module, "token": token, "pin_file": pin_file }));
+            if let Some(module) = &options.hsm.hsm_module {
+                let (token, pin_file) = (&options.hsm.hsm_token, &options.hsm.hsm_pin_file);
+                let hsm = json!({ "module": module, "token": token, "pin_file": pin_file });
+                fields.insert("hsm".to_owned(), hsm);
+            }
         }
         settings
     }

@@ -1,6 +1,7 @@
 //! Taking OAEP padding off in constant time, for backends that give the bare RSA result.
 
 use crate::UnwrapFailed;
+use custody_types::WrapAlgorithm;
 use sha2::Digest;
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 use zeroize::Zeroizing;
@@ -14,9 +15,20 @@ fn mgf1_xor<D: Digest>(seed: &[u8], target: &mut [u8]) {
     }
 }
 
+/// Takes the padding of an algorithm off.
+pub(crate) fn decode(
+    algorithm: WrapAlgorithm,
+    padded: &mut [u8],
+) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
+    match algorithm {
+        WrapAlgorithm::RsaOaep => decode_with::<sha1::Sha1>(padded),
+        _ => decode_with::<sha2::Sha256>(padded),
+    }
+}
+
 /// EME-OAEP decoding with an empty label (RFC 8017 §7.1.2 step 3). Every check is made whatever the ones before
 /// found, and only their conjunction is branched on.
-pub(crate) fn decode<D: Digest>(padded: &mut [u8]) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
+fn decode_with<D: Digest>(padded: &mut [u8]) -> Result<Zeroizing<Vec<u8>>, UnwrapFailed> {
     let hash_len = <D as Digest>::output_size();
     if padded.len() < 2 * hash_len + 2 {
         return Err(UnwrapFailed);

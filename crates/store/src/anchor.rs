@@ -22,11 +22,9 @@ pub(crate) struct Anchor {
     commit: Option<u64>,
 }
 
-fn tag(key: &hmac::Key, commit: u64) -> hmac::Tag {
-    let mut context = hmac::Context::with_key(key);
-    context.update(b"anchor");
-    context.update(&commit.to_le_bytes());
-    context.sign()
+/// What the tag is over.
+fn message(commit: u64) -> Vec<u8> {
+    [b"anchor".as_slice(), &commit.to_le_bytes()].concat()
 }
 
 impl Anchor {
@@ -60,7 +58,7 @@ impl Anchor {
         let mut slot = [0; USED];
         let (head, rest) = slot.split_at_mut(16);
         head.copy_from_slice(&[*MAGIC, commit.to_le_bytes()].concat());
-        rest.split_at_mut(16).1.copy_from_slice(tag(key, commit).as_ref());
+        rest.split_at_mut(16).1.copy_from_slice(hmac::sign(key, &message(commit)).as_ref());
         self.file.write_all_at(&slot, (commit % 2) * SLOT_LEN)?;
         if self.commit.is_some_and(|before| before > commit) {
             self.file.write_all_at(&[0; USED], ((commit + 1) % 2) * SLOT_LEN)?;
@@ -77,7 +75,5 @@ fn read(file: &File, slot: u64, key: &hmac::Key) -> Option<u64> {
     let (magic, rest) = bytes.split_first_chunk::<8>()?;
     let (commit, rest) = rest.split_first_chunk::<8>()?;
     let commit = u64::from_le_bytes(*commit);
-    let mut context = b"anchor".to_vec();
-    context.extend_from_slice(&commit.to_le_bytes());
-    (magic == MAGIC && hmac::verify(key, &context, rest.get(16..)?).is_ok()).then_some(commit)
+    (magic == MAGIC && hmac::verify(key, &message(commit), rest.get(16..)?).is_ok()).then_some(commit)
 }

@@ -75,13 +75,21 @@ fn oaep(algorithm: WrapAlgorithm) -> &'static OaepAlgorithm {
     }
 }
 
+/// Wraps with a public half: also that of a key whose private half is elsewhere.
+pub(super) fn wrap(
+    public: &OaepPublicEncryptingKey,
+    algorithm: WrapAlgorithm,
+    plain: &[u8],
+) -> Result<Vec<u8>, WrapError> {
+    let mut out = vec![0; public.ciphertext_size()];
+    let len = public.encrypt(oaep(algorithm), plain, &mut out, None).map_err(|_| WrapError::Backend)?.len();
+    out.truncate(len);
+    Ok(out)
+}
+
 impl KeyBackend for Rsa {
     fn wrap_key(&self, algorithm: WrapAlgorithm, plain: &[u8]) -> Result<Vec<u8>, WrapError> {
-        let mut out = vec![0; self.public.ciphertext_size()];
-        let done = self.public.encrypt(oaep(algorithm), plain, &mut out, None);
-        let len = done.map_err(|_| WrapError::Backend)?.len();
-        out.truncate(len);
-        Ok(out)
+        wrap(&self.public, algorithm, plain)
     }
 
     fn unwrap_key(

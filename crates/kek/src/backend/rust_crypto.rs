@@ -71,10 +71,7 @@ impl KeyBackend for Rsa {
         let padded = rsa::hazmat::rsa_decrypt_and_check(&self.0, Some(&mut rand::rng()), &number);
         let padded = padded.map_err(|_| UnwrapFailed)?;
         let mut padded = Zeroizing::new(padded.to_be_bytes().to_vec());
-        Ok(match algorithm {
-            WrapAlgorithm::RsaOaep => oaep::decode::<sha1::Sha1>(&mut padded),
-            _ => oaep::decode::<Sha256>(&mut padded),
-        }?)
+        Ok(oaep::decode(algorithm, &mut padded)?)
     }
 
     fn sign(&self, algorithm: SignatureAlgorithm, digest: &[u8]) -> Result<Vec<u8>, SignError> {

@@ -1,11 +1,9 @@
 //! Keys in a PKCS#11 token. The token does the bare private operation; padding is taken off here, in constant time, since
 //! tokens differ in which paddings they know and in what a failure tells.
 
-use super::{KeyBackend, rsa_public};
+use super::{KeyBackend, aws_lc, rsa_public};
 use crate::{SignError, UnwrapError, UnwrapFailed, WrapError, oaep};
-use aws_lc_rs::rsa::{
-    OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey,
-};
+use aws_lc_rs::rsa::{OaepPublicEncryptingKey, PublicEncryptingKey};
 use custody_hsm::Token;
 use custody_types::{PublicKey, SignatureAlgorithm, WrapAlgorithm};
 use rsa::pkcs8::EncodePublicKey as _;
@@ -35,14 +33,7 @@ pub(crate) fn load(token: Arc<Token>, id: &[u8], public: &PublicKey) -> Option<B
 impl KeyBackend for InToken {
     fn wrap_key(&self, algorithm: WrapAlgorithm, plain: &[u8]) -> Result<Vec<u8>, WrapError> {
         let (_, public) = self.rsa.as_ref().ok_or(WrapError::NotForThisKey)?;
-        let padding = match algorithm {
-            WrapAlgorithm::RsaOaep => &OAEP_SHA1_MGF1SHA1,
-            _ => &OAEP_SHA256_MGF1SHA256,
-        };
-        let mut out = vec![0; public.ciphertext_size()];
-        let len = public.encrypt(padding, plain, &mut out, None).map_err(|_| WrapError::Backend)?.len();
-        out.truncate(len);
-        Ok(out)
+        aws_lc::wrap(public, algorithm, plain)
     }
 
     fn unwrap_key(
@@ -56,10 +47,7 @@ impl KeyBackend for InToken {
             return Err(UnwrapFailed.into());
         }
         let mut padded = self.token.rsa_raw(&self.id, wrapped)?;
-        Ok(match algorithm {
-            WrapAlgorithm::RsaOaep => oaep::decode::<sha1::Sha1>(&mut padded),
-            _ => oaep::decode::<sha2::Sha256>(&mut padded),
-        }?)
+        Ok(oaep::decode(algorithm, &mut padded)?)
     }
 
     fn sign(&self, algorithm: SignatureAlgorithm, digest: &[u8]) -> Result<Vec<u8>, SignError> {
