@@ -186,10 +186,11 @@ impl VolumeKeys {
     }
 
     /// The pseudo-random value of one block entry. A header stores the XOR of those of its live entries, so that
-    /// an entry removed, altered or replayed shows.
+    /// an entry removed, altered or replayed shows. The key is of this volume alone, so that what is computed over
+    /// fits into one block of SHA-256.
     #[must_use]
-    pub fn entry_value(&self, volume: &[u8; 16], extent: u32, entry: &[u8]) -> u128 {
-        let tag = self.entry_mac.tag(&[volume, &extent.to_le_bytes(), entry]);
+    pub fn entry_value(&self, extent: u32, entry: &[u8]) -> u128 {
+        let tag = self.entry_mac.tag(&[&extent.to_le_bytes(), entry]);
         let mut half = [0; 16];
         half.copy_from_slice(tag.first_chunk::<16>().unwrap_or(&[0; 16]));
         u128::from_le_bytes(half)

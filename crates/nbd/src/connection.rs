@@ -1,82 +1,36 @@
-//! A buffered connection: reads ahead, and writes when there is nothing more to read.
+//! The two halves of a connection: requests are read ahead, replies go out together.
 
 use crate::ConnectionError;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 
-/// Anything that can be talked over.
-pub(crate) trait Socket: Read + Write + Send {}
-impl<T: Read + Write + Send> Socket for T {}
-
-pub(crate) struct Connection {
-    socket: Box<dyn Socket>,
-    input: Vec<u8>,
-    start: usize,
-    end: usize,
-    output: Vec<u8>,
-}
-
-/// Bytes read ahead: some requests of 4 KiB at once.
+/// Bytes read ahead: some requests at once.
 const INPUT_LEN: usize = 256 * 1024;
 /// Replies are sent at this size even while requests are waiting.
-const OUTPUT_LEN_MAX: usize = 1 << 20;
+const OUTPUT_LEN_MAX: usize = 256 * 1024;
+/// What a long request or reply made of a buffer is kept up to this size.
+const BUFFER_LEN_KEPT: usize = 2 << 20;
+
+/// A connection before its halves are used by several threads.
+pub(crate) struct Connection {
+    pub(crate) input: Input,
+    pub(crate) output: Output,
+}
 
 impl Connection {
-    pub(crate) fn new(socket: Box<dyn Socket>) -> Self {
-        Self {
-            socket,
-            input: vec![0; INPUT_LEN],
-            start: 0,
-            end: 0,
-            output: Vec::with_capacity(OUTPUT_LEN_MAX),
-        }
+    pub(crate) fn new(reader: Box<dyn Read + Send>, writer: Box<dyn Write + Send>) -> Self {
+        Self { input: Input::new(reader), output: Output { writer, queued: Buffer::default() } }
     }
 
-    /// The socket back, to start TLS on it. What was read ahead would be lost, so there must be nothing.
-    pub(crate) fn into_socket(self) -> Result<Box<dyn Socket>, ConnectionError> {
-        if self.start == self.end {
-            Ok(self.socket)
-        } else {
-            Err(ConnectionError::Protocol("data before the TLS handshake"))
-        }
-    }
-
-    fn buffered(&self) -> &[u8] {
-        self.input.get(self.start..self.end).unwrap_or_default()
-    }
-
-    /// Fills `out`. Replies are sent first if that means waiting.
-    pub(crate) fn read_exact(&mut self, out: &mut [u8]) -> Result<(), ConnectionError> {
-        let mut done = 0;
-        while done < out.len() {
-            if self.start == self.end {
-                self.flush()?;
-                let rest = out.get_mut(done..).unwrap_or_default();
-                if rest.len() >= INPUT_LEN {
-                    let len = self.socket.read(rest)?;
-                    done += not_closed(len)?;
-                    continue;
-                }
-                (self.start, self.end) = (0, not_closed(self.socket.read(&mut self.input)?)?);
-            }
-            let rest = out.get_mut(done..).unwrap_or_default();
-            let len = rest.len().min(self.end - self.start);
-            if let (Some(to), Some(from)) = (rest.get_mut(..len), self.buffered().get(..len)) {
-                to.copy_from_slice(from);
-            }
-            self.start += len;
-            done += len;
-        }
-        Ok(())
+    /// The next `len` bytes of a negotiation, in which each side waits for the other.
+    pub(crate) fn take(&mut self, len: usize) -> Result<&[u8], ConnectionError> {
+        self.output.flush()?;
+        Ok(self.input.take(len)?)
     }
 
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], ConnectionError> {
         let mut out = [0; N];
-        self.read_exact(&mut out)?;
+        out.copy_from_slice(self.take(N)?);
         Ok(out)
-    }
-
-    pub(crate) fn u16(&mut self) -> Result<u16, ConnectionError> {
-        self.array().map(u16::from_be_bytes)
     }
 
     pub(crate) fn u32(&mut self) -> Result<u32, ConnectionError> {
@@ -88,43 +42,162 @@ impl Connection {
     }
 
     /// Queues bytes to be sent.
-    pub(crate) fn put(&mut self, parts: &[&[u8]]) -> Result<(), ConnectionError> {
-        for part in parts {
-            self.output.extend_from_slice(part);
-        }
-        if self.output.len() >= OUTPUT_LEN_MAX { self.flush() } else { Ok(()) }
-    }
-
-    /// Queues a header and `len` bytes that `fill` writes in place.
-    pub(crate) fn put_filled<E>(
-        &mut self,
-        header: &[u8],
-        len: usize,
-        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
-    ) -> Result<Result<(), E>, ConnectionError> {
-        let start = self.output.len();
-        self.output.extend_from_slice(header);
-        let body = self.output.len();
-        self.output.resize(body + len, 0);
-        let filled = fill(self.output.get_mut(body..).unwrap_or_default());
-        if filled.is_err() {
-            self.output.truncate(start);
-        } else if self.output.len() >= OUTPUT_LEN_MAX {
-            self.flush()?;
-        }
-        Ok(filled)
-    }
-
-    pub(crate) fn flush(&mut self) -> Result<(), ConnectionError> {
-        if !self.output.is_empty() {
-            self.socket.write_all(&self.output)?;
-            self.socket.flush()?;
-            self.output.clear();
-        }
-        Ok(())
+    pub(crate) fn put(&mut self, parts: &[&[u8]]) {
+        self.output.queued().put(parts);
     }
 }
 
-fn not_closed(len: usize) -> io::Result<usize> {
-    if len == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(len) }
+/// What comes.
+pub(crate) struct Input {
+    reader: Box<dyn Read + Send>,
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Input {
+    fn new(reader: Box<dyn Read + Send>) -> Self {
+        Self { reader, bytes: vec![0; INPUT_LEN], start: 0, end: 0 }
+    }
+
+    /// Bytes that have been received and not taken.
+    pub(crate) fn ready(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// The next `len` bytes, at most [`INPUT_LEN`], where they were received. Waits for them if it must.
+    pub(crate) fn take(&mut self, len: usize) -> Result<&mut [u8], ConnectionError> {
+        if self.start + len > self.bytes.len() {
+            self.bytes.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        while self.ready() < len {
+            self.end += receive(&mut *self.reader, self.bytes.get_mut(self.end..).unwrap_or_default())?;
+        }
+        let start = self.start;
+        self.start += len;
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+        Ok(self.bytes.get_mut(start..start + len).unwrap_or_default())
+    }
+
+    /// Moves the next bytes to `out`: those received, then those still to come, without reading beyond.
+    pub(crate) fn fill(&mut self, out: &mut [u8]) -> Result<(), ConnectionError> {
+        let (head, mut rest) = out.split_at_mut(out.len().min(self.ready()));
+        let len = head.len();
+        head.copy_from_slice(self.take(len)?);
+        while !rest.is_empty() {
+            let len = receive(&mut *self.reader, rest)?;
+            rest = rest.get_mut(len..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Whether so many bytes fit into what is read ahead.
+    pub(crate) fn holds(len: usize) -> bool {
+        len <= INPUT_LEN
+    }
+}
+
+fn receive(reader: &mut dyn Read, out: &mut [u8]) -> Result<usize, ConnectionError> {
+    loop {
+        match reader.read(out) {
+            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(len) => return Ok(len),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Bytes that are used again and again without being zeroed.
+#[derive(Default)]
+pub(crate) struct Buffer {
+    /// As long as what it ever held; the first `len` bytes count.
+    bytes: Vec<u8>,
+    len: usize,
+}
+
+impl Buffer {
+    /// Room for `len` more bytes. What it holds is left from earlier.
+    pub(crate) fn room(&mut self, len: usize) -> &mut [u8] {
+        let end = self.len + len;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes.get_mut(self.len..end).unwrap_or_default()
+    }
+
+    /// Says that so many bytes of [`Buffer::room`] count.
+    pub(crate) fn commit(&mut self, len: usize) {
+        self.len += len;
+    }
+
+    /// Adds bytes.
+    pub(crate) fn put(&mut self, parts: &[&[u8]]) {
+        for part in parts {
+            self.room(part.len()).copy_from_slice(part);
+            self.commit(part.len());
+        }
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(..self.len).unwrap_or_default()
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+        if self.bytes.len() > BUFFER_LEN_KEPT {
+            self.bytes = Vec::new();
+        }
+    }
+}
+
+/// What goes.
+pub(crate) struct Output {
+    writer: Box<dyn Write + Send>,
+    queued: Buffer,
+}
+
+impl Output {
+    /// Where replies are queued.
+    pub(crate) fn queued(&mut self) -> &mut Buffer {
+        &mut self.queued
+    }
+
+    /// Sends what is queued if it is much.
+    pub(crate) fn relieve(&mut self) -> Result<(), ConnectionError> {
+        if self.queued.len >= OUTPUT_LEN_MAX { self.flush() } else { Ok(()) }
+    }
+
+    /// Sends what is queued.
+    pub(crate) fn flush(&mut self) -> Result<(), ConnectionError> {
+        self.send(&[])
+    }
+
+    /// Sends what is queued, and `more` after it.
+    pub(crate) fn send(&mut self, more: &[u8]) -> Result<(), ConnectionError> {
+        let mut parts = [IoSlice::new(self.queued.as_slice()), IoSlice::new(more)];
+        let mut rest = &mut parts[..];
+        IoSlice::advance_slices(&mut rest, 0);
+        if rest.is_empty() {
+            return Ok(());
+        }
+        while !rest.is_empty() {
+            match self.writer.write_vectored(rest) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Ok(len) => IoSlice::advance_slices(&mut rest, len),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        self.writer.flush()?;
+        self.queued.clear();
+        Ok(())
+    }
 }

@@ -36,11 +36,11 @@ pub trait Export: Send + Sync {
     /// # Errors
     /// See [`ExportError`].
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), ExportError>;
-    /// Writes `data` at `offset`.
+    /// Writes `data` at `offset`. It may be changed in place: nobody reads it afterwards.
     ///
     /// # Errors
     /// See [`ExportError`].
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), ExportError>;
+    fn write(&self, offset: u64, data: &mut [u8]) -> Result<(), ExportError>;
     /// Makes a range zeros.
     ///
     /// # Errors

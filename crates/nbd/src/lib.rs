@@ -1,12 +1,14 @@
 //! An NBD server: fixed newstyle negotiation and transmission. Knows nothing of storage: it serves an [`Export`].
 //!
-//! The protocol is the NetworkBlockDevice project's `doc/proto.md`. One thread serves a connection: requests that
-//! have arrived together are answered together, in one write.
+//! The protocol is the NetworkBlockDevice project's `doc/proto.md`. A connection is served by a few threads:
+//! short requests that have arrived together are answered together, and long ones are done beside each other.
 
 mod connection;
 mod export;
 mod negotiation;
+mod secure_socket;
 mod server;
+mod stream;
 mod transmission;
 
 pub use export::{Export, ExportError, Exports};

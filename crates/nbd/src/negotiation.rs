@@ -57,7 +57,7 @@ pub(crate) fn negotiate(
             &INIT.to_be_bytes(),
             &OPTION.to_be_bytes(),
             &(FIXED_NEWSTYLE | NO_ZEROES).to_be_bytes(),
-        ])?;
+        ]);
         let flags = connection.u32()?;
         if flags & !u32::from(FIXED_NEWSTYLE | NO_ZEROES) != 0 || flags & u32::from(FIXED_NEWSTYLE) == 0 {
             return Err(ConnectionError::Protocol("unknown client flags"));
@@ -74,33 +74,32 @@ pub(crate) fn negotiate(
         if len > OPTION_LEN_MAX {
             return Err(ConnectionError::Protocol("an option is too long"));
         }
-        let mut data = vec![0; len as usize];
-        connection.read_exact(&mut data)?;
+        let data = connection.take(len as usize)?.to_vec();
         match option {
             OPT_ABORT => {
-                reply(&mut connection, option, REP_ACK, &[])?;
-                connection.flush()?;
+                reply(&mut connection, option, REP_ACK, &[]);
+                connection.output.flush()?;
                 return Ok(Outcome::Done);
             }
             OPT_STARTTLS if tls_offered && data.is_empty() => {
-                reply(&mut connection, option, REP_ACK, &[])?;
-                connection.flush()?;
+                reply(&mut connection, option, REP_ACK, &[]);
+                connection.output.flush()?;
                 return Ok(Outcome::StartTls(connection));
             }
             OPT_EXPORT_NAME if !secure => {
                 return Err(ConnectionError::Protocol("an export was asked for without TLS"));
             }
-            _ if !secure => reply(&mut connection, option, REP_ERR_TLS_REQD, b"this server needs TLS")?,
+            _ if !secure => reply(&mut connection, option, REP_ERR_TLS_REQD, b"this server needs TLS"),
             OPT_EXPORT_NAME => {
                 let export = find(exports, &data).ok_or(ConnectionError::Protocol("unknown export"))?;
                 let (size, flags) = (export.size_bytes().to_be_bytes(), mode.flags().to_be_bytes());
                 let padding = [0; 124];
-                connection.put(&[&size, &flags, if no_zeroes { &[] } else { &padding }])?;
+                connection.put(&[&size, &flags, if no_zeroes { &[] } else { &padding }]);
                 return Ok(Outcome::Transmit(connection, export, mode));
             }
             OPT_STRUCTURED_REPLY if data.is_empty() => {
                 mode.structured = true;
-                reply(&mut connection, option, REP_ACK, &[])?;
+                reply(&mut connection, option, REP_ACK, &[]);
             }
             OPT_LIST if data.is_empty() => {
                 for name in exports.names() {
@@ -110,23 +109,23 @@ pub(crate) fn negotiate(
                         option,
                         REP_SERVER,
                         &[&len.to_be_bytes(), name.as_bytes()].concat(),
-                    )?;
+                    );
                 }
-                reply(&mut connection, option, REP_ACK, &[])?;
+                reply(&mut connection, option, REP_ACK, &[]);
             }
             OPT_INFO | OPT_GO => match info_name(&data).map(|name| find(exports, name)) {
-                None => reply(&mut connection, option, REP_ERR_INVALID, b"malformed option")?,
+                None => reply(&mut connection, option, REP_ERR_INVALID, b"malformed option"),
                 Some(None) => {
-                    reply(&mut connection, option, REP_ERR_UNKNOWN, b"unknown or inaccessible export")?
+                    reply(&mut connection, option, REP_ERR_UNKNOWN, b"unknown or inaccessible export")
                 }
                 Some(Some(export)) => {
-                    inform(&mut connection, option, &*export, mode)?;
+                    inform(&mut connection, option, &*export, mode);
                     if option == OPT_GO {
                         return Ok(Outcome::Transmit(connection, export, mode));
                     }
                 }
             },
-            _ => reply(&mut connection, option, REP_ERR_UNSUP, b"not supported")?,
+            _ => reply(&mut connection, option, REP_ERR_UNSUP, b"not supported"),
         }
     }
     Err(ConnectionError::Protocol("too many options"))
@@ -144,25 +143,20 @@ fn info_name(data: &[u8]) -> Option<&[u8]> {
     (rest.len() == usize::from(u16::from_be_bytes(*count)) * 2).then_some(name)
 }
 
-fn inform(
-    connection: &mut Connection,
-    option: u32,
-    export: &dyn Export,
-    mode: Mode,
-) -> Result<(), ConnectionError> {
+fn inform(connection: &mut Connection, option: u32, export: &dyn Export, mode: Mode) {
     let mut info = INFO_EXPORT.to_be_bytes().to_vec();
     info.extend_from_slice(&export.size_bytes().to_be_bytes());
     info.extend_from_slice(&mode.flags().to_be_bytes());
-    reply(connection, option, REP_INFO, &info)?;
+    reply(connection, option, REP_INFO, &info);
     let mut sizes = INFO_BLOCK_SIZE.to_be_bytes().to_vec();
     for size in [1u32, 4096, crate::transmission::REQUEST_LEN_MAX] {
         sizes.extend_from_slice(&size.to_be_bytes());
     }
-    reply(connection, option, REP_INFO, &sizes)?;
+    reply(connection, option, REP_INFO, &sizes);
     reply(connection, option, REP_ACK, &[])
 }
 
-fn reply(connection: &mut Connection, option: u32, kind: u32, data: &[u8]) -> Result<(), ConnectionError> {
+fn reply(connection: &mut Connection, option: u32, kind: u32, data: &[u8]) {
     let len = u32::try_from(data.len()).unwrap_or(0);
     connection.put(&[
         &REPLY.to_be_bytes(),
@@ -170,5 +164,5 @@ fn reply(connection: &mut Connection, option: u32, kind: u32, data: &[u8]) -> Re
         &kind.to_be_bytes(),
         &len.to_be_bytes(),
         data,
-    ])
+    ]);
 }

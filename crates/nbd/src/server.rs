@@ -2,16 +2,19 @@
 
 use crate::{
     ConnectionError, Exports,
-    connection::{Connection, Socket},
+    connection::Connection,
     negotiation::{Outcome, negotiate},
+    secure_socket::SecureSocket,
+    stream::{Patient, Stream},
     transmission::transmit,
 };
 use parking_lot::Mutex;
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::ServerConfig;
 use std::{
     collections::HashMap,
     fmt, io,
-    net::{Shutdown, TcpListener, TcpStream},
+    net::{TcpListener, TcpStream},
+    num::NonZero,
     os::unix::net::{UnixListener, UnixStream},
     sync::{
         Arc,
@@ -29,6 +32,8 @@ pub type Admission = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 pub struct ServerOptions {
     /// Most connections at once; more are closed at once.
     pub connections_max: usize,
+    /// Most threads that serve one connection, if its requests are long and come faster than they are done.
+    pub threads_max: usize,
     /// How long a client may take to negotiate.
     pub negotiation_timeout: Duration,
     /// TLS for TCP, and for Unix clients that want it. Clients must show a certificate if it says so.
@@ -49,6 +54,7 @@ impl Default for ServerOptions {
     fn default() -> Self {
         Self {
             connections_max: 256,
+            threads_max: std::thread::available_parallelism().map_or(1, NonZero::get).min(4),
             negotiation_timeout: Duration::from_secs(10),
             tls: None,
             admits: Arc::new(|_| false),
@@ -63,34 +69,6 @@ pub enum Listener {
     Tcp(TcpListener),
     /// A Unix socket, which its file's permissions protect.
     Unix(UnixListener),
-}
-
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Stream {
-    fn try_clone(&self) -> io::Result<Self> {
-        match self {
-            Self::Tcp(s) => s.try_clone().map(Self::Tcp),
-            Self::Unix(s) => s.try_clone().map(Self::Unix),
-        }
-    }
-
-    fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match self {
-            Self::Tcp(s) => s.set_read_timeout(timeout),
-            Self::Unix(s) => s.set_read_timeout(timeout),
-        }
-    }
-
-    fn close(&self) {
-        _ = match self {
-            Self::Tcp(s) => s.shutdown(Shutdown::Both),
-            Self::Unix(s) => s.shutdown(Shutdown::Both),
-        };
-    }
 }
 
 struct Shared {
@@ -220,29 +198,28 @@ fn admit(shared: &Arc<Shared>, stream: Stream) {
 fn serve(shared: &Shared, stream: Stream) -> Result<(), ConnectionError> {
     stream.set_timeout(Some(shared.options.negotiation_timeout))?;
     let control = stream.try_clone()?;
-    let (socket, local): (Box<dyn Socket>, bool) = match stream {
-        Stream::Tcp(s) => (Box::new(s), false),
-        Stream::Unix(s) => (Box::new(s), true),
-    };
+    let local = matches!(stream, Stream::Unix(_));
+    let connection = Connection::new(Box::new(Patient::new(stream.try_clone()?)), Box::new(stream));
     let tls = shared.options.tls.as_ref();
-    let mut outcome = negotiate(Connection::new(socket), &*shared.exports, local, tls.is_some(), true)?;
+    let mut threads_max = shared.options.threads_max;
+    let mut outcome = negotiate(connection, &*shared.exports, local, tls.is_some(), true)?;
     if let Outcome::StartTls(connection) = outcome {
-        let config = tls.ok_or(ConnectionError::Protocol("TLS is not offered"))?;
-        let mut session = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
-        let mut socket = connection.into_socket()?;
-        while session.is_handshaking() {
-            session.complete_io(&mut socket)?;
+        if connection.input.ready() > 0 {
+            return Err(ConnectionError::Protocol("data before the TLS handshake"));
         }
-        let certificate = session.peer_certificates().and_then(|chain| chain.first());
-        if !certificate.is_some_and(|c| (shared.options.admits)(c)) {
+        let config = tls.ok_or(ConnectionError::Protocol("TLS is not offered"))?;
+        let secure = SecureSocket::accept(config.clone(), &control)?;
+        if !secure.certificate().is_some_and(|c| (shared.options.admits)(&c)) {
             return Err(ConnectionError::Protocol("the client's certificate is not one that may attach"));
         }
-        let secure = StreamOwned::new(session, socket);
-        outcome = negotiate(Connection::new(Box::new(secure)), &*shared.exports, true, false, false)?;
+        // A TLS session is one state for both directions: whoever waits for a request holds it.
+        threads_max = 1;
+        let connection = Connection::new(Box::new(secure.clone()), Box::new(secure));
+        outcome = negotiate(connection, &*shared.exports, true, false, false)?;
     }
     if let Outcome::Transmit(connection, export, mode) = outcome {
         control.set_timeout(None)?;
-        transmit(connection, &*export, mode)?;
+        transmit(connection, &*export, mode, threads_max, &|| control.close())?;
     }
     Ok(())
 }

@@ -1,6 +1,14 @@
 //! The transmission phase: requests and replies.
 
-use crate::{ConnectionError, Export, ExportError, connection::Connection};
+use crate::{
+    ConnectionError, Export, ExportError,
+    connection::{Buffer, Connection, Input, Output},
+};
+use parking_lot::Mutex;
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread::Scope,
+};
 
 /// Longest read or write, in bytes; as advertised, and as most servers have it.
 pub(crate) const REQUEST_LEN_MAX: u32 = 32 << 20;
@@ -44,47 +52,251 @@ struct Request {
     len: u32,
 }
 
-/// Serves requests until the client is done.
+impl Request {
+    const LEN: usize = 28;
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        fn split<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+            let (head, rest) = bytes.split_first_chunk::<N>()?;
+            *bytes = rest;
+            Some(*head)
+        }
+        let mut rest = bytes;
+        let rest = &mut rest;
+        (u32::from_be_bytes(split(rest)?) == REQUEST).then_some(())?;
+        Some(Self {
+            flags: u16::from_be_bytes(split(rest)?),
+            command: u16::from_be_bytes(split(rest)?),
+            cookie: split(rest)?,
+            offset: u64::from_be_bytes(split(rest)?),
+            len: u32::from_be_bytes(split(rest)?),
+        })
+    }
+}
+
+/// Reads and writes from this length on are worth a thread of their own while another takes the next request.
+const APART_LEN_MIN: u32 = 32 * 1024;
+
+/// A connection in transmission, served by one thread or several. The one that holds the input leads: it does short
+/// requests itself, and their replies go out together. With a long one it leaves the lead to another thread.
+pub(crate) struct Session<'a> {
+    input: Mutex<Input>,
+    output: Mutex<Output>,
+    export: &'a dyn Export,
+    mode: Mode,
+    /// Threads that may serve it.
+    threads_max: usize,
+    threads: AtomicUsize,
+    ended: AtomicBool,
+    /// Ends the waiting of the other threads when one fails.
+    close: &'a (dyn Fn() + Sync),
+    failure: Mutex<Option<ConnectionError>>,
+}
+
+/// What a thread keeps from one long request to the next.
+#[derive(Default)]
+struct Own {
+    payload: Buffer,
+    reply: Buffer,
+}
+
+/// Why a thread gave the lead up.
+enum Led {
+    /// The client is done.
+    Done,
+    /// This request is to be done apart; a write's bytes are in the payload.
+    Apart(Request),
+}
+
+/// Serves requests until the client is done. `close` must end every wait for the socket.
 pub(crate) fn transmit(
-    mut connection: Connection,
+    connection: Connection,
     export: &dyn Export,
     mode: Mode,
+    threads_max: usize,
+    close: &(dyn Fn() + Sync),
 ) -> Result<(), ConnectionError> {
-    let mut data = Vec::new();
-    loop {
-        if connection.u32()? != REQUEST {
-            return Err(ConnectionError::Protocol("a request does not begin as one"));
-        }
-        let request = Request {
-            flags: connection.u16()?,
-            command: connection.u16()?,
-            cookie: connection.array()?,
-            offset: connection.u64()?,
-            len: connection.u32()?,
-        };
-        match request.command {
-            CMD_DISC => return connection.flush(),
-            CMD_READ => read(&mut connection, export, mode, &request)?,
-            CMD_WRITE => {
-                if request.len > REQUEST_LEN_MAX {
-                    return Err(ConnectionError::Protocol("a write is longer than was advertised"));
+    let session = Session {
+        input: Mutex::new(connection.input),
+        output: Mutex::new(connection.output),
+        export,
+        mode,
+        threads_max,
+        threads: AtomicUsize::new(1),
+        ended: AtomicBool::new(false),
+        close,
+        failure: Mutex::new(None),
+    };
+    std::thread::scope(|scope| session.work(scope));
+    session.failure.into_inner().map_or(Ok(()), Err)
+}
+
+impl Session<'_> {
+    fn work<'s>(&'s self, scope: &'s Scope<'s, '_>) {
+        let mut own = Own::default();
+        loop {
+            let led = {
+                let mut input = self.input.lock();
+                if self.ended.load(Ordering::Acquire) {
+                    return;
                 }
-                data.resize(request.len as usize, 0);
-                connection.read_exact(&mut data)?;
-                let done = check(export, &request).and_then(|()| export.write(request.offset, &data));
-                answer(&mut connection, &request, done.and_then(|()| force(export, &request)))?;
+                let led = self.lead(&mut input, &mut own);
+                if !matches!(led, Ok(Led::Apart(_))) {
+                    self.ended.store(true, Ordering::Release);
+                }
+                led
+            };
+            let done = match led {
+                Ok(Led::Done) => return,
+                Ok(Led::Apart(request)) => {
+                    self.call_another(scope);
+                    self.apart(&request, &mut own)
+                }
+                Err(e) => Err(e),
+            };
+            if let Err(e) = done {
+                self.ended.store(true, Ordering::Release);
+                (self.close)();
+                self.failure.lock().get_or_insert(e);
+                return;
             }
-            CMD_FLUSH => {
-                // Replies that are ready do not wait for the disk.
-                connection.flush()?;
-                answer(&mut connection, &request, export.flush())?;
+        }
+    }
+
+    /// Sees to it that somebody can take the lead.
+    fn call_another<'s>(&'s self, scope: &'s Scope<'s, '_>) {
+        if self.threads.fetch_add(1, Ordering::Relaxed) < self.threads_max {
+            let started =
+                std::thread::Builder::new().name("nbd".to_owned()).spawn_scoped(scope, || self.work(scope));
+            if started.is_ok() {
+                return;
             }
-            CMD_TRIM | CMD_WRITE_ZEROES => {
-                let done = check(export, &request)
-                    .and_then(|()| export.zero(request.offset, u64::from(request.len)));
-                answer(&mut connection, &request, done.and_then(|()| force(export, &request)))?;
+        }
+        self.threads.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Takes requests, and does them, until one is better done apart.
+    fn lead(&self, input: &mut Input, own: &mut Own) -> Result<Led, ConnectionError> {
+        loop {
+            if input.ready() < Request::LEN {
+                self.output.lock().flush()?;
             }
-            _ => answer(&mut connection, &request, Err(ExportError::Invalid))?,
+            let header = input.take(Request::LEN)?;
+            let request =
+                Request::parse(header).ok_or(ConnectionError::Protocol("a request does not begin as one"))?;
+            let len = request.len as usize;
+            match request.command {
+                CMD_DISC => return self.output.lock().flush().map(|()| Led::Done),
+                CMD_READ if self.worth_apart(input, &request, 0) => return Ok(Led::Apart(request)),
+                CMD_READ => {
+                    let mut output = self.output.lock();
+                    self.read(&request, output.queued());
+                    output.relieve()?;
+                }
+                CMD_WRITE => {
+                    if request.len > REQUEST_LEN_MAX {
+                        return Err(ConnectionError::Protocol("a write is longer than was advertised"));
+                    }
+                    if input.ready() < len {
+                        self.output.lock().flush()?;
+                    }
+                    let apart = self.worth_apart(input, &request, len);
+                    if apart || !Input::holds(len) {
+                        input.fill(own.payload.room(len))?;
+                        own.payload.commit(len);
+                        if apart {
+                            return Ok(Led::Apart(request));
+                        }
+                        self.write_own(&request, own)?;
+                    } else {
+                        let done = self.write(&request, input.take(len)?);
+                        self.answer(&request, done)?;
+                    }
+                }
+                CMD_FLUSH => {
+                    // Replies that are ready do not wait for the disk.
+                    self.output.lock().flush()?;
+                    self.answer(&request, self.export.flush())?;
+                }
+                CMD_TRIM | CMD_WRITE_ZEROES => {
+                    let done = check(self.export, &request)
+                        .and_then(|()| self.export.zero(request.offset, u64::from(request.len)));
+                    self.answer(&request, done.and_then(|()| force(self.export, &request)))?;
+                }
+                _ => self.answer(&request, Err(ExportError::Invalid))?,
+            }
+        }
+    }
+
+    /// Whether a request is long, and the next one is here already: with nothing else to do, one thread is best.
+    fn worth_apart(&self, input: &Input, request: &Request, payload: usize) -> bool {
+        self.threads_max > 1
+            && (APART_LEN_MIN..=REQUEST_LEN_MAX).contains(&request.len)
+            && input.ready() >= payload + Request::LEN
+    }
+
+    fn apart(&self, request: &Request, own: &mut Own) -> Result<(), ConnectionError> {
+        if request.command == CMD_WRITE {
+            return self.write_own(request, own);
+        }
+        own.reply.clear();
+        self.read(request, &mut own.reply);
+        self.output.lock().send(own.reply.as_slice())
+    }
+
+    fn write_own(&self, request: &Request, own: &mut Own) -> Result<(), ConnectionError> {
+        let done = self.write(request, own.payload.as_mut_slice());
+        own.payload.clear();
+        self.answer(request, done)?;
+        self.output.lock().flush()
+    }
+
+    fn write(&self, request: &Request, data: &mut [u8]) -> Result<(), ExportError> {
+        check(self.export, request)?;
+        self.export.write(request.offset, data)?;
+        force(self.export, request)
+    }
+
+    fn answer(&self, request: &Request, done: Result<(), ExportError>) -> Result<(), ConnectionError> {
+        let mut output = self.output.lock();
+        answer(output.queued(), request, done);
+        output.relieve()
+    }
+
+    /// Puts a read's reply to `out`.
+    fn read(&self, request: &Request, out: &mut Buffer) {
+        let mut header = Vec::with_capacity(28);
+        if self.mode.structured {
+            chunk(&mut header, CHUNK_OFFSET_DATA, &request.cookie, request.len.saturating_add(8));
+            header.extend_from_slice(&request.offset.to_be_bytes());
+        } else {
+            header.extend_from_slice(&SIMPLE_REPLY.to_be_bytes());
+            header.extend_from_slice(&0u32.to_be_bytes());
+            header.extend_from_slice(&request.cookie);
+        }
+        let allowed = if request.len > REQUEST_LEN_MAX {
+            Err(ExportError::Invalid)
+        } else {
+            check(self.export, request)
+        };
+        let read = allowed.and_then(|()| {
+            let len = header.len() + request.len as usize;
+            let (head, body) = out.room(len).split_at_mut(header.len());
+            head.copy_from_slice(&header);
+            self.export.read(request.offset, body)?;
+            out.commit(len);
+            Ok(())
+        });
+        match read {
+            Ok(()) => {}
+            Err(e) if self.mode.structured => {
+                let mut reply = Vec::with_capacity(26);
+                chunk(&mut reply, CHUNK_ERROR, &request.cookie, 6);
+                reply.extend_from_slice(&e.code().to_be_bytes());
+                reply.extend_from_slice(&0u16.to_be_bytes());
+                out.put(&[&reply]);
+            }
+            Err(e) => answer(out, request, Err(e)),
         }
     }
 }
@@ -98,49 +310,9 @@ fn force(export: &dyn Export, request: &Request) -> Result<(), ExportError> {
     if request.flags & FLAG_FUA != 0 { export.flush() } else { Ok(()) }
 }
 
-fn answer(
-    connection: &mut Connection,
-    request: &Request,
-    done: Result<(), ExportError>,
-) -> Result<(), ConnectionError> {
+fn answer(out: &mut Buffer, request: &Request, done: Result<(), ExportError>) {
     let code = done.map_or_else(ExportError::code, |()| 0);
-    connection.put(&[&SIMPLE_REPLY.to_be_bytes(), &code.to_be_bytes(), &request.cookie])
-}
-
-fn read(
-    connection: &mut Connection,
-    export: &dyn Export,
-    mode: Mode,
-    request: &Request,
-) -> Result<(), ConnectionError> {
-    let mut header = Vec::with_capacity(28);
-    if mode.structured {
-        chunk(&mut header, CHUNK_OFFSET_DATA, &request.cookie, request.len.saturating_add(8));
-        header.extend_from_slice(&request.offset.to_be_bytes());
-    } else {
-        header.extend_from_slice(&SIMPLE_REPLY.to_be_bytes());
-        header.extend_from_slice(&0u32.to_be_bytes());
-        header.extend_from_slice(&request.cookie);
-    }
-    let allowed =
-        if request.len > REQUEST_LEN_MAX { Err(ExportError::Invalid) } else { check(export, request) };
-    let read = match allowed {
-        Ok(()) => {
-            connection.put_filled(&header, request.len as usize, |out| export.read(request.offset, out))?
-        }
-        Err(e) => Err(e),
-    };
-    match read {
-        Ok(()) => Ok(()),
-        Err(e) if mode.structured => {
-            let mut reply = Vec::with_capacity(26);
-            chunk(&mut reply, CHUNK_ERROR, &request.cookie, 6);
-            reply.extend_from_slice(&e.code().to_be_bytes());
-            reply.extend_from_slice(&0u16.to_be_bytes());
-            connection.put(&[&reply])
-        }
-        Err(e) => answer(connection, request, Err(e)),
-    }
+    out.put(&[&SIMPLE_REPLY.to_be_bytes(), &code.to_be_bytes(), &request.cookie]);
 }
 
 fn chunk(out: &mut Vec<u8>, kind: u16, cookie: &[u8; 8], len: u32) {

@@ -48,8 +48,8 @@ impl Export for VolumeExport {
         self.done(self.volume()?.read_at(offset, out))
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), ExportError> {
-        self.done(self.volume()?.write_at(offset, data))
+    fn write(&self, offset: u64, data: &mut [u8]) -> Result<(), ExportError> {
+        self.done(self.volume()?.write_in_place(offset, data))
     }
 
     fn zero(&self, offset: u64, len: u64) -> Result<(), ExportError> {

@@ -1,21 +1,27 @@
 //! Which slots of an extent are free, and when a retired one becomes free again.
 
-use crate::layout::EXTENT_SLOTS;
+use crate::layout::{EXTENT_SLOTS, RUN_BLOCKS};
+
+/// Runs of these lengths are worth keeping whole: what is written at once, and a sixteenth of it.
+const RUN_CLASSES: [usize; 2] = [RUN_BLOCKS / 16, RUN_BLOCKS];
 
 /// The slots of one extent.
 ///
 /// A slot that a write retires is needed until a header that no longer counts it is on disk. Headers are written
 /// after a flush and become durable with the next one, so a slot passes through two lists:
 /// `retired` (since the last flush) → `waiting` (its header is written) → free (its header is durable).
+///
+/// Slots that were used before are taken first: their pages are in the page cache and their place on the disk is
+/// given, where a slot never used costs the file system a new page and a new block.
 #[derive(Debug)]
 pub(crate) struct Slots {
     free: Box<[u64]>,
     free_len: usize,
     hand: usize,
+    /// No slot from here on was ever used.
+    fresh: usize,
     retired: Vec<u16>,
     waiting: Vec<u16>,
-    /// The lowest slot released since the last run was taken: the next run begins there, in pages still warm.
-    released: Option<usize>,
     pins: u32,
 }
 
@@ -26,9 +32,9 @@ impl Slots {
             free: vec![u64::MAX; EXTENT_SLOTS / 64].into(),
             free_len: EXTENT_SLOTS,
             hand: 0,
+            fresh: 0,
             retired: Vec::new(),
             waiting: Vec::new(),
-            released: None,
             pins: 0,
         }
     }
@@ -37,47 +43,75 @@ impl Slots {
         self.free_len
     }
 
-    fn is_free(&self, slot: usize) -> bool {
-        self.free.get(slot / 64).is_some_and(|word| word >> (slot % 64) & 1 == 1)
-    }
-
     /// Takes a slot that recovery found in use.
     pub(crate) fn claim(&mut self, slot: u16) {
         let at = usize::from(slot);
-        if self.is_free(at) {
-            if let Some(word) = self.free.get_mut(at / 64) {
-                *word &= !(1 << (at % 64));
-            }
+        if let Some(word) = self.free.get_mut(at / 64)
+            && *word >> (at % 64) & 1 == 1
+        {
+            *word &= !(1 << (at % 64));
             self.free_len -= 1;
+            self.fresh = self.fresh.max(at + 1);
         }
     }
 
-    /// Takes up to `len` neighbouring slots, the next free ones from where the last run ended.
+    /// The first slot from `at` that is free, or is not, as `free` says; `to` if there is none before it.
+    fn next(&self, mut at: usize, to: usize, free: bool) -> usize {
+        while at < to {
+            let word = self.free.get(at / 64).copied().unwrap_or(0);
+            let wanted = if free { word } else { !word } >> (at % 64);
+            if wanted != 0 {
+                return (at + wanted.trailing_zeros() as usize).min(to);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        to
+    }
+
+    /// The first run of free slots within a range that is `len` long, and shorter than `below`.
+    fn find(&self, mut at: usize, to: usize, len: usize, below: usize) -> Option<usize> {
+        while at < to {
+            at = self.next(at, to, true);
+            let end = self.next(at, to.min(at.saturating_add(below)), false);
+            if (len..below).contains(&(end - at)) {
+                return Some(at);
+            }
+            at = self.next(end, to, false);
+        }
+        None
+    }
+
+    /// Where a run of `len` is taken. First a gap between slots in use that is too short for longer runs, so that
+    /// writes of a block leave room for writes of many; then any place used before; then a fresh one.
+    fn place(&self, len: usize) -> Option<usize> {
+        let fresh = self.fresh;
+        let gap = RUN_CLASSES.into_iter().find(|class| *class > len);
+        let used =
+            |below| self.find(self.hand, fresh, len, below).or_else(|| self.find(0, fresh, len, below));
+        gap.and_then(used)
+            .or_else(|| used(usize::MAX))
+            .or_else(|| (EXTENT_SLOTS - fresh >= len).then_some(fresh))
+    }
+
+    /// Takes up to `len` neighbouring slots: as many as wanted if any place has them, else the first that are free.
     pub(crate) fn take_run(&mut self, len: usize) -> Option<(u16, usize)> {
         if self.free_len == 0 {
             return None;
         }
-        let mut at = self.released.take().unwrap_or(self.hand);
-        while !self.is_free(at % EXTENT_SLOTS) {
-            at += 1;
-        }
-        let start = at % EXTENT_SLOTS;
-        let mut run = 0;
-        while run < len && start + run < EXTENT_SLOTS && self.is_free(start + run) {
-            run += 1;
-        }
+        let start = self.place(len).unwrap_or_else(|| self.next(0, EXTENT_SLOTS, true));
+        let end = self.next(start, EXTENT_SLOTS.min(start + len), false);
         let first = u16::try_from(start).ok()?;
-        (start..start + run).for_each(|slot| self.claim(u16::try_from(slot).unwrap_or(u16::MAX)));
-        self.hand = (start + run) % EXTENT_SLOTS;
-        Some((first, run))
+        (start..end).for_each(|slot| self.claim(u16::try_from(slot).unwrap_or(u16::MAX)));
+        self.hand = end;
+        Some((first, end - start))
     }
 
     /// Gives back slots that were taken and not used.
     pub(crate) fn give_back(&mut self, slots: impl Iterator<Item = u16>) {
         for slot in slots {
             let at = usize::from(slot);
-            if !self.is_free(at)
-                && let Some(word) = self.free.get_mut(at / 64)
+            if let Some(word) = self.free.get_mut(at / 64)
+                && *word >> (at % 64) & 1 == 0
             {
                 *word |= 1 << (at % 64);
                 self.free_len += 1;
@@ -94,8 +128,6 @@ impl Slots {
     /// block is what the last flush promised, or newer.
     pub(crate) fn release(&mut self, slot: u16) {
         self.give_back(std::iter::once(slot));
-        let at = usize::from(slot);
-        self.released = Some(self.released.map_or(at, |lowest| lowest.min(at)));
     }
 
     /// What was retired up to now: taken when a flush begins, given to [`Slots::flushed`] when it has ended.
@@ -149,6 +181,29 @@ mod tests {
         let retired = slots.begin_flush();
         slots.flushed(retired);
         assert_eq!(slots.take_run(4), Some((7, 1)));
+    }
+
+    #[test]
+    fn slots_used_before_are_taken_first_and_runs_stay_whole() {
+        let mut slots = Slots::new();
+        assert_eq!(slots.take_run(100), Some((0, 100)));
+        slots.release(10);
+        slots.release(50);
+        slots.release(51);
+        assert_eq!(slots.take_run(2), Some((50, 2)));
+        assert_eq!(slots.take_run(2), Some((100, 2)), "a single slot is not split off a run of two");
+        assert_eq!(slots.take_run(1), Some((10, 1)));
+        (20..60).for_each(|slot| slots.release(slot));
+        slots.release(80);
+        assert_eq!(slots.take_run(1), Some((80, 1)), "a gap before a run that many blocks fit into");
+        assert_eq!(slots.take_run(16), Some((20, 16)));
+        assert_eq!(
+            slots.take_run(EXTENT_SLOTS),
+            Some((36, 24)),
+            "the first that are free, if nowhere has enough"
+        );
+        slots.take_run(EXTENT_SLOTS);
+        assert_eq!(slots.free_len(), 0);
     }
 
     #[test]

@@ -10,11 +10,13 @@ mod extent_table;
 mod flush;
 pub mod layout;
 mod lease;
+mod read;
 mod recovery;
 mod rotation;
 mod snapshot;
 mod superblock;
 mod volume;
+mod write;
 
 pub use backup::{BackupError, BackupManifest, read_backup, remove_backup, write_backup};
 pub use error::VolumeError;

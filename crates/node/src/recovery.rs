@@ -188,7 +188,7 @@ impl Loader<'_> {
     }
 
     pub(crate) fn live(&self, extent: u32, slot: u16, entry: Entry) -> Live {
-        Live { slot, entry, value: self.keys.entry_value(&self.volume, extent, &entry.encode()) }
+        Live { slot, entry, value: self.keys.entry_value(extent, &entry.encode()) }
     }
 
     pub(crate) fn address(&self, extent: u32, entry: &Entry) -> BlockAddress {

@@ -65,11 +65,11 @@ impl Volume {
     /// is either before this one and read here, or after it and newer.
     fn reencrypt_block(&self, extent: &Extent, number: u16, buffer: &mut [u8]) -> Result<bool, VolumeError> {
         let _alone = self.gate.write();
-        let (live, sealer) = {
+        let (live, current) = {
             let state = extent.state.read();
-            (state.block(number).copied(), state.current.clone())
+            (state.block(number).copied(), state.header.current.generation)
         };
-        let Some(live) = live.filter(|l| l.entry.generation != sealer.record.generation) else {
+        let Some(live) = live.filter(|l| l.entry.generation != current) else {
             return Ok(true);
         };
         let data = if live.entry.hole {
@@ -79,9 +79,9 @@ impl Volume {
                 u64::from(extent.index) * EXTENT_LEN + u64::from(number) * BLOCK_LEN as u64,
                 buffer,
             )?;
-            Some(&*buffer)
+            Some(&mut *buffer)
         };
-        self.seal_and_store(extent, &sealer, number, data, 1)
+        self.store(extent, number, data, 1)
     }
 
     fn drop_previous(&self, index: u32) -> Result<(), VolumeError> {

@@ -1,22 +1,19 @@
-//! A sealed volume: reads and writes of a flat range of bytes.
+//! A sealed volume: making, opening and finding its parts. Its data path is in `read.rs`, `write.rs` and `flush.rs`.
 
 use crate::{
     Protector, ProtectorKind, Superblock, SuperblockError, VolumeError,
-    extent::{Entry, Extent, Live, Sealer, ZEROS},
+    extent::Extent,
     extent_table::ExtentTable,
-    layout::{
-        BLOCK_LEN, ENTRY_LEN, EXTENT_LEN, RUN_BLOCKS, entries_start, entry_offset, extent_start, slot_start,
-    },
+    layout::{BLOCK_LEN, EXTENT_LEN, extent_start},
     recovery::Loader,
 };
-use custody_envelope::{NonceSource, Provider, SEALS_PER_KEY_MAX, VolumeKey, VolumeKeys, random};
+use custody_envelope::{Provider, SEALS_PER_KEY_MAX, VolumeKey, VolumeKeys, random};
 use parking_lot::{Mutex, RwLock};
 use std::{
-    cell::RefCell,
     collections::HashMap,
     fmt,
     fs::{File, OpenOptions},
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     sync::{
         Arc,
@@ -64,17 +61,6 @@ pub struct Volume {
     pub(crate) failed: AtomicBool,
     /// Extents whose data key is due, or whose rotation was cut short.
     pub(crate) rotation_due: Mutex<Vec<u32>>,
-}
-
-struct Scratch {
-    nonces: NonceSource,
-    bytes: Vec<u8>,
-    entries: Vec<Entry>,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> =
-        RefCell::new(Scratch { nonces: NonceSource::new(), bytes: Vec::new(), entries: Vec::new() });
 }
 
 impl Volume {
@@ -205,7 +191,7 @@ impl Volume {
         Loader { file: &self.file, volume: self.id, keys: &self.keys }
     }
 
-    fn check_range(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
+    pub(crate) fn check_range(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
         if self.failed.load(Ordering::Acquire) {
             return Err(VolumeError::FlushFailed);
         }
@@ -232,7 +218,7 @@ impl Volume {
         Ok(Some(self.keep(&mut extents, loaded)))
     }
 
-    fn for_writing(&self, index: u32) -> Result<Arc<Extent>, VolumeError> {
+    pub(crate) fn for_writing(&self, index: u32) -> Result<Arc<Extent>, VolumeError> {
         if let Some(found) = self.existing(index)? {
             return Ok(found);
         }
@@ -255,316 +241,6 @@ impl Volume {
         let extent = Arc::new(extent);
         extents.insert(extent.index, extent.clone());
         extent
-    }
-
-    /// Fills `out` from `offset`. Bytes never written, and those discarded, are zeros.
-    ///
-    /// # Errors
-    /// Out of range, [`VolumeError::Corrupt`], or the file failed. `out` then holds nothing of the failed block.
-    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), VolumeError> {
-        self.check_range(offset, out.len() as u64)?;
-        let mut rest = out;
-        let mut at = offset;
-        while !rest.is_empty() {
-            let block_at = at % BLOCK_LEN as u64;
-            if block_at != 0 || rest.len() < BLOCK_LEN {
-                let len = (BLOCK_LEN - block_at as usize).min(rest.len());
-                let mut block = [0; BLOCK_LEN];
-                self.read_blocks(at - block_at, &mut block)?;
-                let (head, tail) = rest.split_at_mut(len);
-                head.copy_from_slice(
-                    block.get(block_at as usize..block_at as usize + len).unwrap_or_default(),
-                );
-                (rest, at) = (tail, at + len as u64);
-            } else {
-                let in_extent = (EXTENT_LEN - at % EXTENT_LEN) as usize;
-                let len = (rest.len() - rest.len() % BLOCK_LEN).min(in_extent).min(RUN_BLOCKS * BLOCK_LEN);
-                let (head, tail) = rest.split_at_mut(len);
-                self.read_blocks(at, head)?;
-                (rest, at) = (tail, at + len as u64);
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads whole blocks within one extent.
-    fn read_blocks(&self, at: u64, out: &mut [u8]) -> Result<(), VolumeError> {
-        let (index, first) = place(at);
-        let Some(extent) = self.existing(index)? else {
-            out.fill(0);
-            return Ok(());
-        };
-        SCRATCH.with_borrow_mut(|scratch| {
-            let count = out.len() / BLOCK_LEN;
-            if scratch.bytes.len() < out.len() {
-                scratch.bytes.resize(out.len(), 0);
-            }
-            let sealed = scratch.bytes.get_mut(..out.len()).unwrap_or_default();
-            let lives: Vec<Option<(Live, Arc<Sealer>)>>;
-            {
-                // The bytes are fetched under the lock, so that no slot is given away meanwhile; opening them is not.
-                let state = extent.state.read();
-                lives = (0..count)
-                    .map(|i| {
-                        let live = *state.block(first + i as u16)?;
-                        Some((live, state.sealer(live.entry.generation).unwrap_or(&state.current).clone()))
-                    })
-                    .collect();
-                let slot = |i: usize| {
-                    lives
-                        .get(i)
-                        .and_then(Option::as_ref)
-                        .map(|(l, _)| l)
-                        .filter(|l| !l.entry.hole)
-                        .map(|l| l.slot)
-                };
-                let mut i = 0;
-                while i < count {
-                    let Some(start) = slot(i) else {
-                        i += 1;
-                        continue;
-                    };
-                    let mut run = 1;
-                    while i + run < count && slot(i + run) == Some(start + run as u16) {
-                        run += 1;
-                    }
-                    let into = sealed.get_mut(i * BLOCK_LEN..(i + run) * BLOCK_LEN).unwrap_or_default();
-                    self.file.read_exact_at(into, slot_start(index, start))?;
-                    i += run;
-                }
-            }
-            let blocks = out.chunks_mut(BLOCK_LEN).zip(sealed.chunks(BLOCK_LEN)).zip(lives);
-            for ((plain, sealed), live) in blocks {
-                let Some((live, sealer)) = live else {
-                    plain.fill(0);
-                    continue;
-                };
-                let address = self.loader().address(index, &live.entry);
-                let corrupt = |_| VolumeError::Corrupt { extent: index, block: Some(live.entry.block) };
-                if live.entry.hole {
-                    sealer
-                        .sealer
-                        .open(&address, &live.entry.nonce, &[], &live.entry.tag, &mut [])
-                        .map_err(corrupt)?;
-                    plain.fill(0);
-                } else {
-                    sealer
-                        .sealer
-                        .open(&address, &live.entry.nonce, sealed, &live.entry.tag, plain)
-                        .map_err(corrupt)?;
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// Writes `data` at `offset`. On return it survives the end of the process; after [`Volume::flush`] also the
-    /// loss of power.
-    ///
-    /// # Errors
-    /// Out of range, no space, or the file failed; blocks before the failing one may have been written.
-    pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), VolumeError> {
-        self.check_range(offset, data.len() as u64)?;
-        let (mut rest, mut at) = (data, offset);
-        while !rest.is_empty() {
-            let block_at = (at % BLOCK_LEN as u64) as usize;
-            let len = if block_at != 0 || rest.len() < BLOCK_LEN {
-                let len = (BLOCK_LEN - block_at).min(rest.len());
-                self.write_partial(at, rest.get(..len).unwrap_or_default())?;
-                len
-            } else {
-                let in_extent = (EXTENT_LEN - at % EXTENT_LEN) as usize;
-                let len = (rest.len() - rest.len() % BLOCK_LEN).min(in_extent).min(RUN_BLOCKS * BLOCK_LEN);
-                self.write_blocks(at, Some(rest.get(..len).unwrap_or_default()), len / BLOCK_LEN)?;
-                len
-            };
-            (rest, at) = (rest.get(len..).unwrap_or_default(), at + len as u64);
-        }
-        Ok(())
-    }
-
-    fn write_partial(&self, at: u64, data: &[u8]) -> Result<(), VolumeError> {
-        let block_at = (at % BLOCK_LEN as u64) as usize;
-        let start = at - block_at as u64;
-        let extent = self.for_writing(place(start).0)?;
-        let _one_at_a_time = extent.partial.lock();
-        let mut block = [0; BLOCK_LEN];
-        self.read_blocks(start, &mut block)?;
-        if let Some(part) = block.get_mut(block_at..block_at + data.len()) {
-            part.copy_from_slice(data);
-        }
-        self.write_blocks(start, Some(&block), 1)
-    }
-
-    /// Makes a range zeros without storing bytes for it: discard and write-zeroes.
-    ///
-    /// # Errors
-    /// As [`Volume::write_at`].
-    pub fn zero_at(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
-        self.check_range(offset, len)?;
-        let (mut at, end) = (offset, offset + len);
-        while at < end {
-            let block_at = at % BLOCK_LEN as u64;
-            let step = if block_at != 0 || end - at < BLOCK_LEN as u64 {
-                let step = (BLOCK_LEN as u64 - block_at).min(end - at);
-                if self.existing(place(at).0)?.is_some() {
-                    self.write_partial(at, ZEROS.get(..step as usize).unwrap_or_default())?;
-                }
-                step
-            } else {
-                self.zero_blocks(at, end)?
-            };
-            at += step;
-        }
-        Ok(())
-    }
-
-    /// Zeros whole blocks from `at` within one extent; those that have no entry already read as zeros.
-    fn zero_blocks(&self, at: u64, end: u64) -> Result<u64, VolumeError> {
-        let (index, first) = place(at);
-        let in_extent = EXTENT_LEN - at % EXTENT_LEN;
-        let whole = (end - at) / BLOCK_LEN as u64 * BLOCK_LEN as u64;
-        let Some(extent) = self.existing(index)? else { return Ok(whole.min(in_extent)) };
-        let stored = |block: u16| extent.state.read().block(block).is_some_and(|l| !l.entry.hole);
-        let count = (whole.min(in_extent) / BLOCK_LEN as u64) as usize;
-        let mut i = 0;
-        while i < count {
-            let mut run = 0;
-            while i + run < count && run < RUN_BLOCKS && stored(first + (i + run) as u16) {
-                run += 1;
-            }
-            if run > 0 {
-                self.write_blocks(at + (i * BLOCK_LEN) as u64, None, run)?;
-            }
-            i += run.max(1);
-        }
-        Ok((count * BLOCK_LEN) as u64)
-    }
-
-    /// Seals and writes `count` whole blocks within one extent; `None` writes holes.
-    pub(crate) fn write_blocks(&self, at: u64, data: Option<&[u8]>, count: usize) -> Result<(), VolumeError> {
-        let (index, first) = place(at);
-        loop {
-            let extent = self.for_writing(index)?;
-            {
-                let _gate = self.gate.read();
-                let sealer = extent.state.read().current.clone();
-                if self.seal_and_store(&extent, &sealer, first, data, count)? {
-                    return Ok(());
-                }
-            }
-            self.make_room(&extent)?;
-        }
-    }
-
-    /// Seals and stores one run; the caller holds the gate. False where nothing was written: see
-    /// [`Volume::store_run`].
-    pub(crate) fn seal_and_store(
-        &self,
-        extent: &Extent,
-        sealer: &Sealer,
-        first: u16,
-        data: Option<&[u8]>,
-        count: usize,
-    ) -> Result<bool, VolumeError> {
-        SCRATCH.with_borrow_mut(|scratch| {
-            self.seal_run(extent, sealer, first, data, count, scratch)?;
-            self.store_run(extent, sealer, data.is_some(), scratch)
-        })
-    }
-
-    /// Seals into the scratch buffer.
-    fn seal_run(
-        &self,
-        extent: &Extent,
-        sealer: &Sealer,
-        first: u16,
-        data: Option<&[u8]>,
-        count: usize,
-        scratch: &mut Scratch,
-    ) -> Result<(), VolumeError> {
-        let before = extent.sequence.fetch_add(count as u64, Ordering::Relaxed);
-        let data = data.unwrap_or_default();
-        scratch.bytes.clear();
-        scratch.bytes.extend_from_slice(data);
-        scratch.entries.clear();
-        let mut blocks = scratch.bytes.chunks_mut(BLOCK_LEN);
-        for i in 0..count {
-            let mut entry = Entry {
-                sequence: before + 1 + i as u64,
-                block: first + i as u16,
-                generation: sealer.record.generation,
-                hole: data.is_empty(),
-                nonce: scratch.nonces.draw()?,
-                tag: [0; 16],
-            };
-            let block = blocks.next().unwrap_or_default();
-            entry.tag = sealer.sealer.seal(&self.loader().address(extent.index, &entry), &entry.nonce, block);
-            scratch.entries.push(entry);
-        }
-        Ok(())
-    }
-
-    /// Writes the sealed run to free slots, then its entries, then takes it into the map. False where there are
-    /// too few free slots, or the data key has changed twice meanwhile: nothing was written that counts.
-    fn store_run(
-        &self,
-        extent: &Extent,
-        sealer: &Sealer,
-        with_data: bool,
-        scratch: &Scratch,
-    ) -> Result<bool, VolumeError> {
-        let mut state = extent.state.write();
-        if state.slots.free_len() < scratch.entries.len() || state.sealer(sealer.record.generation).is_none()
-        {
-            return Ok(false);
-        }
-        let mut done = 0;
-        while done < scratch.entries.len() {
-            let Some((slot, run)) = state.slots.take_run(scratch.entries.len() - done) else {
-                return Ok(false);
-            };
-            let entries = scratch.entries.get(done..done + run).unwrap_or_default();
-            let bytes = scratch.bytes.get(done * BLOCK_LEN..(done + run) * BLOCK_LEN).filter(|_| with_data);
-            if let Err(e) = self.write_slots(extent.index, slot, entries, bytes.unwrap_or_default()) {
-                state.slots.give_back(slot..slot + run as u16);
-                return Err(e.into());
-            }
-            for (slot, entry) in (slot..).zip(entries) {
-                let live = self.loader().live(extent.index, slot, *entry);
-                if !state.install(live) {
-                    state.slots.retire(slot);
-                }
-            }
-            done += run;
-        }
-        let used =
-            extent.sequence.load(Ordering::Relaxed).saturating_sub(state.header.current_first_sequence);
-        if used >= self.options.seals_per_key_max && state.previous.is_none() {
-            let mut due = self.rotation_due.lock();
-            if !due.contains(&extent.index) {
-                due.push(extent.index);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Bytes first, entries second: an entry never speaks of bytes that were not written.
-    fn write_slots(&self, index: u32, slot: u16, entries: &[Entry], bytes: &[u8]) -> std::io::Result<()> {
-        if !bytes.is_empty() {
-            self.file.write_all_at(bytes, slot_start(index, slot))?;
-        }
-        // Sector by sector in memory, in one write: the gaps between sectors are padding.
-        let start = entry_offset(slot);
-        let last = slot + (entries.len() as u16).saturating_sub(1);
-        let mut table = vec![0; entry_offset(last) + ENTRY_LEN - start];
-        for (slot, entry) in (slot..).zip(entries) {
-            let at = entry_offset(slot) - start;
-            if let Some(place) = table.get_mut(at..at + ENTRY_LEN) {
-                place.copy_from_slice(&entry.encode());
-            }
-        }
-        self.file.write_all_at(&table, entries_start(index) + start as u64)
     }
 }
 
