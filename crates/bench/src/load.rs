@@ -64,7 +64,11 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn of(deployment: &Deployment, service: &str) -> Self {
-        Self { stat: format!("/proc/{}/stat", deployment.pid(service).as_raw_nonzero()) }
+        Self::of_pid(deployment.pid(service).as_raw_nonzero())
+    }
+
+    pub(crate) fn of_pid(pid: impl std::fmt::Display) -> Self {
+        Self { stat: format!("/proc/{pid}/stat") }
     }
 
     /// Time it has had of the cores, in user and kernel mode.

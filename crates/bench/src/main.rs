@@ -37,6 +37,9 @@ struct Arguments {
     /// Seconds for each measurement.
     #[arg(long, default_value_t = 2)]
     seconds: u32,
+    /// Of the storage's cases, only those whose name has this in it, as "64k" or "randwrite 4k qd16".
+    #[arg(long, default_value = "")]
+    case: String,
 }
 
 #[tokio::main]
@@ -44,7 +47,7 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let wanted = |what| arguments.what == What::All || arguments.what == what;
     if wanted(What::Storage) {
-        storage::run(arguments.rounds, arguments.seconds).await?;
+        storage::run(arguments.rounds, arguments.seconds, &arguments.case).await?;
     }
     if wanted(What::Vault) {
         vault::run(arguments.rounds, arguments.seconds).await?;

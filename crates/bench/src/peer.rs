@@ -1,5 +1,6 @@
 //! Programs of others that we are measured beside.
 
+use crate::load::Process;
 use anyhow::{Context as _, ensure};
 use std::{
     path::Path,
@@ -28,19 +29,34 @@ impl Served {
     /// qemu-nbd with these arguments, on a Unix socket in `dir`.
     pub(crate) fn qemu(dir: &Path, name: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         let socket = dir.join(format!("{name}.sock"));
-        let server = Command::new("qemu-nbd")
-            .args(["-t", "-e", "16", "--cache=writeback", "-k"])
-            .arg(&socket)
-            .args(arguments)
-            .spawn()
-            .context("qemu-nbd is not installed")?;
+        let mut command = Command::new("qemu-nbd");
+        command.args(["-t", "-e", "16", "--cache=writeback", "-k"]).arg(&socket).args(arguments);
+        Self::start(command, &socket)
+    }
+
+    /// nbdkit with these arguments, on a Unix socket in `dir`.
+    pub(crate) fn nbdkit(dir: &Path, name: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        let socket = dir.join(format!("{name}.sock"));
+        let mut command = Command::new("nbdkit");
+        command.args(["--foreground", "--unix"]).arg(&socket).args(arguments);
+        Self::start(command, &socket)
+    }
+
+    fn start(mut command: Command, socket: &Path) -> anyhow::Result<Self> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let server = command.spawn().with_context(|| format!("{program} is not installed"))?;
         let served = Self { uri: format!("nbd+unix:///?socket={}", socket.display()), server };
         let until = Instant::now() + Duration::from_secs(10);
         while !socket.exists() {
-            ensure!(Instant::now() < until, "qemu-nbd {name} does not serve");
+            ensure!(Instant::now() < until, "{program} does not serve {}", socket.display());
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(served)
+    }
+
+    /// The server's process.
+    pub(crate) fn process(&self) -> Process {
+        Process::of_pid(self.server.id())
     }
 }
 

@@ -1,6 +1,8 @@
-//! A sealed volume over NBD, beside qemu-nbd serving the same bytes plain and under LUKS. The client is fio's.
+//! A sealed volume over NBD, beside qemu-nbd and nbdkit serving the same bytes plain and under LUKS. The client is
+//! fio's.
 
 use crate::{
+    load::Process,
     median,
     peer::{Served, run as run_peer},
 };
@@ -9,68 +11,91 @@ use custody_proto::storage::{CreateVolumeRequest, Volume, storage_node_client::S
 use custody_testkit::Deployment;
 use serde_json::Value;
 use std::{
+    fmt,
     path::{Path, PathBuf},
     process::Command,
 };
 
 const SIZE: u64 = 1 << 30;
 
-/// fio's pattern, block size, queue depth.
-const CASES: [(&str, &str, u32); 12] = [
-    ("randread", "4k", 1),
-    ("randread", "4k", 16),
-    ("randwrite", "4k", 1),
-    ("randwrite", "4k", 16),
-    ("randread", "64k", 1),
-    ("randread", "64k", 16),
-    ("randwrite", "64k", 1),
-    ("randwrite", "64k", 16),
-    ("read", "1M", 1),
-    ("read", "1M", 16),
-    ("write", "1M", 1),
-    ("write", "1M", 16),
-];
+/// What fio does.
+struct Case {
+    pattern: &'static str,
+    block: &'static str,
+    depth: u32,
+    /// Writes between two flushes; none if 0.
+    flush_every: u32,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} qd{}", self.pattern, self.block, self.depth)?;
+        if self.flush_every > 0 { write!(f, " flush/{}", self.flush_every) } else { Ok(()) }
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (read, write, block) in
+        [("randread", "randwrite", "4k"), ("randread", "randwrite", "64k"), ("read", "write", "1M")]
+    {
+        for (pattern, flush_every) in [(read, 0), (write, 0), (write, 32)] {
+            for depth in [1, 16] {
+                cases.push(Case { pattern, block, depth, flush_every });
+            }
+        }
+    }
+    cases
+}
 
 struct Peer {
     name: &'static str,
     uri: String,
-    /// Its process, where it is not one of ours.
+    process: Process,
+    /// Held while it serves, where it is not one of ours.
     _served: Option<Served>,
 }
 
 fn peers(dir: &Path, deployment: &Deployment) -> anyhow::Result<Vec<Peer>> {
     let own = format!("nbd+unix:///bench?socket={}", deployment.dir().join("storage/nbd.sock").display());
-    let raw = dir.join("raw.img").display().to_string();
-    let luks = dir.join("luks.img").display().to_string();
-    run_peer(Command::new("qemu-img").args(["create", "-q", "-f", "raw", &raw, "1G"]))?;
+    let image = |name: &str| dir.join(format!("{name}.img")).display().to_string();
+    let (raw, luks, file, file_luks) = (image("raw"), image("luks"), image("file"), image("file-luks"));
+    for plain in [&raw, &file] {
+        run_peer(Command::new("qemu-img").args(["create", "-q", "-f", "raw", plain, "1G"]))?;
+    }
     let secret = "secret,id=s,data=benchmark";
-    run_peer(Command::new("qemu-img").args([
-        "create",
-        "-q",
-        "-f",
-        "luks",
-        "--object",
-        secret,
-        "-o",
-        "key-secret=s,iter-time=10",
-        &luks,
-        "1G",
-    ]))?;
-    let qemu = |name, arguments: &[&str]| {
-        Served::qemu(dir, name, arguments).map(|s| Peer { name, uri: s.uri.clone(), _served: Some(s) })
-    };
-    Ok(vec![
-        Peer { name: "custody", uri: own, _served: None },
-        qemu("raw", &["-f", "raw", &raw])?,
-        qemu(
-            "luks",
-            &["--object", secret, "--image-opts", &format!("driver=luks,key-secret=s,file.filename={luks}")],
-        )?,
-    ])
+    for sealed in [&luks, &file_luks] {
+        let mut make = Command::new("qemu-img");
+        make.args(["create", "-q", "-f", "luks", "--object", secret, "-o", "key-secret=s,iter-time=10"]);
+        run_peer(make.args([sealed, "1G"]))?;
+    }
+    let image = format!("driver=luks,key-secret=s,file.filename={luks}");
+    let served = [
+        ("raw", Served::qemu(dir, "raw", &["-f", "raw", &raw])?),
+        ("luks", Served::qemu(dir, "luks", &["--object", secret, "--image-opts", &image])?),
+        ("file", Served::nbdkit(dir, "nbdkit", &["file", &file])?),
+        (
+            "file luks",
+            Served::nbdkit(
+                dir,
+                "nbdkit-luks",
+                &["file", &file_luks, "--filter=luks", "passphrase=benchmark"],
+            )?,
+        ),
+    ];
+    let mut peers =
+        vec![Peer { name: "custody", uri: own, process: Process::of(deployment, "storage"), _served: None }];
+    peers.extend(served.into_iter().map(|(name, served)| Peer {
+        name,
+        uri: served.uri.clone(),
+        process: served.process(),
+        _served: Some(served),
+    }));
+    Ok(peers)
 }
 
-/// MB/s of one measurement.
-fn fio(uri: &str, pattern: &str, block: &str, depth: u32, seconds: Option<u32>) -> anyhow::Result<f64> {
+/// MB/s of one measurement, and the server's CPU seconds a GiB.
+fn fio(peer: &Peer, case: &Case, seconds: Option<u32>) -> anyhow::Result<(f64, f64)> {
     let mut command = Command::new("fio");
     command.args([
         "--name=b",
@@ -81,25 +106,30 @@ fn fio(uri: &str, pattern: &str, block: &str, depth: u32, seconds: Option<u32>) 
         "--size=1G",
     ]);
     command
-        .arg(format!("--uri={uri}"))
-        .arg(format!("--rw={pattern}"))
-        .arg(format!("--bs={block}"))
-        .arg(format!("--iodepth={depth}"));
+        .arg(format!("--uri={}", peer.uri))
+        .arg(format!("--rw={}", case.pattern))
+        .arg(format!("--bs={}", case.block))
+        .arg(format!("--iodepth={}", case.depth));
+    if case.flush_every > 0 {
+        command.arg(format!("--fsync={}", case.flush_every));
+    }
     if let Some(seconds) = seconds {
         command.args(["--time_based", &format!("--runtime={seconds}")]);
     }
+    let before = peer.process.cpu();
     let said = run_peer(&mut command)?;
+    let cpu = peer.process.cpu().saturating_sub(before).as_secs_f64();
     let json: Value = serde_json::from_str(said.get(said.find('{').unwrap_or(0)..).unwrap_or_default())
         .context("fio's answer")?;
-    let side = if pattern.contains("read") { "read" } else { "write" };
-    let bytes = json
-        .pointer(&format!("/jobs/0/{side}/bw_bytes"))
-        .and_then(Value::as_f64)
-        .context("fio told no bandwidth")?;
-    Ok(bytes / 1e6)
+    let side = if case.pattern.contains("read") { "read" } else { "write" };
+    let told = |field: &str| {
+        let value = json.pointer(&format!("/jobs/0/{side}/{field}"));
+        value.and_then(Value::as_f64).with_context(|| format!("fio told no {field}"))
+    };
+    Ok((told("bw_bytes")? / 1e6, cpu / (told("io_bytes")? / (1u64 << 30) as f64)))
 }
 
-pub(crate) async fn run(rounds: usize, seconds: u32) -> anyhow::Result<()> {
+pub(crate) async fn run(rounds: usize, seconds: u32, only: &str) -> anyhow::Result<()> {
     let deployment = tokio::task::block_in_place(Deployment::start);
     let volume = Volume {
         size_bytes: i64::try_from(SIZE)?,
@@ -114,32 +144,36 @@ pub(crate) async fn run(rounds: usize, seconds: u32) -> anyhow::Result<()> {
     std::fs::create_dir_all(&dir)?;
     tokio::task::block_in_place(|| {
         let peers = peers(&dir, &deployment)?;
+        let fill = Case { pattern: "write", block: "1M", depth: 4, flush_every: 1024 };
         for peer in &peers {
-            // Reads are of bytes that were written.
-            fio(&peer.uri, "write", "1M", 4, None)?;
+            // Reads are of bytes that were written, and every place that will be written to was written before.
+            for _ in 0..2 {
+                fio(peer, &fill, None).with_context(|| peer.name.to_owned())?;
+            }
         }
         println!(
-            "storage: MB/s over NBD on a Unix socket, 1 GiB, page cache warm; medians of {rounds} rounds of {seconds} s"
+            "storage: MB/s over NBD on a Unix socket, 1 GiB, page cache warm: qemu-nbd serves raw and luks, nbdkit file and file luks; medians of {rounds} rounds of {seconds} s. In brackets the server's CPU seconds a GiB."
         );
-        println!("{:20} {:>9} {:>9} {:>9} {:>8} {:>8}", "case", "custody", "raw", "luks", "/raw", "/luks");
-        for (pattern, block, depth) in CASES {
-            let mut seen = vec![Vec::new(); peers.len()];
+        print!("{:26}", "case");
+        peers.iter().for_each(|peer| print!(" {:>13}", peer.name));
+        println!(" {:>6} {:>6} {:>6} {:>6}", "/raw", "/luks", "/file", "/fluks");
+        for case in cases().iter().filter(|case| case.to_string().contains(only)) {
+            let mut seen = vec![(Vec::new(), Vec::new()); peers.len()];
             for _ in 0..rounds {
-                for (peer, values) in peers.iter().zip(&mut seen) {
-                    values.push(
-                        fio(&peer.uri, pattern, block, depth, Some(seconds))
-                            .with_context(|| peer.name.to_owned())?,
-                    );
+                for (peer, (speeds, costs)) in peers.iter().zip(&mut seen) {
+                    let (speed, cost) =
+                        fio(peer, case, Some(seconds)).with_context(|| peer.name.to_owned())?;
+                    speeds.push(speed);
+                    costs.push(cost);
                 }
             }
-            let medians: Vec<f64> = seen.into_iter().map(median).collect();
-            if let [own, raw, luks] = medians.as_slice() {
-                println!(
-                    "{:20} {own:>9.0} {raw:>9.0} {luks:>9.0} {:>8.2} {:>8.2}",
-                    format!("{pattern} {block} qd{depth}"),
-                    own / raw,
-                    own / luks
-                );
+            let medians: Vec<_> =
+                seen.into_iter().map(|(speeds, costs)| (median(speeds), median(costs))).collect();
+            print!("{:26}", case.to_string());
+            medians.iter().for_each(|(speed, cost)| print!(" {speed:>6.0} ({cost:.2})"));
+            if let [own, raw, luks, file, file_luks] = medians.as_slice() {
+                let of = |peer: &(f64, f64)| own.0 / peer.0;
+                println!(" {:>6.2} {:>6.2} {:>6.2} {:>6.2}", of(raw), of(luks), of(file), of(file_luks));
             }
         }
         Ok(())
