@@ -2,8 +2,10 @@
 
 use crate::Vault;
 use custody_proto::vault::{GetKeyRequest, KeyState, UnwrapKeyRequest, WrapKeyRequest};
-use custody_rpc::{AuthenticatedChannel, status::reason};
+use custody_rpc::{Endpoint, TokenSource, status::reason};
 use custody_types::{KeyVersionName, WrappedKey};
+use parking_lot::Mutex;
+use std::{fmt, sync::Arc};
 use tonic::{Code, Status};
 use zeroize::Zeroizing;
 
@@ -55,22 +57,44 @@ pub struct KeyFacts {
 }
 
 /// A vault, as one managed identity.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct VaultAccess {
+    endpoint: Endpoint,
+    tokens: TokenSource,
     client: Vault,
+    /// Key material goes over a connection of its own, since an HTTP/2 connection keeps what it received last.
+    for_keys: Arc<Mutex<Option<Vault>>>,
+}
+
+impl fmt::Debug for VaultAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("VaultAccess(..)")
+    }
 }
 
 impl VaultAccess {
-    /// Over a channel whose tokens are the identity's.
+    /// The vault at `endpoint`, with the identity's tokens.
     #[must_use]
-    pub fn new(channel: AuthenticatedChannel) -> Self {
-        Self { client: Vault::new(channel) }
+    pub fn new(endpoint: &Endpoint, tokens: TokenSource) -> Self {
+        let client = Vault::new(endpoint.authenticated(tokens.clone()));
+        Self { endpoint: endpoint.clone(), tokens, client, for_keys: Arc::default() }
     }
 
-    /// The client itself.
+    /// A client for what brings no key material.
     #[must_use]
     pub fn client(&self) -> Vault {
         self.client.clone()
+    }
+
+    fn client_for_keys(&self) -> Vault {
+        let connect = || Vault::new(self.endpoint.apart().authenticated(self.tokens.clone()));
+        self.for_keys.lock().get_or_insert_with(connect).clone()
+    }
+
+    /// Closes the connection that key material came over, and with it what its buffers hold of it. The next call
+    /// makes another.
+    pub fn forget_keys(&self) {
+        *self.for_keys.lock() = None;
     }
 
     /// Reads a key.
@@ -99,7 +123,7 @@ impl VaultAccess {
         let request =
             WrapKeyRequest { name: name.to_owned(), algorithm: String::new(), plaintext: plain.to_vec() };
         let wrapped =
-            self.client.clone().wrap_key(request).await.map_err(AccessError::from_status)?.into_inner();
+            self.client_for_keys().wrap_key(request).await.map_err(AccessError::from_status)?.into_inner();
         Ok(WrappedKey {
             key_version: wrapped.key_version.parse().map_err(|_| malformed())?,
             algorithm: wrapped.algorithm.parse().map_err(|_| malformed())?,
@@ -117,7 +141,7 @@ impl VaultAccess {
             algorithm: wrapped.algorithm.to_string(),
             ciphertext: wrapped.ciphertext.clone(),
         };
-        let answer = self.client.clone().unwrap_key(request).await.map_err(AccessError::from_status)?;
+        let answer = self.client_for_keys().unwrap_key(request).await.map_err(AccessError::from_status)?;
         Ok(Zeroizing::new(answer.into_inner().plaintext))
     }
 }

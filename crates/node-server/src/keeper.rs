@@ -66,7 +66,10 @@ pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
         };
         lease.apply(started.elapsed(), event);
         match lease.state() {
-            LeaseState::Revoked(reason) => revoke(&managed, reason).await,
+            LeaseState::Revoked(reason) => {
+                revoke(&managed, reason).await;
+                node.access(&protector.managed_identity).forget_keys();
+            }
             _ => {
                 if let Some(volume) = opened {
                     managed.put(volume);
@@ -166,7 +169,7 @@ async fn revoke(managed: &Arc<Managed>, reason: &RevokeReason) {
     tracing::warn!(volume = %managed.name, %reason, "access revoked; erasing keys");
     let closing = managed.clone();
     _ = blocking(move || {
-        closing.close(status);
+        closing.revoke(status);
         Ok(())
     })
     .await;

@@ -20,6 +20,11 @@ use serde::Deserialize;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tonic::service::Routes;
 
+/// What is freed is erased: the answers that bring a volume key pass through buffers of libraries that leave them.
+#[global_allocator]
+static ALLOCATOR: zeroizing_alloc::ZeroAlloc<mimalloc::MiMalloc> =
+    zeroizing_alloc::ZeroAlloc(mimalloc::MiMalloc);
+
 #[derive(Parser)]
 #[command(version, about = "Custody's storage node")]
 struct Arguments {

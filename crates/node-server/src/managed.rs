@@ -103,18 +103,36 @@ impl Managed {
         self.status.send_replace(VolumeStatus::ready());
     }
 
-    /// Takes the keys out of memory: no new request finds the volume, the running ones end, what was acknowledged
-    /// is flushed, and the last handle erases the keys. Blocks until they are gone.
+    /// Flushes, and takes the keys out of memory. Blocks until they are gone.
     pub(crate) fn close(&self, status: VolumeStatus) {
+        if let Some(volume) = self.volume() {
+            self.told(volume.flush());
+        }
+        self.revoke(status);
+    }
+
+    /// Takes the keys out of memory at once: no new request finds the volume, the running ones end, and the last
+    /// handle erases the keys. Blocks until they are gone; only then is what was written made durable, since a slow
+    /// disk must not keep keys. Recovery reads it.
+    pub(crate) fn revoke(&self, status: VolumeStatus) {
         let taken = self.volume.write().take();
         self.status.send_replace(status);
-        let Some(mut volume) = taken else { return };
-        if let Err(e) = volume.flush() {
+        if let Some(volume) = taken {
+            let file = Self::last(volume).erase_keys();
+            self.told(file.sync_data());
+        }
+    }
+
+    fn told(&self, flushed: Result<(), impl std::fmt::Display>) {
+        if let Err(e) = flushed {
             tracing::warn!(volume = %self.name, error = %e, "the last flush failed; recovery will read what reached the disk");
         }
+    }
+
+    fn last(mut volume: Arc<Volume>) -> Volume {
         loop {
             match Arc::try_unwrap(volume) {
-                Ok(last) => return drop(last),
+                Ok(last) => return last,
                 // A request is still running with it; it takes no longer than its input and output.
                 Err(shared) => volume = shared,
             }

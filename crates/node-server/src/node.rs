@@ -159,7 +159,7 @@ impl Node {
             .or_insert_with(|| {
                 let tokens =
                     TokenSource::workload(self.config.identity.clone(), managed_identity, "custody-vault");
-                VaultAccess::new(self.config.vault.authenticated(tokens))
+                VaultAccess::new(&self.config.vault, tokens)
             })
             .clone()
     }

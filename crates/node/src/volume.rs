@@ -187,6 +187,12 @@ impl Volume {
         self.superblock.lock().protector.kind == ProtectorKind::Ephemeral
     }
 
+    /// Erases every key from memory and leaves the file, which nobody can read or write blocks of any more.
+    #[must_use]
+    pub fn erase_keys(self) -> File {
+        self.file
+    }
+
     pub(crate) fn loader(&self) -> Loader<'_> {
         Loader { file: &self.file, volume: self.id, keys: &self.keys }
     }

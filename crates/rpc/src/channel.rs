@@ -24,6 +24,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Where a service is and how it is trusted. Cheap to clone; connects at first use and again as needed.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
+    place: tonic::transport::Endpoint,
     channel: Channel,
 }
 
@@ -37,7 +38,7 @@ impl Endpoint {
         credentials: &Credentials,
         deadline: Duration,
     ) -> Result<Self, tonic::transport::Error> {
-        let channel = Channel::from_shared(url.to_owned())
+        let place = Channel::from_shared(url.to_owned())
             .map_err(|_| bad_uri())
             .or_else(|e| e)?
             .tls_config(credentials.client())?
@@ -46,9 +47,15 @@ impl Endpoint {
             .tcp_nodelay(true)
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5))
-            .keep_alive_while_idle(true)
-            .connect_lazy();
-        Ok(Self { channel })
+            .keep_alive_while_idle(true);
+        let channel = place.connect_lazy();
+        Ok(Self { place, channel })
+    }
+
+    /// The same service over a connection of its own, which ends with its last handle.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self { place: self.place.clone(), channel: self.place.connect_lazy() }
     }
 
     /// A channel without a token.

@@ -1,0 +1,195 @@
+//! Revocation ends reads at once, also those under way, and leaves no key in any process's memory.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use custody_proto::{
+    storage::{CreateVolumeRequest, Volume, storage_node_client::StorageNodeClient},
+    vault::{UnwrapKeyRequest, key_vault_client::KeyVaultClient},
+};
+use custody_testkit::{Deployment, eventually, memory::occurrences};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+/// As little of an NBD client as can be, so that the test sees every reply.
+struct Client(UnixStream);
+
+impl Client {
+    /// Fails while the export is not offered.
+    fn connect(socket: &Path, export: &str) -> std::io::Result<Self> {
+        let mut stream = UnixStream::connect(socket)?;
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting)?;
+        let mut hello = 3u32.to_be_bytes().to_vec();
+        hello.extend_from_slice(b"IHAVEOPT");
+        hello.extend_from_slice(&1u32.to_be_bytes());
+        hello.extend_from_slice(&u32::try_from(export.len()).unwrap().to_be_bytes());
+        hello.extend_from_slice(export.as_bytes());
+        stream.write_all(&hello)?;
+        stream.read_exact(&mut [0; 10])?;
+        Ok(Self(stream))
+    }
+
+    /// The bytes, or NBD's error.
+    fn read(&mut self, offset: u64, len: u32) -> Result<Vec<u8>, u32> {
+        let mut request = vec![0x25, 0x60, 0x95, 0x13, 0, 0, 0, 0];
+        request.extend_from_slice(&[7; 8]);
+        request.extend_from_slice(&offset.to_be_bytes());
+        request.extend_from_slice(&len.to_be_bytes());
+        self.0.write_all(&request).unwrap();
+        let mut reply = [0; 16];
+        self.0.read_exact(&mut reply).unwrap();
+        let error = u32::from_be_bytes(*reply[4..].first_chunk().unwrap());
+        if error != 0 {
+            return Err(error);
+        }
+        let mut bytes = vec![0; len as usize];
+        self.0.read_exact(&mut bytes).unwrap();
+        Ok(bytes)
+    }
+}
+
+fn openssl(arguments: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut child = Command::new("openssl")
+        .args(arguments)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "openssl {arguments:?}");
+    output.stdout
+}
+
+/// The key that wraps data keys, and the data key of the first extent, found as `docs/formats/volume.md` says.
+fn keys_below(volume_key: &[u8], file: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let (secret, info) = (hex::encode(volume_key), hex::encode("custody volume v1 dek wrap"));
+    let wrap = openssl(
+        &[
+            "kdf",
+            "-binary",
+            "-keylen",
+            "32",
+            "-kdfopt",
+            "digest:SHA2-256",
+            "-kdfopt",
+            &format!("hexkey:{secret}"),
+            "-kdfopt",
+            &format!("hexinfo:{info}"),
+            "HKDF",
+        ],
+        &[],
+    );
+    let extent = 1 << 20;
+    let header = [extent, extent + 4096].into_iter().map(|at| &file[at..at + 512]);
+    let newest = header.max_by_key(|h| u64::from_le_bytes(*h[32..].first_chunk().unwrap())).unwrap();
+    let (nonce, wrapped) = (&newest[78..90], &newest[90..122]);
+    // GCM is CTR from 2 on, beside its tag.
+    let counter = hex::encode([nonce, &2u32.to_be_bytes()].concat());
+    let dek = openssl(&["enc", "-d", "-aes-256-ctr", "-K", &hex::encode(&wrap), "-iv", &counter], wrapped);
+    (wrap, dek)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revocation_ends_reads_and_leaves_no_key_in_memory() {
+    let deployment = Deployment::start();
+    let (key, identity, _) = deployment.key_and_identity("revoke");
+    deployment.bind(&identity).await.unwrap();
+    let mut control = StorageNodeClient::new(deployment.channel("storage", "workload:control").unwrap());
+    let volume = Volume {
+        size_bytes: 32 << 20,
+        key: key.clone(),
+        managed_identity: identity.clone(),
+        customer_managed: true,
+        ..Volume::default()
+    };
+    let request =
+        CreateVolumeRequest { volume_id: "v".into(), volume: Some(volume), source_backup: String::new() };
+    control.create_volume(request).await.unwrap();
+    let socket = deployment.dir().join("storage/nbd.sock");
+    let uri = format!("nbd+unix:///v?socket={}", socket.display());
+    let filled = Command::new("qemu-io")
+        .args(["-f", "raw", "-c", "write -P 0x5a 0 20M", "-c", "flush", &uri])
+        .output()
+        .unwrap();
+    assert!(filled.status.success(), "{filled:?}");
+
+    let file = fs::read(deployment.dir().join("storage/data/v.volume")).unwrap();
+    let len = u32::from_le_bytes(*file[12..].first_chunk().unwrap()) as usize;
+    let superblock: serde_json::Value = serde_json::from_slice(&file[24..24 + len]).unwrap();
+    let wrapped = &superblock["protector"]["wrapped"];
+    let request = UnwrapKeyRequest {
+        name: wrapped["key_version"].as_str().unwrap().to_owned(),
+        algorithm: wrapped["algorithm"].as_str().unwrap().to_owned(),
+        ciphertext: serde_json::from_value(wrapped["ciphertext"].clone()).unwrap(),
+    };
+    let mut vault = KeyVaultClient::new(deployment.channel("vault", &identity).unwrap());
+    let volume_key = vault.unwrap_key(request).await.unwrap().into_inner().plaintext;
+    // The vault's end of this connection would keep what was sent last.
+    drop(vault);
+    let (wrap, dek) = keys_below(&volume_key, &file);
+
+    // Readers that never stop asking, small and large; each ends with the error it was told.
+    let reads = Arc::new(AtomicU64::new(0));
+    let readers: Vec<_> = [4096, 65536, 1 << 20]
+        .into_iter()
+        .map(|len| {
+            let (socket, reads) = (socket.clone(), reads.clone());
+            std::thread::spawn(move || {
+                let mut client = Client::connect(&socket, "v").unwrap();
+                loop {
+                    match client.read(8192, len) {
+                        Ok(bytes) => assert!(bytes.iter().all(|b| *b == 0x5a), "what was written is read"),
+                        Err(error) => return (client, error),
+                    }
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let limit = Duration::from_secs(10);
+    tokio::task::block_in_place(|| {
+        eventually("the readers read", limit, || (reads.load(Ordering::Relaxed) > 100).then_some(()))
+    });
+    let node = deployment.pid("storage");
+    let held = |name: &str, bytes: &[u8]| {
+        assert!(occurrences(node, bytes).unwrap() > 0, "the search finds the {name} while it is in use");
+    };
+    held("key that wraps data keys", &wrap);
+    held("data key", &dek);
+
+    _ = tokio::task::block_in_place(|| deployment.run(&["key", "disable", &key]));
+    for reader in readers {
+        let (mut client, error) = tokio::task::block_in_place(|| reader.join().unwrap());
+        assert_eq!(error, 5, "EIO");
+        assert_eq!(client.read(0, 512), Err(5), "on a connection that was open before");
+    }
+    let processes = ["storage", "vault", "control", "database", "identity"];
+    for (name, bytes) in
+        [("volume key", &volume_key), ("key that wraps data keys", &wrap), ("data key", &dek)]
+    {
+        for process in processes {
+            tokio::task::block_in_place(|| {
+                eventually(&format!("the {name} is not in the memory of {process}"), limit, || {
+                    (occurrences(deployment.pid(process), bytes).unwrap() == 0).then_some(())
+                });
+            });
+        }
+    }
+
+    _ = tokio::task::block_in_place(|| deployment.run(&["key", "enable", &key]));
+    tokio::task::block_in_place(|| {
+        eventually("the volume is open again", limit, || {
+            Client::connect(&socket, "v").ok()?.read(0, 512).ok()
+        })
+    });
+}
