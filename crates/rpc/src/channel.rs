@@ -24,7 +24,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Where a service is and how it is trusted. Cheap to clone; connects at first use and again as needed.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    place: tonic::transport::Endpoint,
+    place: Arc<tonic::transport::Endpoint>,
     channel: Channel,
 }
 
@@ -49,7 +49,7 @@ impl Endpoint {
             .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(true);
         let channel = place.connect_lazy();
-        Ok(Self { place, channel })
+        Ok(Self { place: Arc::new(place), channel })
     }
 
     /// The same service over a connection of its own, which ends with its last handle.
