@@ -32,7 +32,8 @@ async fn interrupted(deployment: &Deployment, id: &str, service: &str) -> Option
     let name = tokio::task::block_in_place(|| {
         // After an earlier blow the cluster may have to come back first.
         eventually("a backup can begin", Duration::from_secs(60), || {
-            let request = CreateBackupRequest { parent: "clusters/source".into(), backup_id: id.into() };
+            let (parent, base) = ("clusters/source".into(), String::new());
+            let request = CreateBackupRequest { parent, backup_id: id.into(), base };
             let begun = tokio::runtime::Handle::current().block_on(client.create_backup(request));
             begun.ok().map(|operation| operation.into_inner().name)
         })
@@ -111,4 +112,70 @@ async fn whole_or_absent_and_gone_when_deleted() {
     assert!(refused.to_string().contains("does not exist"), "{refused}");
     let wrong = deployment.cli(&["backup", "delete", "nightly"]).unwrap_err();
     assert!(wrong.to_string().contains("`name`"), "{wrong}");
+}
+
+/// The data files of the parts of a backup whose place begins with `id`.
+fn data_of(deployment: &Deployment, id: &str) -> Vec<String> {
+    let prefix = format!("/backups/{id}-");
+    files(deployment).into_iter().filter(|f| f.contains(&prefix) && f.ends_with("data.sealed")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn increments_restore_verify_and_hold_their_base() {
+    database_tools().expect("scripts/test installs what this needs");
+    let deployment = Deployment::start();
+    let made = deployment.run(&["cluster", "create", "source", "--workers", "0", "--size-mib", "512"]);
+    let endpoint = made.pointer("/nodes/0/endpoint").unwrap().as_str().unwrap().to_owned();
+    let sql = |endpoint: &str, text: &str| deployment.sql(endpoint, text).unwrap();
+    sql(
+        &endpoint,
+        "CREATE TABLE t AS SELECT n, repeat(md5(n::text), 20) AS x FROM generate_series(1, 20000) n",
+    );
+    _ = deployment.run(&["backup", "create", "clusters/source", "full"]);
+    sql(&endpoint, "INSERT INTO t VALUES (0, 'one more')");
+    _ = deployment.run(&["backup", "create", "clusters/source", "monday", "--base", "backups/full"]);
+    sql(&endpoint, "UPDATE t SET x = 'changed' WHERE n = 7");
+    _ = deployment.run(&["backup", "create", "clusters/source", "tuesday", "--base", "backups/monday"]);
+    let len =
+        |id: &str| -> u64 { data_of(&deployment, id).iter().map(|f| fs::metadata(f).unwrap().len()).sum() };
+    assert!(len("monday") * 4 < len("full"), "{} of {} bytes have changed", len("monday"), len("full"));
+    assert_eq!(deployment.run(&["backup", "list"])[2]["base"], "backups/monday");
+
+    // No backup goes while another adds to it, and no other cluster's is a base.
+    let held = deployment.cli(&["backup", "delete", "backups/full"]).unwrap_err().to_string();
+    assert!(held.contains("`backups/monday` adds to it") && held.contains("BACKUP_IN_USE"), "{held}");
+    _ = deployment.run(&["cluster", "create", "other", "--workers", "0", "--size-mib", "512"]);
+    let wrong = deployment.cli(&["backup", "create", "clusters/other", "x", "--base", "backups/full"]);
+    assert!(wrong.unwrap_err().to_string().contains("`base`: must be a backup of the same cluster"));
+    let none = deployment.cli(&["backup", "create", "clusters/source", "x", "--base", "backups/none"]);
+    assert!(none.unwrap_err().to_string().contains("does not exist"));
+
+    // One flipped bit of the full backup: the increment that needs it does not verify, and is not restored.
+    _ = deployment.run(&["backup", "verify", "backups/tuesday"]);
+    let data = data_of(&deployment, "full").remove(0);
+    let good = fs::read(&data).unwrap();
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 1;
+    fs::write(&data, bad).unwrap();
+    let altered = deployment.cli(&["backup", "verify", "backups/tuesday"]).unwrap_err().to_string();
+    assert!(altered.contains("does not authenticate"), "{altered}");
+    let restore = |id: &str, from: &str| {
+        deployment.cli(&["cluster", "create", id, "--workers", "0", "--size-mib", "512", "--from", from])
+    };
+    let refused = restore("never", "backups/tuesday").unwrap_err().to_string();
+    assert!(refused.contains("does not authenticate"), "{refused}");
+    fs::write(&data, good).unwrap();
+    _ = deployment.run(&["backup", "verify", "backups/tuesday"]);
+
+    for (id, rows) in [("monday", "one more 0"), ("tuesday", "one more 1")] {
+        let copy = restore(&format!("copy-{id}"), &format!("backups/{id}")).unwrap();
+        let endpoint = copy.pointer("/nodes/0/endpoint").unwrap().as_str().unwrap().to_owned();
+        let both = "SELECT (SELECT x FROM t WHERE n = 0) || ' ' || count(*) FROM t WHERE x = 'changed'";
+        assert_eq!(sql(&endpoint, both).trim(), rows);
+    }
+    for id in ["tuesday", "monday", "full"] {
+        _ = deployment.run(&["backup", "delete", &format!("backups/{id}")]);
+    }
+    assert_eq!(files(&deployment), Vec::<String>::new());
 }

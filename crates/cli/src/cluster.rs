@@ -54,7 +54,15 @@ pub(crate) enum Verb {
 #[derive(Subcommand)]
 pub(crate) enum BackupVerb {
     /// Backs a cluster up.
-    Create { cluster: String, id: String },
+    Create {
+        cluster: String,
+        id: String,
+        /// An earlier backup, backups/ID: only what was written since is backed up, and restoring needs both.
+        #[arg(long)]
+        base: Option<String>,
+    },
+    /// Reads a backup, and what it adds to, without restoring it.
+    Verify { name: String },
     /// Removes a backup for good.
     Delete { name: String },
     /// Lists backups.
@@ -181,13 +189,17 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
 pub(crate) async fn run_backup(session: &Session, verb: BackupVerb) -> anyhow::Result<()> {
     let mut client = session.control("sysadmin")?;
     match verb {
-        BackupVerb::Create { cluster, id } => {
-            let operation = client
-                .create_backup(wire::CreateBackupRequest { parent: cluster, backup_id: id })
-                .await?
-                .into_inner();
+        BackupVerb::Create { cluster, id, base } => {
+            let base = base.unwrap_or_default();
+            let request = wire::CreateBackupRequest { parent: cluster, backup_id: id, base };
+            let operation = client.create_backup(request).await?.into_inner();
             wait(session, operation, false).await?;
             line("done");
+        }
+        BackupVerb::Verify { name } => {
+            let operation = client.verify_backup(wire::VerifyBackupRequest { name }).await?.into_inner();
+            wait(session, operation, false).await?;
+            line("every chunk authenticates");
         }
         BackupVerb::Delete { name } => {
             client.delete_backup(wire::DeleteBackupRequest { name }).await?;
@@ -198,7 +210,7 @@ pub(crate) async fn run_backup(session: &Session, verb: BackupVerb) -> anyhow::R
                 .list_backups(wire::ListBackupsRequest { page_size: 1000, page_token: String::new() })
                 .await?
                 .into_inner();
-            let view = |b: wire::Backup| json!({ "name": b.name, "cluster": b.cluster, "workers": b.worker_count, "created": time(b.create_time) });
+            let view = |b: wire::Backup| json!({ "name": b.name, "cluster": b.cluster, "workers": b.worker_count, "base": b.base, "created": time(b.create_time) });
             many(session.format, all.backups.into_iter().map(view).collect());
         }
     }

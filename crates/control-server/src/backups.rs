@@ -4,25 +4,28 @@ use crate::{
     engine::{Engine, RETRY, failure, ledger_failed},
     steps::gone_is_fine,
 };
-use custody_control::{BackupRecord, ClusterRecord, ClusterState, OperationRecord, OperationResult};
-use custody_proto::storage::{BackupProgress, BackupVolumeRequest, DeleteBackupRequest};
-use custody_rpc::status::{reason, status};
+use custody_control::{BackupRecord, ClusterRecord, ClusterState, OperationRecord, OperationResult, roles};
+use custody_proto::storage::{BackupProgress, BackupVolumeRequest, DeleteBackupRequest, VerifyBackupRequest};
+use custody_rpc::status::{invalid, reason, status};
 use custody_types::{Clock as _, SystemClock};
 use std::sync::Arc;
 use tonic::Status;
 use tracing::Instrument as _;
 
-/// Begins a backup of all volumes of a cluster, and answers the operation that makes it.
+/// Begins a backup of all volumes of a cluster, or of what has changed since `base`, and answers the operation that
+/// makes it.
 pub(crate) fn begin(
     engine: &Arc<Engine>,
     id: &str,
     cluster: ClusterRecord,
+    base: Option<&str>,
 ) -> Result<OperationRecord, Status> {
     let name = format!("backups/{id}");
     let mut operation = engine.new_operation(&name)?;
-    let backup = BackupRecord::new(id, &operation.id, &cluster, SystemClock.now());
+    let mut backup = BackupRecord::new(id, &operation.id, &cluster, SystemClock.now());
+    backup.base = base.map(str::to_owned);
     operation.backup = Some(backup.clone());
-    {
+    let base = {
         let _one_at_a_time = engine.changes.lock();
         let being_made = engine
             .ledger
@@ -34,10 +37,15 @@ pub(crate) fn begin(
             let why = format!("`{name}` exists already, or is being made");
             return Err(status("ALREADY_EXISTS", "ALREADY_EXISTS", &why, None));
         }
+        let base = base.map(|id| engine.ledger.backup(id)).transpose().map_err(ledger_failed)?;
+        if base.as_ref().is_some_and(|b| b.cluster != cluster.spec.name) {
+            return Err(invalid("base", "must be a backup of the same cluster"));
+        }
         engine.ledger.update(None, Some(&operation)).map_err(ledger_failed)?;
-    }
+        base
+    };
     let span = engine.span(Some(&operation.id));
-    tokio::spawn(run(engine.clone(), cluster, backup, operation.clone()).instrument(span));
+    tokio::spawn(run(engine.clone(), cluster, backup, base, operation.clone()).instrument(span));
     Ok(operation)
 }
 
@@ -45,12 +53,19 @@ async fn run(
     engine: Arc<Engine>,
     cluster: ClusterRecord,
     backup: BackupRecord,
+    base: Option<BackupRecord>,
     mut operation: OperationRecord,
 ) {
     for node in &cluster.nodes {
         operation.step = format!("backing up {}", node.role);
         _ = engine.ledger.update(None, Some(&operation));
-        if let Err(e) = back_up(&engine, &node.id, &format!("{}/{}", backup.place, node.role)).await {
+        let part = |of: &BackupRecord| format!("{}/{}", of.place, node.role);
+        let request = BackupVolumeRequest {
+            name: format!("volumes/{}", node.id),
+            backup: part(&backup),
+            base: base.as_ref().map(part).unwrap_or_default(),
+        };
+        if let Err(e) = back_up(&engine, request).await {
             return give_up(engine, backup, operation, failure(&e)).await;
         }
     }
@@ -63,8 +78,7 @@ async fn run(
 }
 
 /// Backs one volume up.
-async fn back_up(engine: &Engine, volume: &str, part: &str) -> Result<(), Status> {
-    let request = BackupVolumeRequest { name: format!("volumes/{volume}"), backup: part.to_owned() };
+async fn back_up(engine: &Engine, request: BackupVolumeRequest) -> Result<(), Status> {
     let mut progress = engine.platform.storage.clone().backup_volume(request).await?.into_inner();
     loop {
         match progress.message().await {
@@ -80,11 +94,16 @@ async fn back_up(engine: &Engine, volume: &str, part: &str) -> Result<(), Status
     }
 }
 
-/// Ends a backup that an earlier process of the control plane began.
-pub(crate) async fn end_interrupted(engine: Arc<Engine>, backup: BackupRecord, operation: OperationRecord) {
-    let why = "the control plane ended during the backup; take another";
-    let result = failure(&status("ABORTED", "BACKUP_INTERRUPTED", why, None));
-    give_up(engine, backup, operation, result).await;
+/// Ends what an earlier process of the control plane began with a backup: making it, or reading it.
+pub(crate) async fn end_interrupted(engine: Arc<Engine>, operation: OperationRecord) {
+    let ended = |why| failure(&status("ABORTED", "BACKUP_INTERRUPTED", why, None));
+    match operation.backup.clone() {
+        Some(backup) => {
+            let result = ended("the control plane ended during the backup; take another");
+            give_up(engine, backup, operation, result).await;
+        }
+        None => end(&engine, operation, ended("the control plane ended meanwhile; verify it again")).await,
+    }
 }
 
 /// Removes what was made, however long the storage node is away, and tells of the failure then.
@@ -100,13 +119,7 @@ async fn give_up(
         tracing::warn!(backup = backup.id, error = e.message(), "parts of a failed backup remain for now");
         tokio::time::sleep(RETRY).await;
     }
-    operation.step = "done".to_owned();
-    operation.result = Some(result);
-    while let Err(e) = engine.ledger.update(None, Some(&operation)) {
-        tracing::error!(backup = backup.id, error = %e, "a backup's end was not stored");
-        tokio::time::sleep(RETRY).await;
-    }
-    engine.finished.notify_waiters();
+    end(&engine, operation, result).await;
 }
 
 async fn remove_parts(engine: &Engine, backup: &BackupRecord) -> Result<(), Status> {
@@ -114,9 +127,57 @@ async fn remove_parts(engine: &Engine, backup: &BackupRecord) -> Result<(), Stat
     gone_is_fine(engine.platform.storage.clone().delete_backup(request).await.map(drop))
 }
 
+/// Begins to have every part of a backup read, and answers the operation that does it.
+pub(crate) fn begin_verification(engine: &Arc<Engine>, id: &str) -> Result<OperationRecord, Status> {
+    let backup = engine.ledger.backup(id).map_err(ledger_failed)?;
+    let operation = engine.new_operation(&format!("backups/{id}"))?;
+    engine.ledger.update(None, Some(&operation)).map_err(ledger_failed)?;
+    let span = engine.span(Some(&operation.id));
+    tokio::spawn(verify(engine.clone(), backup, operation.clone()).instrument(span));
+    Ok(operation)
+}
+
+async fn verify(engine: Arc<Engine>, backup: BackupRecord, mut operation: OperationRecord) {
+    let mut result = OperationResult::Success;
+    for role in roles(backup.workers) {
+        operation.step = format!("reading {role}");
+        _ = engine.ledger.update(None, Some(&operation));
+        let request = VerifyBackupRequest {
+            backup: format!("{}/{role}", backup.place),
+            managed_identity: backup.managed_identity.clone(),
+        };
+        if let Err(e) = engine.platform.storage.clone().verify_backup(request).await {
+            result = failure(&e);
+            break;
+        }
+    }
+    end(&engine, operation, result).await;
+}
+
+/// Stores how an operation ended, however long that takes.
+async fn end(engine: &Engine, mut operation: OperationRecord, result: OperationResult) {
+    operation.step = "done".to_owned();
+    operation.result = Some(result);
+    while let Err(e) = engine.ledger.update(None, Some(&operation)) {
+        tracing::error!(operation = operation.id, error = %e, "an operation's end was not stored");
+        tokio::time::sleep(RETRY).await;
+    }
+    engine.finished.notify_waiters();
+}
+
 /// Removes a backup: its parts first, then its record, so that a failure between them can be repeated.
 pub(crate) async fn delete(engine: &Engine, id: &str) -> Result<(), Status> {
     let backup = engine.ledger.backup(id).map_err(ledger_failed)?;
+    let making = engine.ledger.operations().map_err(ledger_failed)?.into_iter();
+    let making = making.filter(|o| o.result.is_none()).filter_map(|o| o.backup);
+    let made = engine.ledger.backups().map_err(ledger_failed)?.into_iter();
+    if let Some(increment) = made.chain(making).find(|b| b.base.as_deref() == Some(id)) {
+        let why = format!(
+            "`backups/{}` adds to it and could not be restored any more; delete that first",
+            increment.id
+        );
+        return Err(status("FAILED_PRECONDITION", "BACKUP_IN_USE", &why, None));
+    }
     let clusters = engine.ledger.clusters().map_err(ledger_failed)?;
     let reads = |c: &&ClusterRecord| {
         c.state == ClusterState::Creating && c.spec.source_backup.as_deref() == Some(&backup.place)

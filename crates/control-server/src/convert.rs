@@ -74,6 +74,7 @@ pub(crate) fn backup(b: &BackupRecord) -> wire::Backup {
         worker_count: i32::try_from(b.workers).unwrap_or(0),
         volume_size_bytes: i64::try_from(b.volume_size_bytes).unwrap_or(i64::MAX),
         create_time: Some(to_wire(b.create_time)),
+        base: b.base.as_ref().map(|id| format!("backups/{id}")).unwrap_or_default(),
     }
 }
 

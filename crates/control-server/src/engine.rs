@@ -83,8 +83,8 @@ impl Engine {
             engine.drive(cluster.spec.name.as_str());
         }
         for operation in engine.ledger.operations()?.into_iter().filter(|o| o.result.is_none()) {
-            if let Some(backup) = operation.backup.clone() {
-                tokio::spawn(backups::end_interrupted(engine.clone(), backup, operation));
+            if operation.target.starts_with("backups/") {
+                tokio::spawn(backups::end_interrupted(engine.clone(), operation));
             }
         }
         Ok(engine)

@@ -240,13 +240,17 @@ impl ClusterManager for ClusterService {
         let r = request.into_inner();
         let name: ClusterName = r.parent.parse().map_err(|e| invalid("parent", e))?;
         backup_id("backup_id", &format!("backups/{}", r.backup_id))?;
+        let base = match r.base.as_str() {
+            "" => None,
+            name => Some(backup_id("base", name)?),
+        };
         self.audited(&context, "BackupCreate", name.as_str(), async {
             let cluster = self.engine.ledger.cluster(name.as_str()).map_err(ledger_failed)?;
             if cluster.state != ClusterState::Ready && cluster.state != ClusterState::Stopped {
                 let why = format!("`{name}` is {}; it can be backed up when READY or STOPPED", cluster.state);
                 return Err(status("FAILED_PRECONDITION", "INVALID_CLUSTER_TRANSITION", &why, None));
             }
-            let operation = backups::begin(&self.engine, &r.backup_id, cluster)?;
+            let operation = backups::begin(&self.engine, &r.backup_id, cluster, base)?;
             Ok(Response::new(convert::operation(&operation, None)))
         })
         .await
@@ -261,6 +265,20 @@ impl ClusterManager for ClusterService {
         let id = backup_id("name", &name)?;
         self.audited(&context, "BackupDelete", &name, async {
             backups::delete(&self.engine, id).await.map(Response::new)
+        })
+        .await
+    }
+
+    async fn verify_backup(
+        &self,
+        request: Request<wire::VerifyBackupRequest>,
+    ) -> Result<Response<Operation>, Status> {
+        let context = CallContext::of(&request)?;
+        let name = request.into_inner().name;
+        let id = backup_id("name", &name)?;
+        self.audited(&context, "BackupVerify", &name, async {
+            let operation = backups::begin_verification(&self.engine, id)?;
+            Ok(Response::new(convert::operation(&operation, None)))
         })
         .await
     }

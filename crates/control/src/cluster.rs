@@ -153,9 +153,7 @@ impl ClusterRecord {
             endpoint: String::new(),
             key_version: String::new(),
         };
-        let nodes = std::iter::once(node("coordinator".to_owned()))
-            .chain((1..=spec.workers).map(|n| node(format!("worker-{n}"))))
-            .collect();
+        let nodes = roles(spec.workers).map(node).collect();
         Self {
             spec,
             state: ClusterState::Creating,
@@ -166,6 +164,11 @@ impl ClusterRecord {
             create_time: now,
         }
     }
+}
+
+/// The roles of a cluster's nodes: the coordinator first.
+pub fn roles(workers: u32) -> impl Iterator<Item = String> {
+    std::iter::once("coordinator".to_owned()).chain((1..=workers).map(|n| format!("worker-{n}")))
 }
 
 /// A backup of a whole cluster.
@@ -184,6 +187,12 @@ pub struct BackupRecord {
     pub volume_size_bytes: u64,
     /// When.
     pub create_time: UnixMillis,
+    /// The backup that it adds to, by id; none if it is full.
+    #[serde(default)]
+    pub base: Option<String>,
+    /// Who may unwrap its keys.
+    #[serde(default)]
+    pub managed_identity: String,
 }
 
 /// Characters of a backup's id that its place repeats, for people who look at the disk.
@@ -201,6 +210,8 @@ impl BackupRecord {
             workers: cluster.spec.workers,
             volume_size_bytes: cluster.spec.volume_size_bytes,
             create_time: now,
+            base: None,
+            managed_identity: cluster.spec.encryption.managed_identity.to_string(),
         }
     }
 }

@@ -10,7 +10,7 @@ mod state;
 
 pub use cluster::{
     BackupRecord, ClusterRecord, ClusterSpec, EncryptionSpec, NodeRecord, OperationRecord, OperationResult,
-    SpecError,
+    SpecError, roles,
 };
 pub use ledger::{Ledger, LedgerError};
 pub use plan::{Step, steps};

@@ -17,7 +17,7 @@ pub use keys::{Dek, DekAddress, VolumeKey, VolumeKeys, WrappedDek};
 pub use nonce::{Nonce, NonceSource};
 pub use provider::{Aead, CryptoProvider, Mac, Provider};
 pub use record::{SealedRecord, SealingKey};
-pub use stream::{CHUNK_LEN, StreamKey, StreamSealer};
+pub use stream::{CHUNK_HEAD_LEN, CHUNK_LEN, CHUNK_OVERHEAD_LEN, StreamKey, StreamSealer};
 
 /// Bytes of an AES-256 key.
 pub const KEY_LEN: usize = 32;

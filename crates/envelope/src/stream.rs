@@ -13,61 +13,71 @@ secret_key!(
     StreamKey
 );
 
-/// Seals or opens one stream. Each chunk's tag covers the stream id, its index and whether it is the last, so
-/// that chunks cannot be reordered, dropped, repeated, or cut from the end.
+/// Seals or opens the chunks of one stream, in any order. Each chunk's tag covers the stream id, its index and
+/// whether it is the last, so that chunks cannot be reordered, dropped, repeated, or cut from the end.
 pub struct StreamSealer {
     aead: Box<dyn Aead>,
     id: [u8; 16],
-    next: u64,
 }
 
+/// Bytes that a sealed chunk has before its ciphertext: the nonce.
+pub const CHUNK_HEAD_LEN: usize = 12;
+/// Bytes that a sealed chunk is longer than its plain bytes.
+pub const CHUNK_OVERHEAD_LEN: usize = CHUNK_HEAD_LEN + TAG_LEN;
+
 impl StreamKey {
-    /// Starts sealing, or opening, the stream `id` from its first chunk.
+    /// For the stream `id`.
     #[must_use]
     pub fn sealer(&self, provider: Provider, id: [u8; 16]) -> StreamSealer {
-        StreamSealer { aead: provider.aead(&self.0), id, next: 0 }
+        StreamSealer { aead: provider.aead(&self.0), id }
     }
 }
 
 impl StreamSealer {
-    fn aad(&mut self, last: bool) -> [u8; 32] {
+    fn aad(&self, index: u64, last: bool) -> [u8; 32] {
         let mut aad = [0; 32];
         aad[..7].copy_from_slice(b"custody");
         aad[7] = 0x10 + u8::from(last);
         aad[8..24].copy_from_slice(&self.id);
-        aad[24..].copy_from_slice(&self.next.to_le_bytes());
-        self.next += 1;
+        aad[24..].copy_from_slice(&index.to_le_bytes());
         aad
     }
 
-    /// Seals the next chunk into `out`: nonce, ciphertext, tag.
+    /// Seals a chunk in place: `chunk` has [`CHUNK_HEAD_LEN`] bytes of any content and then the plain bytes; it has
+    /// nonce, ciphertext and tag afterwards.
     ///
     /// # Errors
     /// The operating system's random source failed.
-    pub fn seal(&mut self, plain: &[u8], last: bool, out: &mut Vec<u8>) -> Result<(), RandomError> {
+    pub fn seal(&self, index: u64, last: bool, chunk: &mut Vec<u8>) -> Result<(), RandomError> {
         let mut nonce = Nonce::default();
         random(&mut nonce)?;
-        let aad = self.aad(last);
-        out.clear();
-        out.extend_from_slice(&nonce);
-        out.extend_from_slice(plain);
-        let (_, body) = out.split_at_mut(12);
-        let tag = self.aead.seal(&nonce, &aad, body);
-        out.extend_from_slice(&tag);
+        let (head, body) = chunk.split_at_mut(CHUNK_HEAD_LEN);
+        head.copy_from_slice(&nonce);
+        let tag = self.aead.seal(&nonce, &self.aad(index, last), body);
+        chunk.extend_from_slice(&tag);
         Ok(())
     }
 
-    /// Opens the next chunk.
+    /// Opens a chunk into `plain`, whose earlier bytes are lost.
     ///
     /// # Errors
-    /// It is not the next chunk of this stream, or not what was sealed.
-    pub fn open(&mut self, sealed: &[u8], last: bool) -> Result<Zeroizing<Vec<u8>>, OpenError> {
-        let aad = self.aad(last);
-        let (nonce, rest) = sealed.split_first_chunk::<12>().ok_or(OpenError)?;
+    /// It is not this chunk of this stream, or not what was sealed; `plain` is empty.
+    pub fn open(
+        &self,
+        index: u64,
+        last: bool,
+        sealed: &[u8],
+        plain: &mut Zeroizing<Vec<u8>>,
+    ) -> Result<(), OpenError> {
+        plain.clear();
+        let (nonce, rest) = sealed.split_first_chunk::<CHUNK_HEAD_LEN>().ok_or(OpenError)?;
         let (body, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(OpenError)?;
-        let mut plain = Zeroizing::new(vec![0; body.len()]);
-        self.aead.open(nonce, &aad, body, tag, &mut plain)?;
-        Ok(plain)
+        plain.resize(body.len(), 0);
+        let opened = self.aead.open(nonce, &self.aad(index, last), body, tag, plain);
+        if opened.is_err() {
+            plain.clear();
+        }
+        opened
     }
 }
 

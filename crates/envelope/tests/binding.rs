@@ -68,13 +68,19 @@ fn the_associated_data_is_frozen() {
 #[test]
 fn streams_keep_order_and_end() {
     let key = StreamKey::generate().unwrap();
-    let mut sealer = key.sealer(Provider::AwsLc, [1; 16]);
-    let (mut a, mut b) = (Vec::new(), Vec::new());
-    sealer.seal(b"one", false, &mut a).unwrap();
-    sealer.seal(b"two", true, &mut b).unwrap();
+    let sealer = key.sealer(Provider::AwsLc, [1; 16]);
+    let chunk = |plain: &[u8]| [&[0; CHUNK_HEAD_LEN], plain].concat();
+    let (mut a, mut b) = (chunk(b"one"), chunk(b"two"));
+    sealer.seal(0, false, &mut a).unwrap();
+    sealer.seal(1, true, &mut b).unwrap();
+    assert_eq!(a.len(), 3 + CHUNK_OVERHEAD_LEN);
     let open = |chunks: &[(&[u8], bool)]| {
-        let mut opener = key.sealer(Provider::RustCrypto, [1; 16]);
-        chunks.iter().all(|(c, last)| opener.open(c, *last).is_ok())
+        let (opener, mut plain) = (key.sealer(Provider::RustCrypto, [1; 16]), Default::default());
+        (0..).zip(chunks).all(|(i, (c, last))| {
+            let opened = opener.open(i, *last, c, &mut plain).is_ok();
+            assert_eq!(plain.is_empty(), !opened);
+            opened
+        })
     };
     assert!(open(&[(&a, false), (&b, true)]));
     assert!(!open(&[(&b, true)]), "a chunk was dropped");

@@ -4,52 +4,61 @@ use crate::{
     managed::Managed,
     node::{Node, blocking, failed, key_of, refused},
 };
+use custody_clients::VaultAccess;
 use custody_envelope::{OpenError, StreamKey, random};
-use custody_node::{BackupError, BackupManifest, Snapshot, Volume, read_backup, remove_backup, write_backup};
+use custody_node::{
+    BackupError, BackupManifest, Base, Marks, Piece, Snapshot, Volume, VolumeError, read_backup, read_marks,
+    remove_backup, write_backup,
+};
 use custody_proto::storage::BackupProgress;
 use custody_rpc::status::{invalid, status};
-use custody_types::{Clock as _, SystemClock};
+use custody_types::{Clock as _, ManagedIdentityName, SystemClock};
 use parking_lot::Mutex;
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::sync::mpsc;
 use tonic::Status;
 
-/// A backup whose key is at hand.
-pub(crate) struct Restore {
+/// A backup and all that it adds to, the full one first, with their keys.
+pub(crate) struct Chain(Vec<Part>);
+
+struct Part {
     dir: PathBuf,
     manifest: BackupManifest,
     key: StreamKey,
 }
 
-/// Backups that are being made, by directory.
+/// Backups that are being made, by directory, each with the one that it adds to.
 #[derive(Default)]
-pub(crate) struct Writing(Mutex<Vec<PathBuf>>);
+pub(crate) struct Writing(Mutex<Vec<[PathBuf; 2]>>);
 
 struct BeingWritten(Arc<Writing>, PathBuf);
 
 impl Writing {
-    fn enter(self: &Arc<Self>, dir: &Path) -> Result<BeingWritten, Status> {
+    fn enter(self: &Arc<Self>, dir: &Path, base: &Path) -> Result<BeingWritten, Status> {
         let mut dirs = self.0.lock();
-        if dirs.iter().any(|d| d == dir) {
+        if dirs.iter().any(|[d, _]| d == dir) {
             return Err(in_progress());
         }
-        dirs.push(dir.to_owned());
+        dirs.push([dir.to_owned(), base.to_owned()]);
         Ok(BeingWritten(self.clone(), dir.to_owned()))
     }
 
     fn any_in(&self, dir: &Path) -> bool {
-        self.0.lock().iter().any(|d| d.starts_with(dir))
+        self.0.lock().iter().flatten().any(|d| d.starts_with(dir))
     }
 }
 
 impl Drop for BeingWritten {
     fn drop(&mut self) {
         let Self(writing, dir) = self;
-        writing.0.lock().retain(|d| d != dir);
+        writing.0.lock().retain(|[d, _]| d != dir);
     }
 }
 
@@ -64,23 +73,83 @@ fn backup_failed(e: BackupError) -> Status {
         BackupError::Corrupt | BackupError::Manifest => {
             status("DATA_LOSS", "BACKUP_CORRUPT", &e.to_string(), None)
         }
+        BackupError::OtherVolume | BackupError::VolumeOlder => {
+            status("FAILED_PRECONDITION", "BACKUP_BASE_UNUSABLE", &e.to_string(), None)
+        }
         other => failed(other),
     }
 }
 
-impl Restore {
-    pub(crate) fn new(dir: PathBuf, manifest: BackupManifest, plain: &[u8]) -> Result<Self, Status> {
-        let key = StreamKey::from_bytes(plain)
-            .map_err(|OpenError| invalid("source_backup", "its key is malformed"))?;
-        Ok(Self { dir, manifest, key })
+/// Increments that are added to one full backup, at most.
+const CHAIN_LEN_MAX: usize = 64;
+
+impl Chain {
+    /// Finds what a backup adds to, and has all the keys unwrapped.
+    pub(crate) async fn open(
+        node: &Node,
+        access: &VaultAccess,
+        field: &'static str,
+        backup: &str,
+    ) -> Result<Self, Status> {
+        let (mut next, mut parts) = (Some(backup.to_owned()), Vec::<Part>::new());
+        let mut wanted = None;
+        while let Some(name) = next {
+            let dir = node.backup_dir(field, &name)?;
+            let manifest = BackupManifest::read(&dir).map_err(|e| match wanted {
+                None => invalid(field, e),
+                Some(_) => missing(&name),
+            })?;
+            if wanted.is_some_and(|id| id != manifest.backup_id) {
+                return Err(missing(&name));
+            }
+            if parts.len() >= CHAIN_LEN_MAX {
+                let why = format!("more than {CHAIN_LEN_MAX} backups add to one another; take a full one");
+                return Err(status("FAILED_PRECONDITION", "BACKUP_BASE_UNUSABLE", &why, None));
+            }
+            let plain = access.unwrap_key(&manifest.wrapped).await.map_err(refused)?;
+            let key =
+                StreamKey::from_bytes(&plain).map_err(|OpenError| invalid(field, "its key is malformed"))?;
+            (next, wanted) = manifest.base.clone().map(|b| (b.backup, b.backup_id)).unzip();
+            parts.push(Part { dir, manifest, key });
+        }
+        parts.reverse();
+        Ok(Self(parts))
+    }
+
+    /// The length of the volume that it was taken of.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.0.last().map_or(0, |part| part.manifest.size_bytes)
     }
 
     /// Writes everything into a new volume and makes it durable.
-    pub(crate) fn fill(self, volume: &Volume) -> Result<(), Status> {
-        read_backup(&self.dir, &self.manifest, &self.key, |offset, block| volume.write_at(offset, block))
-            .map_err(backup_failed)?;
+    pub(crate) fn fill(&self, volume: &Volume) -> Result<(), Status> {
+        self.read(|piece| match piece {
+            Piece::Data(at, bytes) => volume.write_in_place(at, bytes),
+            Piece::Hole(at, len) => volume.zero_at(at, len),
+            _ => Ok(()),
+        })?;
         volume.flush().map_err(failed)
     }
+
+    /// Reads everything, and answers whether it authenticates.
+    pub(crate) fn verify(&self) -> Result<(), Status> {
+        self.read(|_| Ok(()))
+    }
+
+    fn read(&self, visit: impl Fn(Piece<'_>) -> Result<(), VolumeError> + Sync) -> Result<(), Status> {
+        for part in &self.0 {
+            read_backup(&part.dir, &part.manifest, &part.key, &visit).map_err(|e| {
+                tracing::error!(backup = %part.dir.display(), error = %e, "a backup cannot be read");
+                backup_failed(e)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn missing(base: &str) -> Status {
+    let why = format!("the backup `{base}`, which it adds to, is missing or is another one");
+    status("DATA_LOSS", "BACKUP_CORRUPT", &why, None)
 }
 
 /// Begins a backup; progress comes on the channel, an error ends it.
@@ -88,9 +157,11 @@ pub(crate) async fn begin(
     node: &Arc<Node>,
     managed: Arc<Managed>,
     backup: &str,
+    base_name: &str,
 ) -> Result<mpsc::Receiver<Result<BackupProgress, Status>>, Status> {
-    let dir = node.backup_dir(backup)?;
-    let being_written = node.writing.enter(&dir)?;
+    let dir = node.backup_dir("backup", backup)?;
+    let base_dir = if base_name.is_empty() { PathBuf::new() } else { node.backup_dir("base", base_name)? };
+    let being_written = node.writing.enter(&dir, &base_dir)?;
     if dir.exists() {
         return Err(backup_failed(BackupError::Exists));
     }
@@ -106,21 +177,30 @@ pub(crate) async fn begin(
     let protector = managed.protector();
     let key_name =
         key_of(&protector.key).ok_or_else(|| invalid("name", "an ephemeral volume is not backed up"))?;
+    let access = node.access(&protector.managed_identity);
+    let base = match base_name {
+        "" => None,
+        name => Some(Chain::open(node, &access, "base", name).await?),
+    };
+    let base = base.and_then(|chain| chain.0.into_iter().last());
+    if base.as_ref().is_some_and(|part| part.manifest.volume_id != volume.id()) {
+        return Err(backup_failed(BackupError::OtherVolume));
+    }
     // A backup has a key of its own, wrapped by the KEK version of this moment.
     let key = StreamKey::generate().map_err(failed)?;
     let target =
         if protector.key.contains("/versions/") { protector.key.clone() } else { key_name.to_string() };
-    let wrapped = node
-        .access(&protector.managed_identity)
-        .wrap_key(&target, key.expose_to_wrap())
-        .await
-        .map_err(refused)?;
+    let wrapped = access.wrap_key(&target, key.expose_to_wrap()).await.map_err(refused)?;
     let mut backup_id = [0; 16];
     random(&mut backup_id).map_err(failed)?;
     let manifest = BackupManifest {
-        version: 1,
+        version: 2,
         backup_id,
         source: managed.name.to_string(),
+        volume_id: volume.id(),
+        base: base
+            .as_ref()
+            .map(|part| Base { backup: base_name.to_owned(), backup_id: part.manifest.backup_id }),
         size_bytes: managed.size_bytes(),
         create_time: SystemClock.now(),
         wrapped,
@@ -133,14 +213,19 @@ pub(crate) async fn begin(
         let _being_written = being_written;
         let progress = sender.clone();
         let done = blocking(move || {
+            let since = match &base {
+                Some(part) => read_marks(&part.dir, &part.manifest, &part.key).map_err(backup_failed)?,
+                None => Marks::new(),
+            };
             let snapshot = Snapshot::take(volume).map_err(failed)?;
-            let total = snapshot.blocks();
+            let total = AtomicU64::new(0);
             let tell = |done_blocks, total_blocks| {
+                total.store(total_blocks, Ordering::Relaxed);
                 _ = progress.try_send(Ok(BackupProgress { done_blocks, total_blocks, complete: false }));
                 if progress.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
-            write_backup(&dir, &manifest, &key, snapshot, tell).map_err(backup_failed)?;
-            Ok(total)
+            write_backup(&dir, &manifest, &key, snapshot, &since, tell).map_err(backup_failed)?;
+            Ok(total.into_inner())
         })
         .await;
         let last =
@@ -150,12 +235,42 @@ pub(crate) async fn begin(
     Ok(receiver)
 }
 
-/// Removes a backup, or a directory of them.
+/// Removes a backup, or a directory of them, unless another adds to it.
 pub(crate) async fn delete(node: &Node, backup: &str) -> Result<(), Status> {
-    let dir = node.backup_dir(backup)?;
+    let dir = node.backup_dir("backup", backup)?;
     if node.writing.any_in(&dir) {
         return Err(in_progress());
     }
-    let none = status("NOT_FOUND", "NOT_FOUND", &format!("the backup `{backup}` does not exist"), None);
-    blocking(move || if remove_backup(&dir).map_err(failed)? { Ok(()) } else { Err(none) }).await
+    let (root, name) = (node.config.backups.clone(), backup.to_owned());
+    blocking(move || {
+        if let Some(increment) = increment_of(&root, &name) {
+            let why =
+                format!("`{increment}` adds to it and could not be restored any more; delete that first");
+            return Err(status("FAILED_PRECONDITION", "BACKUP_IN_USE", &why, None));
+        }
+        if remove_backup(&dir).map_err(failed)? {
+            return Ok(());
+        }
+        Err(status("NOT_FOUND", "NOT_FOUND", &format!("the backup `{name}` does not exist"), None))
+    })
+    .await
+}
+
+/// A backup outside `name` that adds to `name`, or to one in it.
+fn increment_of(root: &Path, name: &str) -> Option<String> {
+    let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let tops: Vec<_> = entries(root).map(|e| e.path()).collect();
+    let parts = tops.iter().flat_map(|top| entries(top).map(|e| e.path()));
+    tops.iter().cloned().chain(parts).find_map(|dir| {
+        let own = dir.strip_prefix(root).ok()?;
+        let base = BackupManifest::read(&dir).ok()?.base?.backup;
+        (Path::new(&base).starts_with(name) && !own.starts_with(name)).then(|| own.display().to_string())
+    })
+}
+
+/// Reads a backup and what it adds to, as a managed identity that may unwrap its keys.
+pub(crate) async fn verify(node: &Node, backup: &str, managed_identity: &str) -> Result<(), Status> {
+    _ = managed_identity.parse::<ManagedIdentityName>().map_err(|e| invalid("managed_identity", e))?;
+    let chain = Chain::open(node, &node.access(managed_identity), "backup", backup).await?;
+    blocking(move || chain.verify()).await
 }

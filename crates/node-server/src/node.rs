@@ -1,14 +1,14 @@
 //! The node: its volumes, and how they are made, found and removed.
 
 use crate::{
-    backup::Writing,
+    backup::{Chain, Writing},
     keeper,
     managed::{Managed, VolumeStatus},
     watch::Watches,
 };
 use custody_clients::{AccessError, Endpoint, TokenSource, VaultAccess};
 use custody_envelope::VolumeKey;
-use custody_node::{BackupManifest, Protector, ProtectorKind, Superblock, Volume, VolumeOptions};
+use custody_node::{Protector, ProtectorKind, Superblock, Volume, VolumeOptions};
 use custody_rpc::status::{invalid, status};
 use custody_types::{KeyName, KeyVersionName, ManagedIdentityName, VaultName, VolumeName};
 use parking_lot::{Mutex, RwLock};
@@ -221,8 +221,11 @@ impl Node {
         let key = VolumeKey::from_bytes(&opened).map_err(failed)?;
         let restore = match new.source_backup.as_str() {
             "" => None,
-            backup => Some(self.open_backup(&access, backup, new.size_bytes).await?),
+            backup => Some(Chain::open(self, &access, "source_backup", backup).await?),
         };
+        if let Some(had) = restore.as_ref().map(Chain::size_bytes).filter(|had| *had != new.size_bytes) {
+            return Err(invalid("volume.size_bytes", format!("must be {had}, as the backup's volume had")));
+        }
         let kind =
             if new.customer_managed { ProtectorKind::CustomerManaged } else { ProtectorKind::ServiceManaged };
         let protector = Protector {
@@ -277,33 +280,14 @@ impl Node {
         Ok(access)
     }
 
-    /// Unwraps a backup's key.
-    pub(crate) async fn open_backup(
-        &self,
-        access: &VaultAccess,
-        backup: &str,
-        size_bytes: u64,
-    ) -> Result<crate::backup::Restore, Status> {
-        let dir = self.backup_dir(backup)?;
-        let manifest = BackupManifest::read(&dir).map_err(|e| invalid("source_backup", e))?;
-        if manifest.size_bytes != size_bytes {
-            return Err(invalid(
-                "volume.size_bytes",
-                format!("must be {}, as the backup's volume had", manifest.size_bytes),
-            ));
-        }
-        let plain = access.unwrap_key(&manifest.wrapped).await.map_err(refused)?;
-        crate::backup::Restore::new(dir, manifest, &plain)
-    }
-
     /// Where a backup is kept: an id, with one folder before it at most.
-    pub(crate) fn backup_dir(&self, backup: &str) -> Result<PathBuf, Status> {
+    pub(crate) fn backup_dir(&self, field: &'static str, backup: &str) -> Result<PathBuf, Status> {
         let good = |part: &str| format!("volumes/{part}").parse::<VolumeName>().is_ok();
         if backup.split('/').count() <= 2 && backup.split('/').all(good) {
             Ok(self.config.backups.join(backup))
         } else {
             Err(invalid(
-                "backup",
+                field,
                 "must be an id, or two with a slash between: a-z, 0-9 and -, beginning with a letter",
             ))
         }

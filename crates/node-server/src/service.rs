@@ -296,7 +296,7 @@ impl StorageNode for StorageService {
     ) -> Result<Response<Self::BackupVolumeStream>, Status> {
         let r = request.into_inner();
         let managed = self.node.volume(&r.name)?;
-        let progress = backup::begin(&self.node, managed, &r.backup).await?;
+        let progress = backup::begin(&self.node, managed, &r.backup, &r.base).await?;
         Ok(Response::new(Box::pin(ReceiverStream::new(progress))))
     }
 
@@ -305,5 +305,13 @@ impl StorageNode for StorageService {
         request: Request<wire::DeleteBackupRequest>,
     ) -> Result<Response<()>, Status> {
         backup::delete(&self.node, &request.get_ref().backup).await.map(Response::new)
+    }
+
+    async fn verify_backup(
+        &self,
+        request: Request<wire::VerifyBackupRequest>,
+    ) -> Result<Response<()>, Status> {
+        let r = request.get_ref();
+        backup::verify(&self.node, &r.backup, &r.managed_identity).await.map(Response::new)
     }
 }

@@ -1,35 +1,64 @@
-//! Full backups: a snapshot sealed under a key of its own, wrapped by the KEK.
+//! Backups: what a snapshot holds, or what of it has changed since another backup, sealed under a key of its own that
+//! the KEK wraps.
 //!
 //! A backup is a directory: `manifest.json`, and `data.sealed` in chunks (`docs/formats/backup.md`). It is made
 //! under another name and renamed when whole, so that a backup that exists is complete.
 
-use crate::{Snapshot, VolumeError, layout::BLOCK_LEN};
-use custody_envelope::{CHUNK_LEN, OpenError, Provider, RandomError, StreamKey, checksum};
+use crate::{VolumeError, layout::BLOCK_LEN};
+use custody_envelope::{CHUNK_LEN, OpenError, RandomError, checksum};
 use custody_types::{UnixMillis, WrappedKey};
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
-    io::{self, BufReader, BufWriter, Read as _, Write as _},
-    ops::ControlFlow,
+    io,
     path::Path,
 };
+
+/// Bytes of a record's head in a chunk: kind u32, count u32, place u64.
+pub(crate) const RECORD_LEN: usize = 16;
+/// Blocks in a chunk of data, each with a record of its own at worst.
+pub(crate) const CHUNK_BLOCKS: usize = CHUNK_LEN / (RECORD_LEN + BLOCK_LEN);
+/// `count` blocks of data, which follow; `place` is their byte offset in the volume.
+pub(crate) const KIND_DATA: u32 = 1;
+/// `count` blocks of zeros at the byte offset `place`.
+pub(crate) const KIND_HOLE: u32 = 2;
+/// Extent `count` is backed up to its write `place`.
+pub(crate) const KIND_MARK: u32 = 3;
+
+/// How far each extent is backed up: an increment has the writes after it.
+pub type Marks = BTreeMap<u32, u64>;
 
 /// What a backup is, in clear: nothing here tells content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackupManifest {
-    /// Format version: 1.
+    /// Format version: 2.
     pub version: u32,
     /// The backup's random id; part of the associated data of its chunks.
     pub backup_id: [u8; 16],
     /// The volume it was taken of, by name.
     pub source: String,
+    /// The random id of that volume, which a restored copy has not.
+    pub volume_id: [u8; 16],
+    /// The backup that this one adds to; none if it is full.
+    pub base: Option<Base>,
     /// The volume's length.
     pub size_bytes: u64,
     /// When.
     pub create_time: UnixMillis,
     /// The backup's key, wrapped by the KEK version of that time.
     pub wrapped: WrappedKey,
+}
+
+/// What an increment adds to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// Where it is, under the node's directory of backups.
+    pub backup: String,
+    /// Its random id.
+    pub backup_id: [u8; 16],
 }
 
 /// A backup that was not made or not read.
@@ -46,8 +75,14 @@ pub enum BackupError {
     #[error("the backup does not authenticate: it was altered, cut, or belongs to another key")]
     Corrupt,
     /// The manifest is not readable.
-    #[error("`manifest.json` is missing or is not a manifest of version 1")]
+    #[error("`manifest.json` is missing or is not a manifest of version 2")]
     Manifest,
+    /// The base is of another volume.
+    #[error("the base is a backup of another volume, or of one since restored; take a full backup")]
+    OtherVolume,
+    /// The volume has fewer writes than the base.
+    #[error("the volume is older than the base: it was put back to an earlier state; take a full backup")]
+    VolumeOlder,
     /// The volume failed.
     #[error(transparent)]
     Volume(#[from] VolumeError),
@@ -67,7 +102,7 @@ impl From<OpenError> for BackupError {
 
 impl BackupManifest {
     /// The first bytes of the first chunk: ties the clear manifest to the sealed stream.
-    fn binding(&self) -> [u8; 32] {
+    pub(crate) fn binding(&self) -> [u8; 32] {
         checksum(&serde_json::to_vec(self).unwrap_or_default())
     }
 
@@ -78,122 +113,8 @@ impl BackupManifest {
     pub fn read(dir: &Path) -> Result<Self, BackupError> {
         let bytes = fs::read(dir.join("manifest.json")).map_err(|_| BackupError::Manifest)?;
         let manifest: Self = serde_json::from_slice(&bytes).map_err(|_| BackupError::Manifest)?;
-        if manifest.version == 1 { Ok(manifest) } else { Err(BackupError::Manifest) }
+        if manifest.version == 2 { Ok(manifest) } else { Err(BackupError::Manifest) }
     }
-}
-
-/// Writes a backup to `dir`, which must not exist. Whole or absent: a failure leaves nothing under that name.
-/// Calls `progress` with blocks done and blocks in all; it may give the backup up.
-///
-/// # Errors
-/// See [`BackupError`].
-pub fn write_backup(
-    dir: &Path,
-    manifest: &BackupManifest,
-    key: &StreamKey,
-    snapshot: Snapshot,
-    progress: impl FnMut(u64, u64) -> ControlFlow<()>,
-) -> Result<(), BackupError> {
-    if dir.exists() {
-        return Err(BackupError::Exists);
-    }
-    let parent = dir.parent().ok_or(BackupError::Manifest)?;
-    let name = dir.file_name().ok_or(BackupError::Manifest)?.to_string_lossy();
-    let partial = parent.join(format!(".{name}.partial"));
-    _ = fs::remove_dir_all(&partial);
-    fs::create_dir_all(&partial)?;
-    let made = write_parts(&partial, manifest, key, snapshot, progress).and_then(|()| {
-        fs::rename(&partial, dir)?;
-        Ok(File::open(parent)?.sync_all()?)
-    });
-    if made.is_err() {
-        _ = fs::remove_dir_all(&partial);
-    }
-    made
-}
-
-fn write_parts(
-    dir: &Path,
-    manifest: &BackupManifest,
-    key: &StreamKey,
-    snapshot: Snapshot,
-    mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
-) -> Result<(), BackupError> {
-    let mut sealer = key.sealer(Provider::default(), manifest.backup_id);
-    let mut out = BufWriter::with_capacity(2 * CHUNK_LEN, File::create_new(dir.join("data.sealed"))?);
-    let mut plain = manifest.binding().to_vec();
-    let mut sealed = Vec::with_capacity(CHUNK_LEN + 64);
-    let mut put = |plain: &mut Vec<u8>, last: bool| -> Result<(), BackupError> {
-        sealer.seal(plain, last, &mut sealed)?;
-        out.write_all(&u32::try_from(sealed.len()).unwrap_or(u32::MAX).to_le_bytes())?;
-        out.write_all(&sealed)?;
-        plain.clear();
-        Ok(())
-    };
-    let total = snapshot.blocks();
-    let mut done = 0;
-    snapshot.read::<BackupError>(|offset, block| {
-        if plain.len() + 8 + block.len() > CHUNK_LEN {
-            put(&mut plain, false)?;
-            if progress(done, total).is_break() {
-                return Err(BackupError::GivenUp);
-            }
-        }
-        plain.extend_from_slice(&offset.to_le_bytes());
-        plain.extend_from_slice(block);
-        done += 1;
-        Ok(())
-    })?;
-    put(&mut plain, true)?;
-    if progress(done, total).is_break() {
-        return Err(BackupError::GivenUp);
-    }
-    let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    let mut text = File::create_new(dir.join("manifest.json"))?;
-    text.write_all(&serde_json::to_vec(manifest).unwrap_or_default())?;
-    text.sync_all()?;
-    Ok(File::open(dir)?.sync_all()?)
-}
-
-/// Reads a backup and gives each block with its offset to `visit`. Blocks are authenticated one chunk at a time,
-/// so a caller must discard everything if this fails.
-///
-/// # Errors
-/// See [`BackupError`].
-pub fn read_backup(
-    dir: &Path,
-    manifest: &BackupManifest,
-    key: &StreamKey,
-    mut visit: impl FnMut(u64, &[u8]) -> Result<(), VolumeError>,
-) -> Result<(), BackupError> {
-    let mut sealer = key.sealer(Provider::default(), manifest.backup_id);
-    let file = File::open(dir.join("data.sealed"))?;
-    let mut left = file.metadata()?.len();
-    let mut input = BufReader::with_capacity(2 * CHUNK_LEN, file);
-    let mut first = true;
-    while left > 0 {
-        let mut len = [0; 4];
-        input.read_exact(&mut len).map_err(|_| BackupError::Corrupt)?;
-        let len = u32::from_le_bytes(len);
-        if len as usize > CHUNK_LEN + 64 || u64::from(len) + 4 > left {
-            return Err(BackupError::Corrupt);
-        }
-        left -= u64::from(len) + 4;
-        let mut sealed = vec![0; len as usize];
-        input.read_exact(&mut sealed)?;
-        let plain = sealer.open(&sealed, left == 0)?;
-        let mut rest = &plain[..];
-        if std::mem::take(&mut first) {
-            rest = rest.strip_prefix(&manifest.binding()).ok_or(BackupError::Corrupt)?;
-        }
-        while let Some((offset, tail)) = rest.split_first_chunk::<8>() {
-            let (block, tail) = tail.split_at_checked(BLOCK_LEN).ok_or(BackupError::Corrupt)?;
-            visit(u64::from_le_bytes(*offset), block)?;
-            rest = tail;
-        }
-    }
-    if first { Err(BackupError::Corrupt) } else { Ok(()) }
 }
 
 /// Removes a backup, or a directory of backups. Renamed first, so that what is half removed is not taken for one.

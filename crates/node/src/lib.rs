@@ -4,6 +4,8 @@
 
 mod allocation;
 mod backup;
+mod backup_reader;
+mod backup_writer;
 mod error;
 mod extent;
 mod extent_table;
@@ -18,7 +20,9 @@ mod superblock;
 mod volume;
 mod write;
 
-pub use backup::{BackupError, BackupManifest, read_backup, remove_backup, write_backup};
+pub use backup::{BackupError, BackupManifest, Base, Marks, remove_backup};
+pub use backup_reader::{Piece, read_backup, read_marks};
+pub use backup_writer::write_backup;
 pub use error::VolumeError;
 pub use lease::{Lease, LeaseEvent, LeaseState, RevokeReason};
 pub use snapshot::Snapshot;

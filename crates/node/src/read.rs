@@ -97,9 +97,14 @@ impl Volume {
         })
     }
 
-    /// Reads the slots of blocks that hold data, each run of neighbours at once.
-    fn fetch(&self, index: u32, lives: &[Option<Live>], sealed: &mut [u8]) -> Result<(), VolumeError> {
-        let slot = |i: usize| lives.get(i)?.as_ref().filter(|l| !l.entry.hole).map(|l| l.slot);
+    /// Reads the slots of blocks that hold data, neighbours at once.
+    pub(crate) fn fetch<L: Copy + Into<Option<Live>>>(
+        &self,
+        index: u32,
+        lives: &[L],
+        sealed: &mut [u8],
+    ) -> Result<(), VolumeError> {
+        let slot = |i: usize| (*lives.get(i)?).into().filter(|l| !l.entry.hole).map(|l| l.slot);
         let mut i = 0;
         while i < lives.len() {
             let Some(start) = slot(i) else {

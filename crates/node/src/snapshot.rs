@@ -2,13 +2,13 @@
 
 use crate::{
     Volume, VolumeError,
+    backup::{BackupError, Marks},
     extent::{Extent, Live, Sealer},
-    layout::{BLOCK_LEN, EXTENT_LEN, slot_start},
+    layout::BLOCK_LEN,
 };
 use std::{
     collections::BTreeSet,
     fmt,
-    os::unix::fs::FileExt as _,
     sync::{Arc, atomic::Ordering},
 };
 
@@ -19,9 +19,14 @@ pub struct Snapshot {
     extents: Vec<Frozen>,
 }
 
-struct Frozen {
+/// One extent of a snapshot. Its slots are given away again when it is dropped.
+pub(crate) struct Frozen {
+    volume: Arc<Volume>,
     extent: Arc<Extent>,
-    lives: Vec<Live>,
+    /// The last write that it holds.
+    pub(crate) sequence: u64,
+    /// Blocks with an entry, in order.
+    pub(crate) lives: Vec<Live>,
     sealers: Vec<Arc<Sealer>>,
 }
 
@@ -32,8 +37,34 @@ impl Drop for Frozen {
     }
 }
 
+impl Frozen {
+    pub(crate) fn index(&self) -> u32 {
+        self.extent.index
+    }
+
+    /// Opens neighbouring blocks, all of data or all holes, into `out`.
+    pub(crate) fn open(&self, run: &[Live], sealed: &mut Vec<u8>, out: &mut [u8]) -> Result<(), VolumeError> {
+        let index = self.extent.index;
+        sealed.resize(out.len(), 0);
+        self.volume.fetch(index, run, sealed)?;
+        let mut blocks = out.chunks_mut(BLOCK_LEN).zip(sealed.chunks(BLOCK_LEN));
+        for Live { entry, .. } in run {
+            let corrupt = || VolumeError::Corrupt { extent: index, block: Some(entry.block) };
+            let sealer =
+                self.sealers.iter().find(|s| s.record.generation == entry.generation).ok_or_else(corrupt)?;
+            let (plain, sealed) =
+                if entry.hole { Default::default() } else { blocks.next().ok_or_else(corrupt)? };
+            let address = self.volume.loader().address(index, entry);
+            let opened = sealer.sealer.open(&address, &entry.nonce, sealed, &entry.tag, plain);
+            opened.map_err(|_| corrupt())?;
+        }
+        Ok(())
+    }
+}
+
 impl Snapshot {
-    /// Takes a snapshot. Loads every extent of the volume first, then holds writes for the copy of the maps.
+    /// Takes a snapshot. Loads every extent of the volume first, then holds writes for the copy of the maps, and
+    /// makes all that it holds durable: what an increment counts on is never lost and its numbers never used again.
     ///
     /// # Errors
     /// An extent does not authenticate, or the disk failed.
@@ -53,21 +84,18 @@ impl Snapshot {
             .map(|extent| {
                 let mut state = extent.state.write();
                 state.slots.pin();
-                state.counted_sequence = extent.sequence.load(Ordering::Acquire);
-                let lives = state.blocks.iter().flatten().filter(|l| !l.entry.hole).copied().collect();
+                let sequence = extent.sequence.load(Ordering::Acquire);
+                state.counted_sequence = sequence;
+                let lives = state.blocks.iter().flatten().copied().collect();
                 let sealers = std::iter::once(state.current.clone()).chain(state.previous.clone()).collect();
                 drop(state);
-                Frozen { extent, lives, sealers }
+                Frozen { volume: volume.clone(), extent, sequence, lives, sealers }
             })
             .collect();
         drop(alone);
-        Ok(Self { volume, extents })
-    }
-
-    /// Blocks that hold data.
-    #[must_use]
-    pub fn blocks(&self) -> u64 {
-        self.extents.iter().map(|e| e.lives.len() as u64).sum()
+        let snapshot = Self { volume, extents };
+        snapshot.volume.flush()?;
+        Ok(snapshot)
     }
 
     /// The volume's length.
@@ -76,41 +104,22 @@ impl Snapshot {
         self.volume.size_bytes
     }
 
-    /// Gives every block that holds data, in order, to `visit` with its byte offset. Each extent is released as
-    /// soon as it has been read.
-    ///
-    /// # Errors
-    /// A block does not authenticate, the disk failed, or `visit` did.
-    pub fn read<E: From<VolumeError>>(
-        self,
-        mut visit: impl FnMut(u64, &[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let Self { volume, extents } = self;
-        let (mut sealed, mut plain) = (vec![0; BLOCK_LEN], vec![0; BLOCK_LEN]);
-        for frozen in extents {
-            let index = frozen.extent.index;
-            for live in &frozen.lives {
-                let corrupt = VolumeError::Corrupt { extent: index, block: Some(live.entry.block) };
-                let Some(sealer) =
-                    frozen.sealers.iter().find(|s| s.record.generation == live.entry.generation)
-                else {
-                    return Err(corrupt.into());
-                };
-                volume
-                    .file
-                    .read_exact_at(&mut sealed, slot_start(index, live.slot))
-                    .map_err(VolumeError::from)?;
-                let address = volume.loader().address(index, &live.entry);
-                let opened =
-                    sealer.sealer.open(&address, &live.entry.nonce, &sealed, &live.entry.tag, &mut plain);
-                opened.map_err(|_| corrupt)?;
-                visit(
-                    u64::from(index) * EXTENT_LEN + u64::from(live.entry.block) * BLOCK_LEN as u64,
-                    &plain,
-                )?;
+    /// The extents, each with what was written after its mark. An extent without one is taken as if new: what was
+    /// never written, and holes, are zeros in its absence.
+    pub(crate) fn freeze(self, since: &Marks) -> Result<Vec<Arc<Frozen>>, BackupError> {
+        let mut extents = Vec::with_capacity(self.extents.len());
+        for mut frozen in self.extents {
+            match since.get(&frozen.index()) {
+                Some(mark) if *mark > frozen.sequence => return Err(BackupError::VolumeOlder),
+                Some(mark) => frozen.lives.retain(|l| l.entry.sequence > *mark),
+                None => frozen.lives.retain(|l| !l.entry.hole),
             }
+            extents.push(Arc::new(frozen));
         }
-        Ok(())
+        if since.keys().any(|index| extents.binary_search_by_key(index, |e| e.index()).is_err()) {
+            return Err(BackupError::VolumeOlder);
+        }
+        Ok(extents)
     }
 }
 

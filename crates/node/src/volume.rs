@@ -161,6 +161,12 @@ impl Volume {
         self.size_bytes
     }
 
+    /// The volume's random id: no other has it, not one restored from a backup either.
+    #[must_use]
+    pub fn id(&self) -> [u8; 16] {
+        self.id
+    }
+
     /// What protects the volume now.
     #[must_use]
     pub fn protector(&self) -> Protector {

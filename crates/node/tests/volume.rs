@@ -6,10 +6,8 @@ use custody_node::{layout::*, *};
 use proptest::prelude::*;
 use std::{
     fs,
-    ops::ControlFlow,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 const KEY: [u8; 32] = [9; 32];
@@ -346,77 +344,6 @@ fn many_writers_and_flushers_lose_nothing() {
             assert_eq!(read(&volume, (t * 300 + i) * 1024 * 8, 8), (t * 1000 + i).to_le_bytes());
         }
     }
-}
-
-#[test]
-fn a_backup_is_of_one_moment_and_restores_elsewhere() {
-    use custody_envelope::StreamKey;
-    let dir = tempfile::tempdir().unwrap();
-    let (_, volume) = make(dir.path(), 40 << 20);
-    let volume = Arc::new(volume);
-    volume.write_at(0, &vec![1; 3 << 20]).unwrap();
-    volume.write_at(EXTENT_LEN + 4096, &vec![2; 4096]).unwrap();
-    let snapshot = Snapshot::take(volume.clone()).unwrap();
-    for _ in 0..5 {
-        volume.write_at(0, &vec![9; 3 << 20]).unwrap();
-    }
-    volume.flush().unwrap();
-    let stream = StreamKey::generate().unwrap();
-    let manifest = BackupManifest {
-        version: 1,
-        backup_id: [3; 16],
-        source: "volumes/v".into(),
-        size_bytes: 40 << 20,
-        create_time: custody_types::UnixMillis::from_secs(1),
-        wrapped: custody_types::WrappedKey {
-            key_version: "vaults/v/keys/k/versions/00000000000000000000000000000000".parse().unwrap(),
-            algorithm: custody_types::WrapAlgorithm::RsaOaep256,
-            ciphertext: vec![1],
-        },
-    };
-    let at = dir.path().join("backup");
-    write_backup(&at, &manifest, &stream, snapshot, |_, _| ControlFlow::Continue(())).unwrap();
-    assert!(matches!(
-        write_backup(&at, &manifest, &stream, Snapshot::take(volume.clone()).unwrap(), |_, _| {
-            ControlFlow::Continue(())
-        }),
-        Err(BackupError::Exists)
-    ));
-    let given_up = dir.path().join("given-up");
-    let outcome =
-        write_backup(&given_up, &manifest, &stream, Snapshot::take(volume.clone()).unwrap(), |done, _| {
-            if done > 100 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-    assert!(matches!(outcome, Err(BackupError::GivenUp)));
-    let left: Vec<_> = fs::read_dir(dir.path())
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .filter(|n| n.to_string_lossy().contains("given-up"))
-        .collect();
-    assert!(left.is_empty(), "{left:?} is left of a backup that was given up");
-    let restored = Volume::create(
-        &dir.path().join("r"),
-        40 << 20,
-        &VolumeKey::generate().unwrap(),
-        protector(),
-        VolumeOptions::default(),
-    )
-    .unwrap();
-    let found = BackupManifest::read(&at).unwrap();
-    read_backup(&at, &found, &stream, |offset, block| restored.write_at(offset, block)).unwrap();
-    assert_eq!(read(&restored, 0, 3 << 20), vec![1; 3 << 20]);
-    assert_eq!(read(&restored, EXTENT_LEN + 4096, 4096), vec![2; 4096]);
-    let forged = BackupManifest { source: "volumes/w".into(), ..found.clone() };
-    assert!(read_backup(&at, &forged, &stream, |_, _| Ok(())).is_err(), "the manifest was altered");
-    let data = at.join("data.sealed");
-    let whole = fs::read(&data).unwrap();
-    for len in [0, 3, 100, whole.len() - 1] {
-        fs::write(&data, &whole[..len]).unwrap();
-        assert!(read_backup(&at, &found, &stream, |_, _| Ok(())).is_err(), "cut to {len}");
-    }
-    assert!(remove_backup(&at).unwrap());
-    assert!(!remove_backup(&at).unwrap(), "it is gone");
-    assert!(BackupManifest::read(&at).is_err());
 }
 
 proptest! {

@@ -101,6 +101,7 @@ pub fn rule(method: Method) -> Rule {
         | ClusterManagerRewrapCluster
         | ClusterManagerCreateBackup
         | ClusterManagerDeleteBackup
+        | ClusterManagerVerifyBackup
         | ClusterManagerCreateIdentity => Rule::Duties(&[SystemAdministrator]),
         ClusterManagerGetCluster | ClusterManagerListClusters => {
             Rule::Duties(&[SecurityOfficer, SystemAdministrator, DatabaseAdministrator, Auditor])
@@ -115,7 +116,8 @@ pub fn rule(method: Method) -> Rule {
         | StorageNodeRevalidateVolume
         | StorageNodeRewrapVolume
         | StorageNodeBackupVolume
-        | StorageNodeDeleteBackup => Rule::Services(CONTROL),
+        | StorageNodeDeleteBackup
+        | StorageNodeVerifyBackup => Rule::Services(CONTROL),
         StorageNodeRotateExtentKey => Rule::Duties(&[SystemAdministrator]),
         StorageNodeGetVolume | StorageNodeListVolumes => {
             Rule::Duties(&[SystemAdministrator, Auditor, Workload])

@@ -183,8 +183,11 @@ impl Stage {
     }
 
     pub(crate) async fn back_up(&self, id: &str, backup: &str) -> anyhow::Result<()> {
-        let request =
-            ctl::CreateBackupRequest { parent: format!("clusters/{id}"), backup_id: backup.to_owned() };
+        let request = ctl::CreateBackupRequest {
+            parent: format!("clusters/{id}"),
+            backup_id: backup.to_owned(),
+            base: String::new(),
+        };
         let operation = self.session.control("sysadmin")?.create_backup(request).await?.into_inner();
         cluster::wait(&self.session, operation, true).await?;
         self.check(

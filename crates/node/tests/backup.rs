@@ -1,0 +1,237 @@
+//! What backups promise: of one moment, whole or refused, and increments that add up.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use custody_envelope::{StreamKey, VolumeKey};
+use custody_node::{layout::EXTENT_LEN, *};
+use std::{
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const SIZE: u64 = 40 << 20;
+
+struct Stage {
+    dir: tempfile::TempDir,
+    volume: Arc<Volume>,
+    key: StreamKey,
+}
+
+fn make(path: &Path) -> Volume {
+    let protector = Protector {
+        kind: ProtectorKind::CustomerManaged,
+        key: "vaults/v/keys/k".into(),
+        managed_identity: "managedIdentities/m".into(),
+        wrapped: None,
+    };
+    Volume::create(path, SIZE, &VolumeKey::generate().unwrap(), protector, VolumeOptions::default()).unwrap()
+}
+
+impl Stage {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Arc::new(make(&dir.path().join("source")));
+        Self { dir, volume, key: StreamKey::generate().unwrap() }
+    }
+
+    fn place(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn manifest(&self, id: u8, base: Option<(&str, u8)>) -> BackupManifest {
+        BackupManifest {
+            version: 2,
+            backup_id: [id; 16],
+            source: "volumes/v".into(),
+            volume_id: self.volume.id(),
+            base: base.map(|(backup, id)| Base { backup: backup.into(), backup_id: [id; 16] }),
+            size_bytes: SIZE,
+            create_time: custody_types::UnixMillis::from_secs(1),
+            wrapped: custody_types::WrappedKey {
+                key_version: "vaults/v/keys/k/versions/00000000000000000000000000000000".parse().unwrap(),
+                algorithm: custody_types::WrapAlgorithm::RsaOaep256,
+                ciphertext: vec![1],
+            },
+        }
+    }
+
+    fn write(
+        &self,
+        name: &str,
+        manifest: &BackupManifest,
+        snapshot: Snapshot,
+        since: &Marks,
+    ) -> Result<(), BackupError> {
+        write_backup(
+            &self.place(name),
+            manifest,
+            &self.key,
+            snapshot,
+            since,
+            |_, _| ControlFlow::Continue(()),
+        )
+    }
+
+    /// Backs up as `id`, adding to the one of `base`.
+    fn back_up(&self, id: u8, base: Option<u8>) {
+        let (name, base) = (format!("b{id}"), base.map(|b| (format!("b{b}"), b)));
+        let since = base.as_ref().map_or_else(Marks::new, |(name, _)| self.marks(name).unwrap());
+        let manifest = self.manifest(id, base.as_ref().map(|(name, id)| (name.as_str(), *id)));
+        self.write(&name, &manifest, Snapshot::take(self.volume.clone()).unwrap(), &since).unwrap();
+    }
+
+    fn marks(&self, name: &str) -> Result<Marks, BackupError> {
+        read_marks(&self.place(name), &BackupManifest::read(&self.place(name))?, &self.key)
+    }
+
+    fn verify(&self, name: &str) -> Result<(), BackupError> {
+        read_backup(&self.place(name), &BackupManifest::read(&self.place(name))?, &self.key, |_| Ok(()))
+    }
+
+    fn restore(&self, chain: &[u8]) -> Volume {
+        let path = self.place("restored");
+        _ = fs::remove_file(&path);
+        let volume = make(&path);
+        for id in chain {
+            let dir = self.place(&format!("b{id}"));
+            let take = |piece: Piece<'_>| match piece {
+                Piece::Data(at, bytes) => volume.write_in_place(at, bytes),
+                Piece::Hole(at, len) => volume.zero_at(at, len),
+                _ => unreachable!("no other piece is written"),
+            };
+            read_backup(&dir, &BackupManifest::read(&dir).unwrap(), &self.key, take).unwrap();
+        }
+        volume
+    }
+
+    fn len(&self, name: &str) -> u64 {
+        fs::metadata(self.place(name).join("data.sealed")).unwrap().len()
+    }
+}
+
+fn whole(volume: &Volume) -> Vec<u8> {
+    let mut out = vec![0xEE; SIZE as usize];
+    volume.read_at(0, &mut out).unwrap();
+    out
+}
+
+#[test]
+fn a_backup_is_of_one_moment_and_restores_elsewhere() {
+    let stage = Stage::new();
+    stage.volume.write_at(0, &vec![1; 3 << 20]).unwrap();
+    stage.volume.write_at(EXTENT_LEN + 4096, &[2; 4096]).unwrap();
+    let snapshot = Snapshot::take(stage.volume.clone()).unwrap();
+    let then = whole(&stage.volume);
+    for _ in 0..5 {
+        stage.volume.write_at(0, &vec![9; 3 << 20]).unwrap();
+    }
+    stage.volume.flush().unwrap();
+    let manifest = stage.manifest(1, None);
+    stage.write("b1", &manifest, snapshot, &Marks::new()).unwrap();
+    let again = stage.write("b1", &manifest, Snapshot::take(stage.volume.clone()).unwrap(), &Marks::new());
+    assert!(matches!(again, Err(BackupError::Exists)));
+    assert_eq!(BackupManifest::read(&stage.place("b1")).unwrap(), manifest);
+    assert!(whole(&stage.restore(&[1])) == then, "what the volume held at the moment of the snapshot");
+
+    let given_up = write_backup(
+        &stage.place("given-up"),
+        &manifest,
+        &stage.key,
+        Snapshot::take(stage.volume.clone()).unwrap(),
+        &Marks::new(),
+        |done, _| if done > 100 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) },
+    );
+    assert!(matches!(given_up, Err(BackupError::GivenUp)));
+    let left: Vec<_> = fs::read_dir(stage.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|n| n.to_string_lossy().contains("given-up")), "{left:?}");
+    assert!(remove_backup(&stage.place("b1")).unwrap());
+    assert!(!remove_backup(&stage.place("b1")).unwrap(), "it is gone");
+}
+
+#[test]
+fn increments_hold_what_has_changed_and_add_up() {
+    let stage = Stage::new();
+    stage.volume.write_at(0, &vec![1; 20 << 20]).unwrap();
+    stage.back_up(1, None);
+    assert!(stage.len("b1") > 20 << 20);
+    stage.volume.write_at(5000, &[2; 100]).unwrap();
+    stage.volume.zero_at(8 << 20, 1 << 20).unwrap();
+    stage.volume.write_at(2 * EXTENT_LEN, &[3; 8192]).unwrap();
+    stage.back_up(2, Some(1));
+    assert!(stage.len("b2") < 64 << 10, "four blocks and a hole, not {} bytes", stage.len("b2"));
+    let second = whole(&stage.volume);
+    stage.volume.write_at(8 << 20, &[4; 4096]).unwrap();
+    stage.volume.write_at(2 * EXTENT_LEN, &[5; 4096]).unwrap();
+    stage.back_up(3, Some(2));
+    assert!(whole(&stage.restore(&[1, 2])) == second);
+    assert!(whole(&stage.restore(&[1, 2, 3])) == whole(&stage.volume));
+    // Another increment on the full one: chains may branch.
+    stage.back_up(4, Some(1));
+    assert!(whole(&stage.restore(&[1, 4])) == whole(&stage.volume));
+    // Nothing has changed; and re-encryption under a new data key is a change to be safe.
+    stage.back_up(5, Some(4));
+    assert!(stage.len("b5") < 1024);
+    stage.volume.rotate_extent(2).unwrap();
+    stage.back_up(6, Some(5));
+    assert!(whole(&stage.restore(&[1, 4, 5, 6])) == whole(&stage.volume));
+}
+
+#[test]
+fn a_volume_put_back_to_before_its_base_is_refused() {
+    let stage = Stage::new();
+    let (path, copy) = (stage.place("source"), stage.place("copy"));
+    let key = VolumeKey::from_bytes(&[7; 32]).unwrap();
+    _ = fs::remove_file(&path);
+    let protector = stage.volume.protector();
+    let volume = Volume::create(&path, SIZE, &key, protector, VolumeOptions::default()).unwrap();
+    volume.write_at(0, &[1; 4096]).unwrap();
+    volume.flush().unwrap();
+    drop(volume);
+    fs::copy(&path, &copy).unwrap();
+    let volume = Arc::new(Volume::open(&path, &key, VolumeOptions::default()).unwrap());
+    volume.write_at(EXTENT_LEN, &[2; 4096]).unwrap();
+    let stage = Stage { volume, ..stage };
+    stage.back_up(1, None);
+    let stage =
+        Stage { volume: Arc::new(Volume::open(&copy, &key, VolumeOptions::default()).unwrap()), ..stage };
+    let marks = stage.marks("b1").unwrap();
+    let manifest = stage.manifest(2, Some(("b1", 1)));
+    let made = stage.write("b2", &manifest, Snapshot::take(stage.volume.clone()).unwrap(), &marks);
+    assert!(matches!(made, Err(BackupError::VolumeOlder)), "{made:?}");
+    assert!(!stage.place("b2").exists());
+}
+
+/// Every bit of a backup: whichever is flipped, the backup does not verify.
+#[test]
+fn every_flipped_bit_and_every_cut_is_found() {
+    let stage = Stage::new();
+    stage.volume.write_at(4096, &[1; 4096]).unwrap();
+    stage.volume.zero_at(8192, 4096).unwrap();
+    stage.back_up(1, None);
+    stage.verify("b1").unwrap();
+    for name in ["data.sealed", "manifest.json"] {
+        let path = stage.place("b1").join(name);
+        let good = fs::read(&path).unwrap();
+        for bit in 0..good.len() * 8 {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, bytes).unwrap();
+            assert!(stage.verify("b1").is_err(), "bit {bit} of {name}");
+        }
+        for len in (0..good.len()).step_by(13) {
+            fs::write(&path, &good[..len]).unwrap();
+            assert!(stage.verify("b1").is_err(), "{name} cut to {len}");
+        }
+        fs::write(&path, &good).unwrap();
+    }
+    stage.verify("b1").unwrap();
+    let other = stage.manifest(1, None);
+    let other = BackupManifest { source: "volumes/w".into(), ..other };
+    assert!(read_backup(&stage.place("b1"), &other, &stage.key, |_| Ok(())).is_err(), "another manifest");
+    let key = StreamKey::generate().unwrap();
+    assert!(
+        read_backup(&stage.place("b1"), &stage.manifest(1, None), &key, |_| Ok(())).is_err(),
+        "another key"
+    );
+}
