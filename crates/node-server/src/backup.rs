@@ -123,11 +123,7 @@ impl Chain {
 
     /// Writes everything into a new volume and makes it durable.
     pub(crate) fn fill(&self, volume: &Volume) -> Result<(), Status> {
-        self.read(|piece| match piece {
-            Piece::Data(at, bytes) => volume.write_in_place(at, bytes),
-            Piece::Hole(at, len) => volume.zero_at(at, len),
-            _ => Ok(()),
-        })?;
+        self.read(|piece| volume.restore(piece))?;
         volume.flush().map_err(failed)
     }
 

@@ -1,7 +1,7 @@
 //! Reading a backup: every core opens chunks, and what is in them is taken or only looked at.
 
 use crate::{
-    VolumeError,
+    Volume, VolumeError,
     backup::{BackupError, BackupManifest, KIND_DATA, KIND_HOLE, KIND_MARK, Marks, RECORD_LEN},
     layout::BLOCK_LEN,
 };
@@ -12,12 +12,29 @@ use zeroize::Zeroizing;
 
 /// What a backup says of a range of the volume.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum Piece<'a> {
     /// These bytes stand at the offset. They may be changed in place.
     Data(u64, &'a mut [u8]),
     /// So many zeros stand at the offset.
     Hole(u64, u64),
+}
+
+impl Volume {
+    /// Takes a piece of a backup into a new volume. [`Volume::flush`] makes it durable.
+    ///
+    /// # Errors
+    /// As [`Volume::write_at`].
+    pub fn restore(&self, piece: Piece<'_>) -> Result<(), VolumeError> {
+        match piece {
+            Piece::Data(at, bytes) => {
+                let len = bytes.len() as u64;
+                self.write_in_place(at, bytes)?;
+                self.restored.wrote(&self.file, len);
+                Ok(())
+            }
+            Piece::Hole(at, len) => self.zero_at(at, len),
+        }
+    }
 }
 
 /// Where the next chunk is.

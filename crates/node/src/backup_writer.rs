@@ -6,6 +6,7 @@ use crate::{
     extent::Live,
     layout::{BLOCK_LEN, EXTENT_LEN},
     snapshot::Frozen,
+    write_behind::WriteBehind,
 };
 use custody_envelope::{CHUNK_HEAD_LEN, CHUNK_LEN, CHUNK_OVERHEAD_LEN, Provider, StreamKey, StreamSealer};
 use parking_lot::Mutex;
@@ -85,6 +86,7 @@ fn write_parts(
     };
     let (total, last) = (jobs.iter().map(blocks).sum(), jobs.len() as u64 - 1);
     let sealer = key.sealer(Provider::default(), manifest.backup_id);
+    let behind = WriteBehind::default();
     let (jobs, done, failure) = (Mutex::new(jobs.into_iter()), AtomicU64::new(0), Mutex::new(None));
     let work = || -> Result<(), BackupError> {
         let (mut chunk, mut sealed) = (Vec::with_capacity(CHUNK_LEN + CHUNK_OVERHEAD_LEN), Vec::new());
@@ -95,6 +97,7 @@ fn write_parts(
             make(&job, job.index == last, &sealer, &mut chunk, &mut sealed)?;
             file.write_all_at(&u32::try_from(chunk.len()).unwrap_or(u32::MAX).to_le_bytes(), job.start)?;
             file.write_all_at(&chunk, job.start + 4)?;
+            behind.wrote(&file, chunk.len() as u64);
             let now = done.fetch_add(blocks(&job), Ordering::Relaxed) + blocks(&job);
             if progress(now, total).is_break() {
                 return Err(BackupError::GivenUp);

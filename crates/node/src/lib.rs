@@ -19,6 +19,7 @@ mod snapshot;
 mod superblock;
 mod volume;
 mod write;
+mod write_behind;
 
 pub use backup::{BackupError, BackupManifest, Base, Marks, remove_backup};
 pub use backup_reader::{Piece, read_backup, read_marks};

@@ -6,6 +6,7 @@ use crate::{
     extent_table::ExtentTable,
     layout::{BLOCK_LEN, EXTENT_LEN, extent_start},
     recovery::Loader,
+    write_behind::WriteBehind,
 };
 use custody_envelope::{Provider, SEALS_PER_KEY_MAX, VolumeKey, VolumeKeys, random};
 use parking_lot::{Mutex, RwLock};
@@ -61,6 +62,8 @@ pub struct Volume {
     pub(crate) failed: AtomicBool,
     /// Extents whose data key is due, or whose rotation was cut short.
     pub(crate) rotation_due: Mutex<Vec<u32>>,
+    /// Counts what is restored to it.
+    pub(crate) restored: WriteBehind,
 }
 
 impl Volume {
@@ -152,6 +155,7 @@ impl Volume {
             flushes_done: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             rotation_due: Mutex::new(Vec::new()),
+            restored: WriteBehind::default(),
         })
     }
 

@@ -95,12 +95,8 @@ impl Stage {
         let volume = make(&path);
         for id in chain {
             let dir = self.place(&format!("b{id}"));
-            let take = |piece: Piece<'_>| match piece {
-                Piece::Data(at, bytes) => volume.write_in_place(at, bytes),
-                Piece::Hole(at, len) => volume.zero_at(at, len),
-                _ => unreachable!("no other piece is written"),
-            };
-            read_backup(&dir, &BackupManifest::read(&dir).unwrap(), &self.key, take).unwrap();
+            let manifest = BackupManifest::read(&dir).unwrap();
+            read_backup(&dir, &manifest, &self.key, |piece| volume.restore(piece)).unwrap();
         }
         volume
     }
