@@ -90,10 +90,38 @@ async fn qemu_reads_what_qemu_wrote_also_after_a_restart() {
         "can_trim: true",
         "can_zero: true",
         "can_multi_conn: true",
+        "can_cache: true",
+        "can_fast_zero: true",
+        "base:allocation",
         "protocol: newstyle-fixed",
     ] {
         assert!(info.contains(line), "{line} is missing: {info}");
     }
+    // What holds data, as libnbd and QEMU see it: 1 MiB and a little, a block that was discarded again, and half a block.
+    let map: serde_json::Value =
+        serde_json::from_str(&run("nbdinfo", &["--map", "--json", &uri(&deployment)]).unwrap()).unwrap();
+    let ranges: Vec<_> = map
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| (r["offset"].as_u64().unwrap(), r["length"].as_u64().unwrap(), r["type"].as_u64().unwrap()))
+        .collect();
+    let (data, last) = ((1 << 20) + 8192, 30 << 20);
+    let expected =
+        [(0, data, 0), (data, last - data, 3), (last, 4096, 0), (last + 4096, (64 << 20) - last - 4096, 3)];
+    assert_eq!(ranges, expected);
+    let image = run("qemu-img", &["map", "--output=json", "-f", "raw", &uri(&deployment)]).unwrap();
+    assert_eq!(image.matches("\"data\": true").count(), 2, "{image}");
+    // A copy by libnbd reads what holds data and leaves the rest out; zeros are a hole at once.
+    volume(&deployment, "copy").await;
+    let copy = uri(&deployment).replace("/oracle?", "/copy?");
+    run("nbdcopy", &[&uri(&deployment), &copy]).unwrap();
+    let same = run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &uri(&deployment), &copy]).unwrap();
+    assert!(same.contains("identical"), "{same}");
+    let fast = ["-f", "raw", "-c", "write -P 1 40M 1M", "-c", "write -z -n 40M 1M", &copy];
+    assert!(!run("qemu-io", &fast).unwrap().contains("failed"));
+    let map = run("nbdinfo", &["--map", &copy]).unwrap();
+    assert!(map.lines().any(|l| l.split_whitespace().take(2).eq(["31461376", "35647488"])), "holes: {map}");
     assert!(run("nbdinfo", &["--list", &uri(&deployment)]).unwrap().contains("oracle"));
     let unknown = uri(&deployment).replace("/oracle?", "/none?");
     assert!(run("nbdinfo", &[&unknown]).unwrap_err().contains("none"));

@@ -1,5 +1,5 @@
 //! Revocation ends reads at once, also those under way, and leaves no key in any process's memory.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
 use custody_proto::{
     storage::{CreateVolumeRequest, Volume, storage_node_client::StorageNodeClient},

@@ -46,6 +46,22 @@ pub trait Export: Send + Sync {
     /// # Errors
     /// See [`ExportError`].
     fn zero(&self, offset: u64, len: u64) -> Result<(), ExportError>;
+    /// Gives ranges that cover `len` bytes from `offset` to `visit`, in order, each with its length and whether it holds
+    /// data; what holds none reads as zeros. Ends early when `visit` answers false.
+    ///
+    /// # Errors
+    /// See [`ExportError`].
+    fn allocation(
+        &self,
+        offset: u64,
+        len: u64,
+        visit: &mut dyn FnMut(u64, bool) -> bool,
+    ) -> Result<(), ExportError>;
+    /// Has a range brought nearer, since it will be read soon.
+    ///
+    /// # Errors
+    /// See [`ExportError`].
+    fn cache(&self, offset: u64, len: u64) -> Result<(), ExportError>;
     /// Makes all finished writes durable, those of other connections too.
     ///
     /// # Errors

@@ -22,24 +22,41 @@ const CMD_WRITE: u16 = 1;
 const CMD_DISC: u16 = 2;
 const CMD_FLUSH: u16 = 3;
 const CMD_TRIM: u16 = 4;
+const CMD_CACHE: u16 = 5;
 const CMD_WRITE_ZEROES: u16 = 6;
+const CMD_BLOCK_STATUS: u16 = 7;
 const FLAG_FUA: u16 = 1;
+const FLAG_NO_HOLE: u16 = 1 << 1;
+const FLAG_DF: u16 = 1 << 2;
+const FLAG_REQ_ONE: u16 = 1 << 3;
+const FLAG_FAST_ZERO: u16 = 1 << 4;
 
 const CHUNK_DONE: u16 = 1;
 const CHUNK_OFFSET_DATA: u16 = 1;
+const CHUNK_BLOCK_STATUS: u16 = 5;
 const CHUNK_ERROR: u16 = 1 << 15 | 1;
+
+/// The number of the context `base:allocation`.
+pub(crate) const ALLOCATION_ID: u32 = 1;
+/// A range that holds no data, and reads as zeros.
+const STATE_HOLE_ZERO: u32 = 1 | 1 << 1;
+/// Ranges told in one answer, at most; the client asks again for what follows.
+const RANGES_MAX: usize = 2048;
 
 /// What negotiation settled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mode {
     pub(crate) structured: bool,
+    /// The client may ask which ranges hold data.
+    pub(crate) allocation: bool,
 }
 
 impl Mode {
-    /// HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, SEND_DF (reads are never fragmented), and
-    /// CAN_MULTI_CONN: a flush covers the finished writes of every connection.
+    /// HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, SEND_DF (reads are never fragmented),
+    /// CAN_MULTI_CONN (a flush covers the finished writes of every connection), SEND_CACHE, and SEND_FAST_ZERO: zeros
+    /// are always a hole, and cost no data.
     pub(crate) fn flags(self) -> u16 {
-        let always = 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 8;
+        let always = 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 11;
         if self.structured { always | 1 << 7 } else { always }
     }
 }
@@ -54,6 +71,17 @@ struct Request {
 
 impl Request {
     const LEN: usize = 28;
+
+    /// Whether every flag means something with this command.
+    fn flags_known(&self) -> bool {
+        let more = match self.command {
+            CMD_READ => FLAG_DF,
+            CMD_WRITE_ZEROES => FLAG_NO_HOLE | FLAG_FAST_ZERO,
+            CMD_BLOCK_STATUS => FLAG_REQ_ONE,
+            _ => 0,
+        };
+        self.flags & !(FLAG_FUA | more) == 0
+    }
 
     fn parse(bytes: &[u8]) -> Option<Self> {
         fn split<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
@@ -219,9 +247,20 @@ impl Session<'_> {
                     self.answer(&request, self.export.flush())?;
                 }
                 CMD_TRIM | CMD_WRITE_ZEROES => {
+                    // NO_HOLE asks for room to be kept; but every write takes new room, whatever stood there before.
                     let done = check(self.export, &request)
                         .and_then(|()| self.export.zero(request.offset, u64::from(request.len)));
                     self.answer(&request, done.and_then(|()| force(self.export, &request)))?;
+                }
+                CMD_CACHE => {
+                    let done = check(self.export, &request)
+                        .and_then(|()| self.export.cache(request.offset, u64::from(request.len)));
+                    self.answer(&request, done)?;
+                }
+                CMD_BLOCK_STATUS => {
+                    let mut output = self.output.lock();
+                    self.allocation(&request, output.queued());
+                    output.relieve()?;
                 }
                 _ => self.answer(&request, Err(ExportError::Invalid))?,
             }
@@ -257,6 +296,52 @@ impl Session<'_> {
         force(self.export, request)
     }
 
+    /// Puts the answer to which ranges hold data to `out`.
+    fn allocation(&self, request: &Request, out: &mut Buffer) {
+        let most = if request.flags & FLAG_REQ_ONE != 0 { 1 } else { RANGES_MAX };
+        let mut ranges: Vec<(u32, u32)> = Vec::new();
+        let mut visit = |len: u64, data: bool| {
+            let (len, state) =
+                (u32::try_from(len).unwrap_or(u32::MAX), if data { 0 } else { STATE_HOLE_ZERO });
+            if let Some((before, _)) = ranges.last_mut().filter(|(_, same)| *same == state) {
+                *before += len;
+            } else if ranges.len() < most {
+                ranges.push((len, state));
+            } else {
+                return false;
+            }
+            true
+        };
+        let allowed = self.mode.allocation && request.len > 0 && request.flags_known();
+        let done = if allowed { check(self.export, request) } else { Err(ExportError::Invalid) };
+        let done =
+            done.and_then(|()| self.export.allocation(request.offset, u64::from(request.len), &mut visit));
+        if let Err(e) = done {
+            return self.refuse(request, e, out);
+        }
+        let mut reply = Vec::with_capacity(24 + ranges.len() * 8);
+        let len = u32::try_from(4 + ranges.len() * 8).unwrap_or(u32::MAX);
+        chunk(&mut reply, CHUNK_BLOCK_STATUS, &request.cookie, len);
+        reply.extend_from_slice(&ALLOCATION_ID.to_be_bytes());
+        for (len, state) in ranges {
+            reply.extend_from_slice(&len.to_be_bytes());
+            reply.extend_from_slice(&state.to_be_bytes());
+        }
+        out.put(&[&reply]);
+    }
+
+    /// Puts an error to `out`, in the form that reads and questions have.
+    fn refuse(&self, request: &Request, why: ExportError, out: &mut Buffer) {
+        if !self.mode.structured {
+            return answer(out, request, Err(why));
+        }
+        let mut reply = Vec::with_capacity(26);
+        chunk(&mut reply, CHUNK_ERROR, &request.cookie, 6);
+        reply.extend_from_slice(&why.code().to_be_bytes());
+        reply.extend_from_slice(&0u16.to_be_bytes());
+        out.put(&[&reply]);
+    }
+
     fn answer(&self, request: &Request, done: Result<(), ExportError>) -> Result<(), ConnectionError> {
         let mut output = self.output.lock();
         answer(output.queued(), request, done);
@@ -287,23 +372,19 @@ impl Session<'_> {
             out.commit(len);
             Ok(())
         });
-        match read {
-            Ok(()) => {}
-            Err(e) if self.mode.structured => {
-                let mut reply = Vec::with_capacity(26);
-                chunk(&mut reply, CHUNK_ERROR, &request.cookie, 6);
-                reply.extend_from_slice(&e.code().to_be_bytes());
-                reply.extend_from_slice(&0u16.to_be_bytes());
-                out.put(&[&reply]);
-            }
-            Err(e) => answer(out, request, Err(e)),
+        if let Err(e) = read {
+            self.refuse(request, e, out);
         }
     }
 }
 
 fn check(export: &dyn Export, request: &Request) -> Result<(), ExportError> {
     let end = request.offset.checked_add(u64::from(request.len));
-    if end.is_some_and(|end| end <= export.size_bytes()) { Ok(()) } else { Err(ExportError::Invalid) }
+    if request.flags_known() && end.is_some_and(|end| end <= export.size_bytes()) {
+        Ok(())
+    } else {
+        Err(ExportError::Invalid)
+    }
 }
 
 fn force(export: &dyn Export, request: &Request) -> Result<(), ExportError> {

@@ -56,6 +56,19 @@ impl Export for VolumeExport {
         self.done(self.volume()?.zero_at(offset, len))
     }
 
+    fn allocation(
+        &self,
+        offset: u64,
+        len: u64,
+        visit: &mut dyn FnMut(u64, bool) -> bool,
+    ) -> Result<(), ExportError> {
+        self.done(self.volume()?.allocation(offset, len, visit))
+    }
+
+    fn cache(&self, offset: u64, len: u64) -> Result<(), ExportError> {
+        self.done(self.volume()?.prefetch(offset, len))
+    }
+
     fn flush(&self) -> Result<(), ExportError> {
         // What lives as long as the process needs no disk flush.
         if self.0.protector().key.is_empty() {

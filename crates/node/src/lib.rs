@@ -6,6 +6,7 @@ mod allocation;
 mod backup;
 mod backup_reader;
 mod backup_writer;
+mod block_map;
 mod error;
 mod extent;
 mod extent_table;
