@@ -114,7 +114,7 @@ async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<(
 
     stage.scene("The sysadmin takes a backup");
     let before = dba.accounts()?;
-    stage.back_up("payroll", "nightly").await?;
+    stage.back_up("payroll", "nightly", "").await?;
 
     stage.scene("Everything at rest is searched for the secret: volumes, backups, temp, logs, stores");
     stage.search(PLANTED)?;
@@ -167,12 +167,16 @@ async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<(
     let dba = Dba::of(&stage.cluster("payroll").await?)?;
     stage.check(dba.accounts()? == before, "every row is there")?;
 
-    stage.scene("The sysadmin restores the backup to a second cluster");
-    let second = stage.make_cluster("payroll-restored", Some("backups/nightly")).await?;
+    stage.scene("The sysadmin adds an increment, has it verified, and restores it to a second cluster");
+    dba.note("written after the full backup")?;
+    stage.back_up("payroll", "hourly", "backups/nightly").await?;
+    stage.verify_backup("hourly").await?;
+    let second = stage.make_cluster("payroll-restored", Some("backups/hourly")).await?;
     let restored = Dba::of(&second)?;
+    stage.check(restored.accounts()? == before, "the restored cluster has every account")?;
     stage.check(
-        restored.accounts()? == before,
-        "the restored cluster has every account of the time of the backup",
+        restored.noted("written after the full backup")?,
+        "and what was written after the full backup",
     )?;
     stage.check(restored.has(PLANTED)?, "and the secret, for those who may read it")
 }

@@ -267,11 +267,12 @@ impl Session<'_> {
         }
     }
 
-    /// Whether a request is long, and the next one is here already: with nothing else to do, one thread is best.
+    /// Whether a request is long, and the next one is here already: with nothing else to do, one thread is best. A very
+    /// long one takes so long that another thread may as well wait for the next.
     fn worth_apart(&self, input: &Input, request: &Request, payload: usize) -> bool {
         self.threads_max > 1
             && (APART_LEN_MIN..=REQUEST_LEN_MAX).contains(&request.len)
-            && input.ready() >= payload + Request::LEN
+            && (!Input::holds(request.len as usize) || input.ready() >= payload + Request::LEN)
     }
 
     fn apart(&self, request: &Request, own: &mut Own) -> Result<(), ConnectionError> {

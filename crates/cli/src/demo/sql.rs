@@ -135,6 +135,15 @@ impl Dba {
         Ok(self.sql(&format!("SELECT count(*) FROM salaries WHERE note LIKE '{secret}%'"))?.trim() == "20000")
     }
 
+    /// Writes a row that an earlier backup has not.
+    pub(crate) fn note(&self, text: &str) -> anyhow::Result<()> {
+        self.sql(&format!("CREATE TABLE notes AS SELECT '{text}' AS note")).map(drop)
+    }
+
+    pub(crate) fn noted(&self, text: &str) -> anyhow::Result<bool> {
+        Ok(self.sql("SELECT note FROM notes")?.trim() == text)
+    }
+
     pub(crate) fn sort_spills(&self) -> anyhow::Result<bool> {
         let plan = self.sql(
             "SET work_mem = '64kB'; EXPLAIN (ANALYZE, COSTS OFF) SELECT * FROM salaries ORDER BY note DESC",

@@ -182,18 +182,27 @@ impl Stage {
         }
     }
 
-    pub(crate) async fn back_up(&self, id: &str, backup: &str) -> anyhow::Result<()> {
+    pub(crate) async fn back_up(&self, id: &str, backup: &str, base: &str) -> anyhow::Result<()> {
         let request = ctl::CreateBackupRequest {
             parent: format!("clusters/{id}"),
             backup_id: backup.to_owned(),
-            base: String::new(),
+            base: base.to_owned(),
         };
         let operation = self.session.control("sysadmin")?.create_backup(request).await?.into_inner();
         cluster::wait(&self.session, operation, true).await?;
+        let what = if base.is_empty() { String::new() } else { format!(", what has changed since {base}") };
         self.check(
             true,
-            &format!("backups/{backup}: three volumes, each under a key of its own, wrapped by {KEY}"),
+            &format!("backups/{backup}: three volumes{what}, each under a key of its own, wrapped by {KEY}"),
         )
+    }
+
+    pub(crate) async fn verify_backup(&self, backup: &str) -> anyhow::Result<()> {
+        let name = format!("backups/{backup}");
+        let request = ctl::VerifyBackupRequest { name: name.clone() };
+        let operation = self.session.control("sysadmin")?.verify_backup(request).await?.into_inner();
+        cluster::wait(&self.session, operation, true).await?;
+        self.check(true, &format!("{name} and what it adds to were read: every chunk authenticates"))
     }
 
     pub(crate) fn search(&self, planted: &str) -> anyhow::Result<()> {
