@@ -3,11 +3,12 @@
 use crate::{
     Volume, VolumeError,
     backup::{BackupError, BackupManifest, KIND_DATA, KIND_HOLE, KIND_MARK, Marks, RECORD_LEN},
+    every_core::on_every_core,
     layout::BLOCK_LEN,
 };
 use custody_envelope::{CHUNK_LEN, CHUNK_OVERHEAD_LEN, Provider, StreamKey, StreamSealer};
 use parking_lot::Mutex;
-use std::{fs::File, num::NonZero, os::unix::fs::FileExt as _, path::Path};
+use std::{fs::File, os::unix::fs::FileExt as _, path::Path};
 use zeroize::Zeroizing;
 
 /// What a backup says of a range of the volume.
@@ -159,12 +160,12 @@ pub fn read_backup(
     visit: impl Fn(Piece<'_>) -> Result<(), VolumeError> + Sync,
 ) -> Result<(), BackupError> {
     let reader = Reader::open(dir, manifest, key)?;
-    let (scan, failure) = (Mutex::new(reader.scan()), Mutex::new(None));
-    let work = || -> Result<(), BackupError> {
+    let scan = Mutex::new(reader.scan());
+    on_every_core(|failed| {
         let (mut sealed, mut plain) = (Vec::new(), Zeroizing::default());
         loop {
             let next = scan.lock().next()?;
-            let Some(place) = next.filter(|_| failure.lock().is_none()) else { return Ok(()) };
+            let Some(place) = next.filter(|_| !failed()) else { return Ok(()) };
             reader.records(&place, &mut sealed, &mut plain, |kind, count, at, data| {
                 match kind {
                     KIND_DATA => visit(Piece::Data(at, data))?,
@@ -175,16 +176,5 @@ pub fn read_backup(
                 Ok(true)
             })?;
         }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                if let Err(e) = work() {
-                    failure.lock().get_or_insert(e);
-                }
-            });
-        }
-    });
-    failure.into_inner().map_or(Ok(()), Err)
+    })
 }

@@ -3,6 +3,7 @@
 use crate::{
     Snapshot,
     backup::{BackupError, BackupManifest, CHUNK_BLOCKS, KIND_DATA, KIND_HOLE, KIND_MARK, Marks, RECORD_LEN},
+    every_core::on_every_core,
     extent::Live,
     layout::{BLOCK_LEN, EXTENT_LEN},
     snapshot::Frozen,
@@ -13,7 +14,6 @@ use parking_lot::Mutex;
 use std::{
     fs::{self, File},
     io::{self, Write as _},
-    num::NonZero,
     ops::{ControlFlow, Range},
     os::unix::fs::FileExt as _,
     path::Path,
@@ -87,15 +87,16 @@ fn write_parts(
     let (total, last) = (jobs.iter().map(blocks).sum(), jobs.len() as u64 - 1);
     let sealer = key.sealer(Provider::default(), manifest.backup_id);
     let behind = WriteBehind::default();
-    let (jobs, done, failure) = (Mutex::new(jobs.into_iter()), AtomicU64::new(0), Mutex::new(None));
-    let work = || -> Result<(), BackupError> {
+    let (jobs, done) = (Mutex::new(jobs.into_iter()), AtomicU64::new(0));
+    on_every_core(|failed| {
         let (mut chunk, mut sealed) = (Vec::with_capacity(CHUNK_LEN + CHUNK_OVERHEAD_LEN), Vec::new());
         loop {
             // A statement of its own, so that the lock is not held while the job is done.
             let next = jobs.lock().next();
-            let Some(job) = next.filter(|_| failure.lock().is_none()) else { return Ok(()) };
+            let Some(job) = next.filter(|_| !failed()) else { return Ok(()) };
             make(&job, job.index == last, &sealer, &mut chunk, &mut sealed)?;
-            file.write_all_at(&u32::try_from(chunk.len()).unwrap_or(u32::MAX).to_le_bytes(), job.start)?;
+            let len = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+            file.write_all_at(&len.to_le_bytes(), job.start)?;
             file.write_all_at(&chunk, job.start + 4)?;
             behind.wrote(&file, chunk.len() as u64);
             let now = done.fetch_add(blocks(&job), Ordering::Relaxed) + blocks(&job);
@@ -103,20 +104,7 @@ fn write_parts(
                 return Err(BackupError::GivenUp);
             }
         }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                if let Err(e) = work() {
-                    failure.lock().get_or_insert(e);
-                }
-            });
-        }
-    });
-    if let Some(e) = failure.into_inner() {
-        return Err(e);
-    }
+    })?;
     file.sync_all()?;
     let mut text = File::create_new(dir.join("manifest.json"))?;
     text.write_all(&serde_json::to_vec(manifest).map_err(io::Error::other)?)?;

@@ -8,6 +8,7 @@ mod backup_reader;
 mod backup_writer;
 mod block_map;
 mod error;
+mod every_core;
 mod extent;
 mod extent_table;
 mod flush;
