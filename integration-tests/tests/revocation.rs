@@ -2,7 +2,10 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
 use custody_proto::{
-    storage::{CreateVolumeRequest, Volume, storage_node_client::StorageNodeClient},
+    storage::{
+        BackupVolumeRequest, CreateVolumeRequest, GetVolumeRequest, Volume, VolumeState,
+        storage_node_client::StorageNodeClient,
+    },
     vault::{UnwrapKeyRequest, key_vault_client::KeyVaultClient},
 };
 use custody_testkit::{Deployment, eventually, memory::occurrences};
@@ -192,4 +195,62 @@ async fn revocation_ends_reads_and_leaves_no_key_in_memory() {
             Client::connect(&socket, "v").ok()?.read(0, 512).ok()
         })
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revocation_ends_a_backup_that_is_being_made() {
+    let deployment = Deployment::start();
+    let (key, identity, _) = deployment.key_and_identity("revoke");
+    deployment.bind(&identity).await.unwrap();
+    let mut control = StorageNodeClient::new(deployment.channel("storage", "workload:control").unwrap());
+    let volume = Volume {
+        size_bytes: 1 << 30,
+        key: key.clone(),
+        managed_identity: identity,
+        customer_managed: true,
+        ..Volume::default()
+    };
+    let request =
+        CreateVolumeRequest { volume_id: "v".into(), volume: Some(volume), source_backup: String::new() };
+    control.create_volume(request).await.unwrap();
+    let uri = format!("nbd+unix:///v?socket={}", deployment.dir().join("storage/nbd.sock").display());
+    let fill = Command::new("qemu-io").args(["-f", "raw", "-c", "write 0 1G", &uri]).output().unwrap();
+    assert!(fill.status.success(), "{fill:?}");
+    let limit = Duration::from_secs(10);
+    // A backup may be faster than the blow; one that is not must be tried.
+    let cut_short = async |n: u32| {
+        let (name, backup) = ("volumes/v".to_owned(), format!("b{n}"));
+        let request = BackupVolumeRequest { name, backup, base: String::new() };
+        let mut progress = control.clone().backup_volume(request).await.unwrap().into_inner();
+        progress.message().await.unwrap().unwrap();
+        _ = tokio::task::block_in_place(|| deployment.run(&["key", "disable", &key]));
+        let end = loop {
+            match progress.message().await {
+                Ok(Some(part)) if part.complete => break None,
+                Ok(Some(_)) => {}
+                Ok(None) => unreachable!("a backup ends with a word"),
+                Err(e) => break Some(e),
+            }
+        };
+        tokio::task::block_in_place(|| {
+            let is = |state: VolumeState| {
+                let mut control = control.clone();
+                let get = control.get_volume(GetVolumeRequest { name: "volumes/v".into() });
+                let seen = tokio::runtime::Handle::current().block_on(get).unwrap().into_inner();
+                (seen.state == i32::from(state)).then_some(())
+            };
+            eventually("access has ended", limit, || is(VolumeState::Inaccessible));
+            _ = deployment.run(&["key", "enable", &key]);
+            eventually("access is back", limit, || is(VolumeState::Ready));
+        });
+        end
+    };
+    for n in 0..8 {
+        if let Some(refused) = cut_short(n).await {
+            assert!(refused.message().contains("inaccessible"), "{refused}");
+            assert!(!deployment.dir().join(format!("backups/b{n}")).exists(), "nothing of it stays");
+            return;
+        }
+    }
+    unreachable!("every backup was whole before the blow");
 }

@@ -279,9 +279,10 @@ impl Session<'_> {
         if request.command == CMD_WRITE {
             return self.write_own(request, own);
         }
-        own.reply.clear();
         self.read(request, &mut own.reply);
-        self.output.lock().send(own.reply.as_slice())
+        let sent = self.output.lock().send(own.reply.as_slice());
+        own.reply.clear();
+        sent
     }
 
     fn write_own(&self, request: &Request, own: &mut Own) -> Result<(), ConnectionError> {

@@ -148,6 +148,11 @@ fn missing(base: &str) -> Status {
     status("DATA_LOSS", "BACKUP_CORRUPT", &why, None)
 }
 
+fn inaccessible(managed: &Managed) -> Status {
+    let why = format!("`{}` is inaccessible", managed.name);
+    status("FAILED_PRECONDITION", "VOLUME_INACCESSIBLE", &why, None)
+}
+
 /// Begins a backup; progress comes on the channel, an error ends it.
 pub(crate) async fn begin(
     node: &Arc<Node>,
@@ -161,15 +166,7 @@ pub(crate) async fn begin(
     if dir.exists() {
         return Err(backup_failed(BackupError::Exists));
     }
-    let inaccessible = || {
-        status(
-            "FAILED_PRECONDITION",
-            "VOLUME_INACCESSIBLE",
-            &format!("`{}` is inaccessible", managed.name),
-            None,
-        )
-    };
-    let volume = managed.volume().ok_or_else(inaccessible)?;
+    let volume = managed.volume().ok_or_else(|| inaccessible(&managed))?;
     let protector = managed.protector();
     let key_name =
         key_of(&protector.key).ok_or_else(|| invalid("name", "an ephemeral volume is not backed up"))?;
@@ -218,9 +215,14 @@ pub(crate) async fn begin(
             let tell = |done_blocks, total_blocks| {
                 total.store(total_blocks, Ordering::Relaxed);
                 _ = progress.try_send(Ok(BackupProgress { done_blocks, total_blocks, complete: false }));
-                if progress.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                // A backup lets the volume go when access ends: its keys wait for nobody.
+                let given_up = progress.is_closed() || managed.volume().is_none();
+                if given_up { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
-            write_backup(&dir, &manifest, &key, snapshot, &since, tell).map_err(backup_failed)?;
+            write_backup(&dir, &manifest, &key, snapshot, &since, tell).map_err(|e| match e {
+                BackupError::GivenUp if managed.volume().is_none() => inaccessible(&managed),
+                e => backup_failed(e),
+            })?;
             Ok(total.into_inner())
         })
         .await;

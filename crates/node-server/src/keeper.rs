@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::time::MissedTickBehavior;
+use tokio::{task::JoinHandle, time::MissedTickBehavior};
 use tonic::Status;
 use tracing::{Instrument as _, Span};
 use zeroize::Zeroizing;
@@ -36,6 +36,7 @@ pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
     let mut renewals = tokio::time::interval(node.config.renew_every);
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut until_version = 0;
+    let mut rotation = None;
     loop {
         let mut waiting = None;
         // Whatever wakes it, the answer is the same: ask the vault. Only its answer counts.
@@ -77,7 +78,10 @@ pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
                 }
             }
         }
-        rotate_due(&managed).await;
+        // Beside this loop, which must hear of a revocation while it runs.
+        if rotation.as_ref().is_none_or(JoinHandle::is_finished) {
+            rotation = Some(tokio::spawn(rotate_due(managed.clone())));
+        }
         if let Some(waiting) = waiting {
             _ = waiting.done.send(());
         }
@@ -176,18 +180,14 @@ async fn revoke(managed: &Arc<Managed>, reason: &RevokeReason) {
 }
 
 /// Rotates data keys that have reached their limit, or whose rotation was cut short.
-async fn rotate_due(managed: &Arc<Managed>) {
-    let Some(volume) = managed.volume() else { return };
-    let due = volume.take_rotations_due();
-    if due.is_empty() {
-        return;
-    }
-    let name = managed.name.clone();
-    let done =
-        blocking(move || due.into_iter().try_for_each(|extent| volume.rotate_extent(extent)).map_err(failed))
-            .await;
-    if let Err(e) = done {
-        tracing::error!(volume = %name, error = e.message(), "a data key was not rotated");
+async fn rotate_due(managed: Arc<Managed>) {
+    let Some(due) = managed.volume().map(|v| v.take_rotations_due()) else { return };
+    for extent in due {
+        // Taken anew for each, so that it is let go when access ends. What is not done is found due again.
+        let Some(volume) = managed.volume() else { return };
+        if let Err(e) = blocking(move || volume.rotate_extent(extent).map_err(failed)).await {
+            tracing::error!(volume = %managed.name, extent, error = e.message(), "a data key was not rotated");
+        }
     }
 }
 
