@@ -1,6 +1,9 @@
 //! A backup is whole or absent, whatever is killed while it is made; and a deleted one is gone.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+use custody_proto::storage::{
+    BackupVolumeRequest, CreateVolumeRequest, Volume, storage_node_client::StorageNodeClient,
+};
 use custody_proto::{
     control::{CreateBackupRequest, cluster_manager_client::ClusterManagerClient},
     longrunning::{
@@ -178,4 +181,40 @@ async fn increments_restore_verify_and_hold_their_base() {
         _ = deployment.run(&["backup", "delete", &format!("backups/{id}")]);
     }
     assert_eq!(files(&deployment), Vec::<String>::new());
+}
+
+/// What may be added to can be restored, however long the chain is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_ends_before_it_cannot_be_restored() {
+    let deployment = Deployment::start();
+    let mut client = StorageNodeClient::new(deployment.channel("storage", "workload:control").unwrap());
+    let create = |id: &str, source_backup: &str| CreateVolumeRequest {
+        volume_id: id.into(),
+        volume: Some(Volume {
+            size_bytes: 1 << 20,
+            key: "vaults/platform/keys/service-managed".into(),
+            managed_identity: "managedIdentities/platform".into(),
+            ..Volume::default()
+        }),
+        source_backup: source_backup.into(),
+    };
+    client.create_volume(create("v", "")).await.unwrap();
+    let mut taken = 0;
+    let refused = loop {
+        let base = if taken == 0 { String::new() } else { format!("b{taken}") };
+        let request =
+            BackupVolumeRequest { name: "volumes/v".into(), backup: format!("b{}", taken + 1), base };
+        match client.backup_volume(request).await {
+            Ok(progress) => {
+                let mut progress = progress.into_inner();
+                while let Some(part) = progress.message().await.unwrap() {
+                    taken += u32::from(part.complete);
+                }
+            }
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(taken, 64);
+    assert!(refused.message().contains("take a full one"), "{refused}");
+    client.create_volume(create("restored", "b64")).await.unwrap();
 }

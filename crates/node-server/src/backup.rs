@@ -80,8 +80,13 @@ fn backup_failed(e: BackupError) -> Status {
     }
 }
 
-/// Increments that are added to one full backup, at most.
+/// Backups that one needs for a restore, itself among them, at most.
 const CHAIN_LEN_MAX: usize = 64;
+
+fn too_long() -> Status {
+    let why = format!("{CHAIN_LEN_MAX} backups add to one another already; take a full one");
+    status("FAILED_PRECONDITION", "BACKUP_BASE_UNUSABLE", &why, None)
+}
 
 impl Chain {
     /// Finds what a backup adds to, and has all the keys unwrapped.
@@ -103,8 +108,7 @@ impl Chain {
                 return Err(missing(&name));
             }
             if parts.len() >= CHAIN_LEN_MAX {
-                let why = format!("more than {CHAIN_LEN_MAX} backups add to one another; take a full one");
-                return Err(status("FAILED_PRECONDITION", "BACKUP_BASE_UNUSABLE", &why, None));
+                return Err(too_long());
             }
             let plain = access.unwrap_key(&manifest.wrapped).await.map_err(refused)?;
             let key =
@@ -175,6 +179,9 @@ pub(crate) async fn begin(
         "" => None,
         name => Some(Chain::open(node, &access, "base", name).await?),
     };
+    if base.as_ref().is_some_and(|chain| chain.0.len() >= CHAIN_LEN_MAX) {
+        return Err(too_long());
+    }
     let base = base.and_then(|chain| chain.0.into_iter().last());
     if base.as_ref().is_some_and(|part| part.manifest.volume_id != volume.id()) {
         return Err(backup_failed(BackupError::OtherVolume));
