@@ -10,7 +10,9 @@ use custody_testkit::Deployment;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
-fn resident_mib(deployment: &Deployment) -> f64 {
+const ALL: [&str; 5] = ["identity", "vault", "control", "storage", "database"];
+
+fn resident_mib(deployment: &Deployment, services: &[&str]) -> f64 {
     let of = |service: &str| {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", deployment.pid(service).as_raw_nonzero()))
@@ -21,7 +23,7 @@ fn resident_mib(deployment: &Deployment) -> f64 {
             .and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<f64>().ok())
             .unwrap_or(0.0)
     };
-    ["identity", "vault", "control", "storage", "database"].into_iter().map(of).sum::<f64>() / 1024.0
+    services.iter().copied().map(of).sum::<f64>() / 1024.0
 }
 
 fn start_ms(deployment: &Deployment) -> Option<f64> {
@@ -40,7 +42,7 @@ pub(crate) async fn run(rounds: usize) -> anyhow::Result<()> {
     println!(
         "custody up to all services healthy: {:.0} ms; resident in all: {:.0} MiB",
         median(starts),
-        resident_mib(&deployment)
+        resident_mib(&deployment, &ALL)
     );
     let (key, identity, _) = tokio::task::block_in_place(|| deployment.key_and_identity("bench"));
     // The control plane binds an identity when it makes a cluster; here there are volumes only.
@@ -131,6 +133,53 @@ pub(crate) async fn run(rounds: usize) -> anyhow::Result<()> {
         "revoke (from the start of the command) to the last successful read: median {:.0} ms, worst of {} {worst:.0} ms",
         median(gone.clone()),
         gone.len()
+    );
+    memory().await
+}
+
+/// Volumes for the figure of a node's memory.
+const VOLUMES: u64 = 1000;
+/// Extents of the sparse volume that are written.
+const EXTENTS: u64 = 4096;
+
+/// What a node needs with one sparse volume of 1 TiB that is written all over, and with many volumes.
+async fn memory() -> anyhow::Result<()> {
+    let deployment = tokio::task::block_in_place(Deployment::start);
+    let mut control = StorageNodeClient::new(deployment.channel("storage", "workload:control")?);
+    let mut client = StorageNodeClient::new(deployment.channel("storage", "workload:database")?);
+    let create = |id: &str, size_bytes: i64| CreateVolumeRequest {
+        volume_id: id.into(),
+        volume: Some(Volume {
+            size_bytes,
+            key: "vaults/platform/keys/service-managed".into(),
+            managed_identity: "managedIdentities/platform".into(),
+            ..Volume::default()
+        }),
+        source_backup: String::new(),
+    };
+    let write = |id: &str, offset: u64| WriteBlocksRequest {
+        name: format!("volumes/{id}"),
+        offset,
+        data: vec![7; 4096],
+        flush: offset.is_multiple_of(64 << 24),
+    };
+    let of_node = || resident_mib(&deployment, &["storage"]);
+    let none = of_node();
+    control.create_volume(create("sparse", 1 << 40)).await?;
+    for extent in 0..EXTENTS {
+        // Far apart, so that each write is of another extent.
+        let offset = extent * ((1 << 40) / EXTENTS);
+        client.write_blocks(tokio_stream::iter([write("sparse", offset)])).await?;
+    }
+    let sparse = of_node();
+    for n in 0..VOLUMES {
+        let id = format!("v{n}");
+        control.create_volume(create(&id, 1 << 30)).await?;
+        client.write_blocks(tokio_stream::iter([write(&id, 0)])).await?;
+    }
+    println!(
+        "resident in a storage node: {none:.0} MiB with no volume, {sparse:.0} MiB after writes to {EXTENTS} extents of 1 TiB, {:.0} MiB with {VOLUMES} volumes of 1 GiB besides, each written to",
+        of_node()
     );
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::{
 };
 use custody_clients::{AccessError, VaultAccess};
 use custody_envelope::VolumeKey;
-use custody_node::{Lease, LeaseEvent, LeaseState, Protector, RevokeReason, Volume, VolumeOptions};
+use custody_node::{Lease, LeaseEvent, LeaseState, Protector, RevokeReason, Volume};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -101,11 +101,11 @@ async fn ask(
     let plain = access.unwrap_key(wrapped).await?;
     let mut opened = None;
     if managed.volume().is_none() {
-        let path = managed.path.clone();
+        let (path, options) = (managed.path.clone(), node.options.clone());
         let key = Zeroizing::new(plain.to_vec());
         let open = move || {
             let key = VolumeKey::from_bytes(&key).map_err(failed)?;
-            Volume::open(&path, &key, VolumeOptions::default()).map_err(failed)
+            Volume::open(&path, &key, options).map_err(failed)
         };
         // A volume that is damaged is not open, whatever the vault says.
         let volume = blocking(open).await.map_err(|e| AccessError::Refused {

@@ -22,8 +22,8 @@ use tonic::service::Routes;
 
 /// What is freed is erased: the answers that bring a volume key pass through buffers of libraries that leave them.
 #[global_allocator]
-static ALLOCATOR: zeroizing_alloc::ZeroAlloc<mimalloc::MiMalloc> =
-    zeroizing_alloc::ZeroAlloc(mimalloc::MiMalloc);
+static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> =
+    zeroizing_alloc::ZeroAlloc(std::alloc::System);
 
 #[derive(Parser)]
 #[command(version, about = "Custody's storage node")]

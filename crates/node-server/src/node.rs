@@ -35,6 +35,8 @@ pub(crate) struct NodeConfig {
 
 pub(crate) struct Node {
     pub(crate) config: NodeConfig,
+    /// How every volume is run; they share what bounds their memory.
+    pub(crate) options: VolumeOptions,
     volumes: RwLock<BTreeMap<VolumeName, Arc<Managed>>>,
     /// Names that are being made or removed: one at a time for each.
     busy: Mutex<Vec<VolumeName>>,
@@ -86,6 +88,7 @@ impl Node {
             watches: Watches::default(),
             writing: Arc::default(),
             config,
+            options: VolumeOptions::default(),
             volumes: RwLock::default(),
             busy: Mutex::default(),
             access: Mutex::default(),
@@ -112,7 +115,7 @@ impl Node {
         };
         if superblock.protector.kind == ProtectorKind::Ephemeral {
             fs::remove_file(path)?;
-            let volume = Self::make_ephemeral(path, superblock.size_bytes)?;
+            let volume = self.make_ephemeral(path, superblock.size_bytes)?;
             self.install(Managed::open(name, path.to_owned(), volume));
         } else {
             self.install(Managed::sealed(name, path.to_owned(), superblock));
@@ -129,14 +132,14 @@ impl Node {
         managed
     }
 
-    fn make_ephemeral(path: &Path, size_bytes: u64) -> anyhow::Result<Volume> {
+    fn make_ephemeral(&self, path: &Path, size_bytes: u64) -> anyhow::Result<Volume> {
         let protector = Protector {
             kind: ProtectorKind::Ephemeral,
             key: String::new(),
             managed_identity: String::new(),
             wrapped: None,
         };
-        Ok(Volume::create(path, size_bytes, &VolumeKey::generate()?, protector, VolumeOptions::default())?)
+        Ok(Volume::create(path, size_bytes, &VolumeKey::generate()?, protector, self.options.clone())?)
     }
 
     pub(crate) fn volume(&self, name: &str) -> Result<Arc<Managed>, Status> {
@@ -201,8 +204,8 @@ impl Node {
         Superblock::check_size(new.size_bytes).map_err(|e| invalid("volume.size_bytes", e))?;
         let path = self.config.data.join(format!("{}.volume", new.name.id()));
         let volume = if new.ephemeral {
-            let (path, size) = (path.clone(), new.size_bytes);
-            blocking(move || Self::make_ephemeral(&path, size).map_err(failed)).await?
+            let (node, path, size) = (self.clone(), path.clone(), new.size_bytes);
+            blocking(move || node.make_ephemeral(&path, size).map_err(failed)).await?
         } else {
             self.make_sealed(&new, &path).await?
         };
@@ -235,10 +238,10 @@ impl Node {
             wrapped: Some(wrapped),
         };
         let (partial, path, size) = (path.with_extension("partial"), path.to_owned(), new.size_bytes);
+        let options = self.options.clone();
         blocking(move || {
             _ = fs::remove_file(&partial);
-            let made =
-                Volume::create(&partial, size, &key, protector, VolumeOptions::default()).map_err(failed)?;
+            let made = Volume::create(&partial, size, &key, protector, options).map_err(failed)?;
             let filled = restore.map_or(Ok(()), |r| r.fill(&made)).and_then(|()| {
                 fs::rename(&partial, &path).map_err(failed)?;
                 let parent = path.parent().unwrap_or_else(|| Path::new("."));

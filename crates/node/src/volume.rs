@@ -3,6 +3,7 @@
 use crate::{
     Protector, ProtectorKind, Superblock, SuperblockError, VolumeError,
     extent::Extent,
+    extent_budget::{ExtentBudget, ExtentMap},
     extent_table::ExtentTable,
     layout::{BLOCK_LEN, EXTENT_LEN, extent_start},
     recovery::Loader,
@@ -23,14 +24,14 @@ use std::{
 };
 
 /// How a volume is run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct VolumeOptions {
     /// Which cryptography.
     pub provider: Provider,
     /// Seals under one data key before it rotates by itself. At most [`SEALS_PER_KEY_MAX`].
     pub seals_per_key_max: u64,
-    /// Extents kept in memory, at about 240 KiB each; more are loaded as they are used.
-    pub extents_loaded_max: usize,
+    /// What bounds the extents in memory; others are loaded as they are used.
+    pub budget: Arc<ExtentBudget>,
 }
 
 impl Default for VolumeOptions {
@@ -39,7 +40,7 @@ impl Default for VolumeOptions {
         Self {
             provider: Provider::default(),
             seals_per_key_max: SEALS_PER_KEY_MAX / 2,
-            extents_loaded_max: 512,
+            budget: ExtentBudget::new(384),
         }
     }
 }
@@ -52,7 +53,7 @@ pub struct Volume {
     pub(crate) keys: VolumeKeys,
     pub(crate) size_bytes: u64,
     pub(crate) options: VolumeOptions,
-    pub(crate) extents: RwLock<HashMap<u32, Arc<Extent>>>,
+    pub(crate) extents: Arc<ExtentMap>,
     pub(crate) table: Mutex<ExtentTable>,
     /// Writes hold it shared from sequence number to map; a flush takes it alone for the moment it looks.
     pub(crate) gate: RwLock<()>,
@@ -80,7 +81,7 @@ impl Volume {
     ) -> Result<Self, SuperblockError> {
         Superblock::check_size(size_bytes)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        let made = Self::format(&file, path, size_bytes, key, protector, options);
+        let made = Self::format(&file, path, size_bytes, key, protector, options.provider);
         if made.is_err() {
             _ = std::fs::remove_file(path);
         }
@@ -94,14 +95,14 @@ impl Volume {
         size_bytes: u64,
         key: &VolumeKey,
         protector: Protector,
-        options: VolumeOptions,
+        provider: Provider,
     ) -> Result<Superblock, SuperblockError> {
         let extents = u32::try_from(size_bytes.div_ceil(EXTENT_LEN)).unwrap_or(u32::MAX);
         file.set_len(extent_start(extents))?;
         let mut volume_id = [0; 16];
         random(&mut volume_id).map_err(std::io::Error::other)?;
         let mut superblock = Superblock { volume_id, size_bytes, protector, sequence: 0 };
-        let keys = key.derive(options.provider);
+        let keys = key.derive(provider);
         // Both copies, so that one damaged copy never loses a volume.
         superblock.write(file, &keys)?;
         superblock.write(file, &keys)?;
@@ -147,7 +148,7 @@ impl Volume {
             keys,
             size_bytes,
             options,
-            extents: RwLock::new(HashMap::new()),
+            extents: Arc::default(),
             table: Mutex::new(table),
             gate: RwLock::new(()),
             flush: Mutex::new(()),
@@ -222,6 +223,9 @@ impl Volume {
         if let Some(found) = self.extents.read().get(&index) {
             return Ok(Some(found.clone()));
         }
+        if self.options.budget.exceeded() {
+            self.flush()?;
+        }
         let mut extents = self.extents.write();
         if let Some(found) = extents.get(&index) {
             return Ok(Some(found.clone()));
@@ -247,15 +251,8 @@ impl Volume {
     }
 
     fn keep(&self, extents: &mut HashMap<u32, Arc<Extent>>, extent: Extent) -> Arc<Extent> {
-        if extents.len() >= self.options.extents_loaded_max {
-            let idle = |e: &Arc<Extent>| {
-                Arc::strong_count(e) == 1 && e.state.try_read().is_some_and(|s| !s.dirty && !s.slots.pinned())
-            };
-            let victim = extents.iter().find(|(_, e)| idle(e)).map(|(index, _)| *index);
-            victim.and_then(|index| extents.remove(&index));
-        }
         let extent = Arc::new(extent);
-        extents.insert(extent.index, extent.clone());
+        self.options.budget.admit(&self.extents, extents, extent.clone());
         extent
     }
 }

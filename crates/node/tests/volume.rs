@@ -378,3 +378,42 @@ proptest! {
         prop_assert!(read(&volume, 0, size) == model);
     }
 }
+
+/// Volumes that share a budget: whatever is written and read, few extents are in memory, and nothing is lost.
+#[test]
+fn extents_in_memory_are_bounded_over_all_volumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let budget = ExtentBudget::new(8);
+    let options = VolumeOptions { budget: budget.clone(), ..VolumeOptions::default() };
+    let volumes: Vec<_> = (0..4u8)
+        .map(|n| {
+            let path = dir.path().join(n.to_string());
+            Volume::create(&path, 40 * EXTENT_LEN, &key(), protector(), options.clone()).unwrap()
+        })
+        .collect();
+    // Each volume's writer, none of which ever flushes, beside the others.
+    std::thread::scope(|scope| {
+        for (n, volume) in (0u8..).zip(&volumes) {
+            let budget = budget.clone();
+            scope.spawn(move || {
+                for round in 0..3u8 {
+                    for extent in 0..40 {
+                        volume.write_at(extent * EXTENT_LEN, &[n * 40 + round + 1; 4096]).unwrap();
+                        // Of 160: eight, a quarter more, and for each writer what is in use or not flushed just then.
+                        assert!(budget.loaded() <= 32, "{} extents are in memory", budget.loaded());
+                    }
+                }
+            });
+        }
+    });
+    for (n, volume) in (0u8..).zip(&volumes) {
+        for extent in 0..40 {
+            assert_eq!(
+                read(volume, extent * EXTENT_LEN, 4096),
+                [n * 40 + 3; 4096],
+                "volume {n}, extent {extent}"
+            );
+        }
+    }
+    assert!(budget.loaded() <= 32);
+}
