@@ -198,6 +198,36 @@ fn a_volume_put_back_to_before_its_base_is_refused() {
     assert!(!stage.place("b2").exists());
 }
 
+/// A thousand strings, none of which stands in the volume's file, nor in a backup of it, in clear.
+#[test]
+fn a_thousand_planted_strings_are_found_nowhere() {
+    let stage = Stage::new();
+    let found = |bytes: &[u8]| bytes.windows(8).filter(|w| *w == b"PLANTED-").count();
+    let planted: Vec<String> = (0..1000).map(|n| format!("PLANTED-{n:05}-SECRET")).collect();
+    for (n, text) in (0..).zip(&planted) {
+        stage.volume.write_at(n * 30_011 % (SIZE - 64), text.as_bytes()).unwrap();
+    }
+    stage.volume.flush().unwrap();
+    stage.back_up(1, None);
+    stage.volume.write_at(0, &vec![b'x'; 1 << 20]).unwrap();
+    stage.back_up(2, Some(1));
+    assert_eq!(found(&whole(&stage.restore(&[1]))), 1000, "the search finds what is there");
+    _ = fs::remove_file(stage.place("restored"));
+    let mut dirs = vec![stage.dir.path().to_owned()];
+    let mut files = 0;
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            if entry.path().is_dir() {
+                dirs.push(entry.path());
+            } else {
+                assert_eq!(found(&fs::read(entry.path()).unwrap()), 0, "{:?}", entry.path());
+                files += 1;
+            }
+        }
+    }
+    assert_eq!(files, 5, "the volume, and two backups with their manifests");
+}
+
 /// Every bit of a backup: whichever is flipped, the backup does not verify.
 #[test]
 fn every_flipped_bit_and_every_cut_is_found() {

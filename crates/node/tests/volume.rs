@@ -215,51 +215,6 @@ fn wiped_extents_blocks_and_moved_entries_are_missed() {
     }
 }
 
-/// A power cut keeps any subset of what was written since the last flush. Flushed blocks are there in any case;
-/// a later write is there whole or not at all.
-#[test]
-fn a_power_cut_keeps_flushed_data_and_never_tears() {
-    let dir = tempfile::tempdir().unwrap();
-    let (path, volume) = make(dir.path(), 1 << 20);
-    for round in 1..=4u8 {
-        volume.write_at(0, &vec![round; 8 * 4096]).unwrap();
-        volume.flush().unwrap();
-    }
-    let before = fs::read(&path).unwrap();
-    for round in 5..=6u8 {
-        volume.write_at(0, &vec![round; 8 * 4096]).unwrap();
-    }
-    drop(volume);
-    let after = fs::read(&path).unwrap();
-    let changed: Vec<usize> = (0..after.len() / 512)
-        .filter(|s| before[s * 512..s * 512 + 512] != after[s * 512..s * 512 + 512])
-        .collect();
-    let mut seed = 0x9E37_79B9_7F4A_7C15u64;
-    let copy = path.with_extension("cut");
-    for _ in 0..200 {
-        let mut disk = before.clone();
-        for sector in &changed {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            if seed & 1 == 0 {
-                disk[sector * 512..sector * 512 + 512]
-                    .copy_from_slice(&after[sector * 512..sector * 512 + 512]);
-            }
-        }
-        fs::write(&copy, disk).unwrap();
-        let volume = open(&copy);
-        for block in 0..8 {
-            let bytes = read(&volume, block * 4096, 4096);
-            assert!(bytes[0] >= 4 && bytes.iter().all(|b| *b == bytes[0]), "block {block} was torn or lost");
-        }
-        volume.write_at(0, &[9; 4096]).unwrap();
-        volume.flush().unwrap();
-        drop(volume);
-        assert_eq!(read(&open(&copy), 0, 4096), vec![9; 4096]);
-    }
-}
-
 #[test]
 fn a_data_key_rotates_alone_online_and_resumes() {
     let dir = tempfile::tempdir().unwrap();
