@@ -8,6 +8,7 @@ use custody_proto::{
     },
     vault::{UnwrapKeyRequest, key_vault_client::KeyVaultClient},
 };
+use custody_rpc::AuthenticatedChannel;
 use custody_testkit::{Deployment, eventually, memory::occurrences};
 use std::{
     fs,
@@ -102,14 +103,16 @@ fn keys_below(volume_key: &[u8], file: &[u8]) -> (Vec<u8>, Vec<u8>) {
     (wrap, dek)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn revocation_ends_reads_and_leaves_no_key_in_memory() {
-    let deployment = Deployment::start();
+fn control(deployment: &Deployment) -> StorageNodeClient<AuthenticatedChannel> {
+    StorageNodeClient::new(deployment.channel("storage", "workload:control").unwrap())
+}
+
+/// A volume `v` under a customer's key: the key, and who may use it.
+async fn volume(deployment: &Deployment, size_bytes: i64) -> (String, String) {
     let (key, identity, _) = deployment.key_and_identity("revoke");
     deployment.bind(&identity).await.unwrap();
-    let mut control = StorageNodeClient::new(deployment.channel("storage", "workload:control").unwrap());
     let volume = Volume {
-        size_bytes: 32 << 20,
+        size_bytes,
         key: key.clone(),
         managed_identity: identity.clone(),
         customer_managed: true,
@@ -117,7 +120,14 @@ async fn revocation_ends_reads_and_leaves_no_key_in_memory() {
     };
     let request =
         CreateVolumeRequest { volume_id: "v".into(), volume: Some(volume), source_backup: String::new() };
-    control.create_volume(request).await.unwrap();
+    control(deployment).create_volume(request).await.unwrap();
+    (key, identity)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revocation_ends_reads_and_leaves_no_key_in_memory() {
+    let deployment = Deployment::start();
+    let (key, identity) = volume(&deployment, 32 << 20).await;
     let socket = deployment.dir().join("storage/nbd.sock");
     let uri = format!("nbd+unix:///v?socket={}", socket.display());
     let filled = Command::new("qemu-io")
@@ -200,19 +210,7 @@ async fn revocation_ends_reads_and_leaves_no_key_in_memory() {
 #[tokio::test(flavor = "multi_thread")]
 async fn revocation_ends_a_backup_that_is_being_made() {
     let deployment = Deployment::start();
-    let (key, identity, _) = deployment.key_and_identity("revoke");
-    deployment.bind(&identity).await.unwrap();
-    let mut control = StorageNodeClient::new(deployment.channel("storage", "workload:control").unwrap());
-    let volume = Volume {
-        size_bytes: 1 << 30,
-        key: key.clone(),
-        managed_identity: identity,
-        customer_managed: true,
-        ..Volume::default()
-    };
-    let request =
-        CreateVolumeRequest { volume_id: "v".into(), volume: Some(volume), source_backup: String::new() };
-    control.create_volume(request).await.unwrap();
+    let (key, _) = volume(&deployment, 1 << 30).await;
     let uri = format!("nbd+unix:///v?socket={}", deployment.dir().join("storage/nbd.sock").display());
     let fill = Command::new("qemu-io").args(["-f", "raw", "-c", "write 0 1G", &uri]).output().unwrap();
     assert!(fill.status.success(), "{fill:?}");
@@ -221,7 +219,7 @@ async fn revocation_ends_a_backup_that_is_being_made() {
     let cut_short = async |n: u32| {
         let (name, backup) = ("volumes/v".to_owned(), format!("b{n}"));
         let request = BackupVolumeRequest { name, backup, base: String::new() };
-        let mut progress = control.clone().backup_volume(request).await.unwrap().into_inner();
+        let mut progress = control(&deployment).backup_volume(request).await.unwrap().into_inner();
         progress.message().await.unwrap().unwrap();
         _ = tokio::task::block_in_place(|| deployment.run(&["key", "disable", &key]));
         let end = loop {
@@ -234,7 +232,7 @@ async fn revocation_ends_a_backup_that_is_being_made() {
         };
         tokio::task::block_in_place(|| {
             let is = |state: VolumeState| {
-                let mut control = control.clone();
+                let mut control = control(&deployment);
                 let get = control.get_volume(GetVolumeRequest { name: "volumes/v".into() });
                 let seen = tokio::runtime::Handle::current().block_on(get).unwrap().into_inner();
                 (seen.state == i32::from(state)).then_some(())
