@@ -107,7 +107,7 @@ const APART_LEN_MIN: u32 = 32 * 1024;
 
 /// A connection in transmission, served by one thread or several. The one that holds the input leads: it does short
 /// requests itself, and their replies go out together. With a long one it leaves the lead to another thread.
-pub(crate) struct Session<'a> {
+struct Session<'a> {
     input: Mutex<Input>,
     output: Mutex<Output>,
     export: &'a dyn Export,
@@ -314,7 +314,7 @@ impl Session<'_> {
             }
             true
         };
-        let allowed = self.mode.allocation && request.len > 0 && request.flags_known();
+        let allowed = self.mode.allocation && request.len > 0;
         let done = if allowed { check(self.export, request) } else { Err(ExportError::Invalid) };
         let done =
             done.and_then(|()| self.export.allocation(request.offset, u64::from(request.len), &mut visit));

@@ -161,6 +161,14 @@ pub(crate) struct Sealer {
     pub(crate) sealer: BlockSealer,
 }
 
+/// The one among an extent's sealers that is of this generation.
+pub(crate) fn of_generation<'a>(
+    sealers: impl IntoIterator<Item = &'a Arc<Sealer>>,
+    generation: u16,
+) -> Option<&'a Arc<Sealer>> {
+    sealers.into_iter().find(|s| s.record.generation == generation)
+}
+
 /// What changes under the lock.
 pub(crate) struct State {
     pub(crate) header: Header,
@@ -179,9 +187,7 @@ pub(crate) struct State {
 impl State {
     /// The sealer that opens blocks of a generation.
     pub(crate) fn sealer(&self, generation: u16) -> Option<&Arc<Sealer>> {
-        std::iter::once(&self.current)
-            .chain(self.previous.as_ref())
-            .find(|s| s.record.generation == generation)
+        of_generation(std::iter::once(&self.current).chain(&self.previous), generation)
     }
 
     pub(crate) fn block(&self, block: u16) -> Option<&Live> {

@@ -2,7 +2,7 @@
 
 use crate::{
     Volume, VolumeError,
-    extent::Live,
+    extent::{Live, of_generation},
     layout::{BLOCK_LEN, EXTENT_LEN, slot_start},
     volume::place,
 };
@@ -78,20 +78,14 @@ impl Volume {
                     plain.fill(0);
                     continue;
                 };
-                let corrupt = || VolumeError::Corrupt { extent: index, block: Some(entry.block) };
-                let sealer = std::iter::once(&current)
-                    .chain(&previous)
-                    .find(|s| s.record.generation == entry.generation)
-                    .ok_or_else(corrupt)?;
-                let address = self.loader().address(index, entry);
+                let sealer = of_generation(std::iter::once(&current).chain(&previous), entry.generation);
                 let (sealed, plain) = if entry.hole {
                     plain.fill(0);
                     Default::default()
                 } else {
                     (sealed, plain)
                 };
-                let opened = sealer.sealer.open(&address, &entry.nonce, sealed, &entry.tag, plain);
-                opened.map_err(|_| corrupt())?;
+                self.loader().open(index, entry, sealer, sealed, plain)?;
             }
             Ok(())
         })

@@ -183,8 +183,24 @@ impl Loader<'_> {
         let len = if entry.hole { 0 } else { BLOCK_LEN };
         let (mut sealed, mut plain) = (vec![0; len], vec![0; len]);
         self.file.read_exact_at(&mut sealed, slot_start(extent, slot))?;
+        Ok(self.open(extent, entry, Some(sealer), &sealed, &mut plain).is_ok())
+    }
+
+    /// Opens a block with the key of its generation. A hole has no bytes on either side.
+    pub(crate) fn open(
+        &self,
+        extent: u32,
+        entry: &Entry,
+        sealer: Option<&Arc<Sealer>>,
+        sealed: &[u8],
+        plain: &mut [u8],
+    ) -> Result<(), VolumeError> {
+        let corrupt = VolumeError::Corrupt { extent, block: Some(entry.block) };
         let address = self.address(extent, entry);
-        Ok(sealer.sealer.open(&address, &entry.nonce, &sealed, &entry.tag, &mut plain).is_ok())
+        match sealer.map(|s| s.sealer.open(&address, &entry.nonce, sealed, &entry.tag, plain)) {
+            Some(Ok(())) => Ok(()),
+            _ => Err(corrupt),
+        }
     }
 
     pub(crate) fn live(&self, extent: u32, slot: u16, entry: Entry) -> Live {

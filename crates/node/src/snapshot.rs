@@ -3,7 +3,7 @@
 use crate::{
     Volume, VolumeError,
     backup::{BackupError, Marks},
-    extent::{Extent, Live, Sealer},
+    extent::{Extent, Live, Sealer, of_generation},
     layout::BLOCK_LEN,
 };
 use std::{
@@ -15,7 +15,6 @@ use std::{
 /// A consistent view: what every block held between two writes. While it lives, no slot that it reads is given
 /// away; drop it soon.
 pub struct Snapshot {
-    volume: Arc<Volume>,
     extents: Vec<Frozen>,
 }
 
@@ -49,14 +48,10 @@ impl Frozen {
         self.volume.fetch(index, run, sealed)?;
         let mut blocks = out.chunks_mut(BLOCK_LEN).zip(sealed.chunks(BLOCK_LEN));
         for Live { entry, .. } in run {
-            let corrupt = || VolumeError::Corrupt { extent: index, block: Some(entry.block) };
-            let sealer =
-                self.sealers.iter().find(|s| s.record.generation == entry.generation).ok_or_else(corrupt)?;
+            let sealer = of_generation(&self.sealers, entry.generation);
             let (plain, sealed) =
-                if entry.hole { Default::default() } else { blocks.next().ok_or_else(corrupt)? };
-            let address = self.volume.loader().address(index, entry);
-            let opened = sealer.sealer.open(&address, &entry.nonce, sealed, &entry.tag, plain);
-            opened.map_err(|_| corrupt())?;
+                if entry.hole { Default::default() } else { blocks.next().unwrap_or_default() };
+            self.volume.loader().open(index, entry, sealer, sealed, plain)?;
         }
         Ok(())
     }
@@ -93,15 +88,9 @@ impl Snapshot {
             })
             .collect();
         drop(alone);
-        let snapshot = Self { volume, extents };
-        snapshot.volume.flush()?;
+        let snapshot = Self { extents };
+        volume.flush()?;
         Ok(snapshot)
-    }
-
-    /// The volume's length.
-    #[must_use]
-    pub fn size_bytes(&self) -> u64 {
-        self.volume.size_bytes
     }
 
     /// The extents, each with what was written after its mark. An extent without one is taken as if new: what was
