@@ -118,7 +118,8 @@ impl Instance {
         if self.running() {
             return Ok(());
         }
-        self.take_down();
+        // The server may run on without its volume, and would answer from its cache beside the new one.
+        self.stop_now();
         let done = self.bring_up(spec, socket);
         if done.is_err() {
             self.stop_now();
