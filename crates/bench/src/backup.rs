@@ -1,7 +1,10 @@
-//! Backups of a volume: full, incremental, verified, restored; beside restic on the same bytes in a file. Both sealed,
-//! both on the same disk.
+//! Backups of a volume: full, incremental, verified, restored; beside restic and pgBackRest on the same bytes, which for
+//! them are a table in a directory of PostgreSQL's. All sealed, all on the same disk, none compressed.
 
-use crate::{median, peer};
+use crate::{
+    backup_peer::{Peer, PgBackRest, Restic, SEGMENT_MIB},
+    median,
+};
 use anyhow::{Context as _, ensure};
 use custody_proto::storage::{
     BackupVolumeRequest, CreateVolumeRequest, DeleteBackupRequest, DeleteVolumeRequest, VerifyBackupRequest,
@@ -9,9 +12,7 @@ use custody_proto::storage::{
 };
 use custody_rpc::AuthenticatedChannel;
 use custody_testkit::Deployment;
-use std::{
-    fs::File, io::Read as _, os::unix::fs::FileExt as _, path::PathBuf, process::Command, time::Instant,
-};
+use std::{fs::File, io::Read as _, os::unix::fs::FileExt as _, time::Instant};
 use tokio::task::block_in_place;
 
 /// MiB of data, random, so that nothing is gained by compressing or by finding the same again.
@@ -36,16 +37,17 @@ type Client = StorageNodeClient<AuthenticatedChannel>;
 struct Bench {
     control: Client,
     writer: Client,
-    dir: PathBuf,
-    file: File,
+    /// The table, as PostgreSQL keeps it: in files of a GiB.
+    segments: Vec<File>,
 }
 
 impl Bench {
-    /// Writes a MiB of random bytes to the volume and to restic's file.
+    /// Writes a MiB of random bytes to the volume and to the table.
     async fn write(&mut self, mib: u64, flush: bool) -> anyhow::Result<()> {
         let mut data = vec![0; 1 << 20];
         File::open("/dev/urandom")?.read_exact(&mut data)?;
-        self.file.write_all_at(&data, mib << 20)?;
+        let segment = self.segments.get((mib / SEGMENT_MIB) as usize).context("a segment")?;
+        segment.write_all_at(&data, (mib % SEGMENT_MIB) << 20)?;
         let part = WriteBlocksRequest { name: "volumes/source".into(), offset: mib << 20, data, flush };
         self.writer.write_blocks(tokio_stream::iter([part])).await?;
         Ok(())
@@ -84,14 +86,8 @@ impl Bench {
         Ok(())
     }
 
-    fn restic(&self, arguments: &[&str]) -> anyhow::Result<()> {
-        let mut command = Command::new("restic");
-        command.args(["--quiet", "--no-cache", "--repo"]).arg(self.repository()).args(arguments);
-        peer::run(command.env("RESTIC_PASSWORD", "benchmark")).map(drop)
-    }
-
-    fn repository(&self) -> PathBuf {
-        self.dir.join("repository")
+    fn sync(&self) -> anyhow::Result<()> {
+        self.segments.iter().try_for_each(|segment| Ok(segment.sync_all()?))
     }
 }
 
@@ -106,19 +102,28 @@ async fn change(bench: &mut Bench, round: u64) -> anyhow::Result<()> {
     for mib in (round % CHANGED_OF..SIZE_MIB).step_by(CHANGED_OF as usize) {
         bench.write(mib, mib + CHANGED_OF >= SIZE_MIB).await?;
     }
-    Ok(bench.file.sync_all()?)
+    bench.sync()
+}
+
+/// Seconds that a peer takes.
+fn peer_timed(step: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    let started = Instant::now();
+    block_in_place(step)?;
+    Ok(started.elapsed().as_secs_f64())
 }
 
 pub(crate) async fn run(rounds: usize) -> anyhow::Result<()> {
     let deployment = block_in_place(Deployment::start);
     let dir = deployment.dir().join("peers");
     std::fs::create_dir_all(&dir)?;
-    let source = dir.join("source.img");
+    let table = block_in_place(|| PgBackRest::make_source(&dir, SIZE_MIB))?;
+    let mut peers: [Box<dyn Peer>; 2] =
+        [Box::new(Restic::new(&dir, &table)), Box::new(PgBackRest::new(&dir)?)];
+    let segments = table.iter().map(|t| Ok(File::options().write(true).open(t)?));
     let mut bench = Bench {
         control: Client::new(deployment.channel("storage", "workload:control")?),
         writer: Client::new(deployment.channel("storage", "workload:database")?),
-        file: File::create_new(&source)?,
-        dir,
+        segments: segments.collect::<anyhow::Result<_>>()?,
     };
     let made =
         CreateVolumeRequest { volume_id: "source".into(), volume: Some(volume()), ..Default::default() };
@@ -126,41 +131,59 @@ pub(crate) async fn run(rounds: usize) -> anyhow::Result<()> {
     for mib in 0..SIZE_MIB {
         bench.write(mib, mib + 1 == SIZE_MIB).await?;
     }
-    bench.file.sync_all()?;
-    let from = source.display().to_string();
-    let target = bench.dir.join("restored");
-    let mut seen = [const { (Vec::new(), Vec::new()) }; STEPS.len()];
+    bench.sync()?;
+    // For each step: ours, then each peer's.
+    let mut seen = [const { [Vec::new(), Vec::new(), Vec::new()] }; STEPS.len()];
     for round in 0..rounds as u64 {
-        block_in_place(|| bench.restic(&["init"]))?;
-        let restic = |bench: &Bench, arguments: &[&str]| {
-            let started = Instant::now();
-            block_in_place(|| bench.restic(arguments))?;
-            anyhow::Ok(started.elapsed().as_secs_f64())
-        };
-        let backup = ["backup", "--compression", "off", &from];
-        let full = (timed(bench.back_up("full", "")).await?, restic(&bench, &backup)?);
-        change(&mut bench, round).await?;
-        let increment = (timed(bench.back_up("increment", "full")).await?, restic(&bench, &backup)?);
-        let verify = (timed(bench.verify()).await?, restic(&bench, &["check", "--read-data"])?);
-        let to = target.display().to_string();
-        let restore =
-            (timed(bench.restore()).await?, restic(&bench, &["restore", "latest", "--target", &to])?);
+        for peer in &mut peers {
+            block_in_place(|| peer.init())?;
+        }
+        let mut times = [[0.0; 3]; STEPS.len()];
+        for (step, times) in times.iter_mut().enumerate() {
+            if step == 1 {
+                change(&mut bench, round).await?;
+            }
+            let own = match step {
+                0 => timed(bench.back_up("full", "")).await?,
+                1 => timed(bench.back_up("increment", "full")).await?,
+                2 => timed(bench.verify()).await?,
+                _ => timed(bench.restore()).await?,
+            };
+            *times = [own, 0.0, 0.0];
+            for (peer, time) in peers.iter_mut().zip(times.iter_mut().skip(1)) {
+                *time = peer_timed(|| match step {
+                    0 => peer.full(),
+                    1 => peer.increment(),
+                    2 => peer.verify(),
+                    _ => peer.restore(),
+                })?;
+            }
+        }
         bench.clean().await?;
-        std::fs::remove_dir_all(bench.repository()).context("restic's repository")?;
-        std::fs::remove_dir_all(&target).context("what restic restored")?;
-        for ((own, others), (mine, other)) in seen.iter_mut().zip([full, increment, verify, restore]) {
-            own.push(mine);
-            others.push(other);
+        for peer in &mut peers {
+            block_in_place(|| peer.clean())?;
+        }
+        for (seen, times) in seen.iter_mut().zip(times) {
+            for (values, time) in seen.iter_mut().zip(times) {
+                values.push(time);
+            }
         }
     }
     println!(
         "\nbackup: seconds, {SIZE_MIB} MiB of random bytes, sealed, one MiB of {CHANGED_OF} changed before the increment; medians of {rounds} rounds"
     );
-    println!("{:12} {:>9} {:>9} {:>7} {:>14}", "", "custody", "restic", "ratio", "custody, MB/s");
-    for (step, (own, others)) in STEPS.iter().zip(seen) {
-        let (own, other) = (median(own), median(others));
+    println!(
+        "{:12} {:>9} {:>9} {:>7} {:>10} {:>7} {:>14}",
+        "", "custody", "restic", "ratio", "pgBackRest", "ratio", "custody, MB/s"
+    );
+    for (step, seen) in STEPS.iter().zip(seen) {
+        let [own, restic, pgbackrest] = seen.map(median);
         let mb = SIZE_MIB as f64 * 1.048_576 / own;
-        println!("{step:12} {own:>9.2} {other:>9.2} {:>7.2} {mb:>14.0}", other / own);
+        println!(
+            "{step:12} {own:>9.2} {restic:>9.2} {:>7.2} {pgbackrest:>10.2} {:>7.2} {mb:>14.0}",
+            restic / own,
+            pgbackrest / own
+        );
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ const CLIENTS: &str = "4";
 const SCALE: &str = "10";
 
 /// The newest PostgreSQL's programs.
-fn programs() -> anyhow::Result<PathBuf> {
+pub(crate) fn programs() -> anyhow::Result<PathBuf> {
     let newest = std::fs::read_dir("/usr/lib/postgresql")
         .context("PostgreSQL is not installed")?
         .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok())
@@ -38,7 +38,7 @@ struct Plain {
     _nbd: peer::Served,
 }
 
-fn as_postgres(program: &Path) -> Command {
+pub(crate) fn as_postgres(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "postgres", "--regid", "postgres", "--init-groups", "--"]).arg(program);
     command.current_dir("/").stdin(Stdio::null());

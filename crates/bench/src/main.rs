@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
 mod backup;
+mod backup_peer;
 mod database;
 mod load;
 mod peer;
