@@ -34,7 +34,7 @@ const PRINCIPALS: [(&str, &str); 5] = [
 pub(crate) struct Options {
     pub(crate) lease_ms: u64,
     pub(crate) renew_every_ms: u64,
-    pub(crate) backups: Option<PathBuf>,
+    pub(crate) backups: Option<String>,
     pub(crate) otlp: Option<String>,
     pub(crate) hsm: Hsm,
     pub(crate) limits: Limits,
@@ -198,7 +198,7 @@ impl Deployment {
             }),
             "storage" => json!({
                 "vault": url("vault"),
-                "backups": options.backups.clone().unwrap_or_else(|| dir.join("backups")),
+                "backups": options.backups.clone().unwrap_or_else(|| dir.join("backups").display().to_string()),
                 "nbd_socket": self.nbd_socket,
                 "nbd_listen": "127.0.0.1:0",
                 "lease_ms": options.lease_ms,

@@ -55,9 +55,10 @@ enum Verb {
         /// How often they ask, in milliseconds.
         #[arg(long, default_value_t = 5_000)]
         renew_every_ms: u64,
-        /// Where backups are kept; in the deployment's directory if not given.
+        /// Where backups are kept: a directory, `az://CONTAINER/PREFIX` or `s3://BUCKET/PREFIX`, whose accounts and
+        /// endpoints are in the environment (AZURE_STORAGE_*, AWS_*); in the deployment's directory if not given.
         #[arg(long)]
-        backups: Option<PathBuf>,
+        backups: Option<String>,
         #[command(flatten)]
         hsm: deployment::Hsm,
         #[command(flatten)]

@@ -7,16 +7,15 @@ use crate::{
 use custody_clients::VaultAccess;
 use custody_envelope::{OpenError, StreamKey, random};
 use custody_node::{
-    BackupError, BackupManifest, Base, Marks, Piece, Snapshot, Volume, VolumeError, read_backup, read_marks,
-    remove_backup, write_backup,
+    BackupError, BackupManifest, BackupStore, Base, Marks, Piece, Snapshot, Volume, VolumeError, read_backup,
+    read_marks, write_backup,
 };
 use custody_proto::storage::BackupProgress;
 use custody_rpc::status::{invalid, status};
-use custody_types::{Clock as _, ManagedIdentityName, SystemClock};
+use custody_types::{Clock as _, ManagedIdentityName, SystemClock, VolumeName};
 use parking_lot::Mutex;
 use std::{
     ops::ControlFlow,
-    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -26,40 +25,45 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 /// A backup and all that it adds to, the full one first, with their keys.
-pub(crate) struct Chain(Vec<Part>);
+pub(crate) struct Chain(Arc<dyn BackupStore>, Vec<Part>);
 
 struct Part {
-    dir: PathBuf,
+    name: String,
     manifest: BackupManifest,
     key: StreamKey,
 }
 
-/// Backups that are being made, by directory, each with the one that it adds to.
+/// Backups that are being made, by name, each with the one that it adds to.
 #[derive(Default)]
-pub(crate) struct Writing(Mutex<Vec<[PathBuf; 2]>>);
+pub(crate) struct Writing(Mutex<Vec<[String; 2]>>);
 
-struct BeingWritten(Arc<Writing>, PathBuf);
+struct BeingWritten(Arc<Writing>, String);
 
 impl Writing {
-    fn enter(self: &Arc<Self>, dir: &Path, base: &Path) -> Result<BeingWritten, Status> {
-        let mut dirs = self.0.lock();
-        if dirs.iter().any(|[d, _]| d == dir) {
+    fn enter(self: &Arc<Self>, name: &str, base: &str) -> Result<BeingWritten, Status> {
+        let mut names = self.0.lock();
+        if names.iter().any(|[n, _]| n == name) {
             return Err(in_progress());
         }
-        dirs.push([dir.to_owned(), base.to_owned()]);
-        Ok(BeingWritten(self.clone(), dir.to_owned()))
+        names.push([name.to_owned(), base.to_owned()]);
+        Ok(BeingWritten(self.clone(), name.to_owned()))
     }
 
-    fn any_in(&self, dir: &Path) -> bool {
-        self.0.lock().iter().flatten().any(|d| d.starts_with(dir))
+    fn any_in(&self, name: &str) -> bool {
+        self.0.lock().iter().flatten().any(|n| is_in(n, name))
     }
 }
 
 impl Drop for BeingWritten {
     fn drop(&mut self) {
-        let Self(writing, dir) = self;
-        writing.0.lock().retain(|[d, _]| d != dir);
+        let Self(writing, name) = self;
+        writing.0.lock().retain(|[n, _]| n != name);
     }
+}
+
+/// Whether a backup is the one of this name, or in the folder of this name.
+fn is_in(backup: &str, name: &str) -> bool {
+    backup.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn in_progress() -> Status {
@@ -75,6 +79,10 @@ fn backup_failed(e: BackupError) -> Status {
         }
         BackupError::OtherVolume | BackupError::VolumeOlder => {
             status("FAILED_PRECONDITION", "BACKUP_BASE_UNUSABLE", &e.to_string(), None)
+        }
+        BackupError::Io(_) => {
+            tracing::error!(error = %e, "the store of backups failed");
+            status("UNAVAILABLE", "BACKUP_STORE_FAILED", &e.to_string(), None)
         }
         other => failed(other),
     }
@@ -96,13 +104,15 @@ impl Chain {
         field: &'static str,
         backup: &str,
     ) -> Result<Self, Status> {
+        let store = node.config.backups.clone();
         let (mut next, mut parts) = (Some(backup.to_owned()), Vec::<Part>::new());
         let mut wanted = None;
         while let Some(name) = next {
-            let dir = node.backup_dir(field, &name)?;
-            let manifest = BackupManifest::read(&dir).map_err(|e| match wanted {
-                None => invalid(field, e),
-                Some(_) => missing(&name),
+            check_name(field, &name)?;
+            let manifest = read_manifest(&store, &name).await?.map_err(|e| match (e, wanted) {
+                (e @ BackupError::Io(_), _) => backup_failed(e),
+                (e, None) => invalid(field, e),
+                (_, Some(_)) => missing(&name),
             })?;
             if wanted.is_some_and(|id| id != manifest.backup_id) {
                 return Err(missing(&name));
@@ -114,15 +124,15 @@ impl Chain {
             let key =
                 StreamKey::from_bytes(&plain).map_err(|OpenError| invalid(field, "its key is malformed"))?;
             (next, wanted) = manifest.base.clone().map(|b| (b.backup, b.backup_id)).unzip();
-            parts.push(Part { dir, manifest, key });
+            parts.push(Part { name, manifest, key });
         }
         parts.reverse();
-        Ok(Self(parts))
+        Ok(Self(store, parts))
     }
 
     /// The length of the volume that it was taken of.
     pub(crate) fn size_bytes(&self) -> u64 {
-        self.0.last().map_or(0, |part| part.manifest.size_bytes)
+        self.1.last().map_or(0, |part| part.manifest.size_bytes)
     }
 
     /// Writes everything into a new volume and makes it durable.
@@ -137,9 +147,11 @@ impl Chain {
     }
 
     fn read(&self, visit: impl Fn(Piece<'_>) -> Result<(), VolumeError> + Sync) -> Result<(), Status> {
-        for part in &self.0 {
-            read_backup(&part.dir, &part.manifest, &part.key, &visit).map_err(|e| {
-                tracing::error!(backup = %part.dir.display(), error = %e, "a backup cannot be read");
+        let Self(store, parts) = self;
+        for part in parts {
+            let from = (store.as_ref(), part.name.as_str());
+            read_backup(from, &part.manifest, &part.key, &visit).map_err(|e| {
+                tracing::error!(backup = part.name, error = %e, "a backup cannot be read");
                 backup_failed(e)
             })?;
         }
@@ -164,11 +176,16 @@ pub(crate) async fn begin(
     backup: &str,
     base_name: &str,
 ) -> Result<mpsc::Receiver<Result<BackupProgress, Status>>, Status> {
-    let dir = node.backup_dir("backup", backup)?;
-    let base_dir = if base_name.is_empty() { PathBuf::new() } else { node.backup_dir("base", base_name)? };
-    let being_written = node.writing.enter(&dir, &base_dir)?;
-    if dir.exists() {
-        return Err(backup_failed(BackupError::Exists));
+    check_name("backup", backup)?;
+    if !base_name.is_empty() {
+        check_name("base", base_name)?;
+    }
+    let being_written = node.writing.enter(backup, base_name)?;
+    let store = node.config.backups.clone();
+    match read_manifest(&store, backup).await? {
+        Err(BackupError::Missing) => {}
+        Err(e @ BackupError::Io(_)) => return Err(backup_failed(e)),
+        _ => return Err(backup_failed(BackupError::Exists)),
     }
     let volume = managed.volume().ok_or_else(|| inaccessible(&managed))?;
     let protector = managed.protector();
@@ -179,10 +196,10 @@ pub(crate) async fn begin(
         "" => None,
         name => Some(Chain::open(node, &access, "base", name).await?),
     };
-    if base.as_ref().is_some_and(|chain| chain.0.len() >= CHAIN_LEN_MAX) {
+    if base.as_ref().is_some_and(|chain| chain.1.len() >= CHAIN_LEN_MAX) {
         return Err(too_long());
     }
-    let base = base.and_then(|chain| chain.0.into_iter().last());
+    let base = base.and_then(|chain| chain.1.into_iter().last());
     if base.as_ref().is_some_and(|part| part.manifest.volume_id != volume.id()) {
         return Err(backup_failed(BackupError::OtherVolume));
     }
@@ -194,7 +211,7 @@ pub(crate) async fn begin(
     let mut backup_id = [0; 16];
     random(&mut backup_id).map_err(failed)?;
     let manifest = BackupManifest {
-        version: 2,
+        version: BackupManifest::VERSION,
         backup_id,
         source: managed.name.to_string(),
         volume_id: volume.id(),
@@ -204,17 +221,17 @@ pub(crate) async fn begin(
         size_bytes: managed.size_bytes(),
         create_time: SystemClock.now(),
         wrapped,
+        chunks: 0,
     };
-    if let Some(parent) = dir.parent() {
-        std::fs::create_dir_all(parent).map_err(failed)?;
-    }
+    let name = backup.to_owned();
     let (sender, receiver) = mpsc::channel(16);
     tokio::spawn(async move {
         let _being_written = being_written;
         let progress = sender.clone();
         let done = blocking(move || {
             let since = match &base {
-                Some(part) => read_marks(&part.dir, &part.manifest, &part.key).map_err(backup_failed)?,
+                Some(part) => read_marks((store.as_ref(), &part.name), &part.manifest, &part.key)
+                    .map_err(backup_failed)?,
                 None => Marks::new(),
             };
             let snapshot = Snapshot::take(volume).map_err(failed)?;
@@ -226,7 +243,8 @@ pub(crate) async fn begin(
                 let given_up = progress.is_closed() || managed.volume().is_none();
                 if given_up { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
-            write_backup(&dir, &manifest, &key, snapshot, &since, tell).map_err(|e| match e {
+            let to = (store.as_ref(), name.as_str());
+            write_backup(to, &manifest, &key, snapshot, &since, tell).map_err(|e| match e {
                 BackupError::GivenUp if managed.volume().is_none() => inaccessible(&managed),
                 e => backup_failed(e),
             })?;
@@ -242,18 +260,18 @@ pub(crate) async fn begin(
 
 /// Removes a backup, or a directory of them, unless another adds to it.
 pub(crate) async fn delete(node: &Node, backup: &str) -> Result<(), Status> {
-    let dir = node.backup_dir("backup", backup)?;
-    if node.writing.any_in(&dir) {
+    check_name("backup", backup)?;
+    if node.writing.any_in(backup) {
         return Err(in_progress());
     }
-    let (root, name) = (node.config.backups.clone(), backup.to_owned());
+    let (store, name) = (node.config.backups.clone(), backup.to_owned());
     blocking(move || {
-        if let Some(increment) = increment_of(&root, &name) {
+        if let Some(increment) = increment_of(store.as_ref(), &name).map_err(backup_failed)? {
             let why =
                 format!("`{increment}` adds to it and could not be restored any more; delete that first");
             return Err(status("FAILED_PRECONDITION", "BACKUP_IN_USE", &why, None));
         }
-        if remove_backup(&dir).map_err(failed)? {
+        if store.remove(&name).map_err(|e| backup_failed(e.into()))? {
             return Ok(());
         }
         Err(status("NOT_FOUND", "NOT_FOUND", &format!("the backup `{name}` does not exist"), None))
@@ -262,15 +280,34 @@ pub(crate) async fn delete(node: &Node, backup: &str) -> Result<(), Status> {
 }
 
 /// A backup outside `name` that adds to `name`, or to one in it.
-fn increment_of(root: &Path, name: &str) -> Option<String> {
-    let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
-    let tops: Vec<_> = entries(root).map(|e| e.path()).collect();
-    let parts = tops.iter().flat_map(|top| entries(top).map(|e| e.path()));
-    tops.iter().cloned().chain(parts).find_map(|dir| {
-        let own = dir.strip_prefix(root).ok()?;
-        let base = BackupManifest::read(&dir).ok()?.base?.backup;
-        (Path::new(&base).starts_with(name) && !own.starts_with(name)).then(|| own.display().to_string())
-    })
+fn increment_of(store: &dyn BackupStore, name: &str) -> Result<Option<String>, BackupError> {
+    for other in store.names()?.into_iter().filter(|other| !is_in(other, name)) {
+        match BackupManifest::read(store, &other) {
+            Ok(BackupManifest { base: Some(base), .. }) if is_in(&base.backup, name) => {
+                return Ok(Some(other));
+            }
+            Err(e @ BackupError::Io(_)) => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+/// A name is an id, with one folder before it at most.
+fn check_name(field: &'static str, backup: &str) -> Result<(), Status> {
+    let good = |part: &str| format!("volumes/{part}").parse::<VolumeName>().is_ok();
+    if backup.split('/').count() <= 2 && backup.split('/').all(good) {
+        return Ok(());
+    }
+    Err(invalid(field, "must be an id, or two with a slash between: a-z, 0-9 and -, beginning with a letter"))
+}
+
+async fn read_manifest(
+    store: &Arc<dyn BackupStore>,
+    name: &str,
+) -> Result<Result<BackupManifest, BackupError>, Status> {
+    let (store, name) = (store.clone(), name.to_owned());
+    blocking(move || Ok(BackupManifest::read(store.as_ref(), &name))).await
 }
 
 /// Reads a backup and what it adds to, as a managed identity that may unwrap its keys.

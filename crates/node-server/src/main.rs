@@ -1,6 +1,7 @@
 //! `custody-node`: the gRPC and NBD faces of the storage node.
 
 mod backup;
+mod bucket;
 mod export;
 mod keeper;
 mod managed;
@@ -40,8 +41,9 @@ struct Settings {
     server: ServerSettings,
     /// Where the vault is, `https://host:port`.
     vault: String,
-    /// Where backups are kept.
-    backups: PathBuf,
+    /// Where backups are kept: a directory's path, or `az://CONTAINER/PREFIX` or `s3://BUCKET/PREFIX`. Accounts, keys
+    /// and endpoints of the latter are taken from the environment: `AZURE_STORAGE_*`, `AWS_*`.
+    backups: String,
     /// The Unix socket for NBD; only its owner may connect.
     nbd_socket: PathBuf,
     /// Where to serve NBD over TLS; port 0 takes a free one.
@@ -63,7 +65,6 @@ async fn main() -> anyhow::Result<()> {
     let _telemetry = custody_telemetry::start("custody-node", settings.server.otlp_endpoint.as_deref())?;
     hardening::protect_memory();
     let credentials = server::credentials(&settings.server)?;
-    std::fs::create_dir_all(&settings.backups)?;
     std::fs::create_dir_all(&settings.server.data)?;
     let lock = std::fs::File::create(settings.server.data.join("lock"))?;
     lock.try_lock().with_context(|| {
@@ -72,7 +73,7 @@ async fn main() -> anyhow::Result<()> {
     let nbd_tcp = std::net::TcpListener::bind(settings.nbd_listen).context("nbd_listen")?;
     let node = Node::open(NodeConfig {
         data: settings.server.data.clone(),
-        backups: settings.backups.clone(),
+        backups: bucket::open(&settings.backups).context("backups")?,
         identity: server::identity_endpoint(&settings.server)?,
         vault: custody_rpc::Endpoint::new(&settings.vault, &credentials, Duration::from_secs(3))?,
         lease: Duration::from_millis(settings.lease_ms),

@@ -8,7 +8,7 @@ use crate::{
 };
 use custody_clients::{AccessError, Endpoint, TokenSource, VaultAccess};
 use custody_envelope::VolumeKey;
-use custody_node::{Protector, ProtectorKind, Superblock, Volume, VolumeOptions};
+use custody_node::{BackupStore, Protector, ProtectorKind, Superblock, Volume, VolumeOptions};
 use custody_rpc::status::{invalid, status};
 use custody_types::{KeyName, KeyVersionName, ManagedIdentityName, VaultName, VolumeName};
 use parking_lot::{Mutex, RwLock};
@@ -24,7 +24,7 @@ use tonic::Status;
 
 pub(crate) struct NodeConfig {
     pub(crate) data: PathBuf,
-    pub(crate) backups: PathBuf,
+    pub(crate) backups: Arc<dyn BackupStore>,
     pub(crate) identity: Endpoint,
     pub(crate) vault: Endpoint,
     pub(crate) lease: Duration,
@@ -281,19 +281,6 @@ impl Node {
             );
         }
         Ok(access)
-    }
-
-    /// Where a backup is kept: an id, with one folder before it at most.
-    pub(crate) fn backup_dir(&self, field: &'static str, backup: &str) -> Result<PathBuf, Status> {
-        let good = |part: &str| format!("volumes/{part}").parse::<VolumeName>().is_ok();
-        if backup.split('/').count() <= 2 && backup.split('/').all(good) {
-            Ok(self.config.backups.join(backup))
-        } else {
-            Err(invalid(
-                field,
-                "must be an id, or two with a slash between: a-z, 0-9 and -, beginning with a letter",
-            ))
-        }
     }
 
     /// Closes and removes a volume. Its wrapped key goes with its file: what was in it cannot be opened any more.

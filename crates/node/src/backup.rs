@@ -1,20 +1,18 @@
 //! Backups: what a snapshot holds, or what of it has changed since another backup, sealed under a key of its own that
 //! the KEK wraps.
 //!
-//! A backup is a directory: `manifest.json`, and `data.sealed` in chunks (`docs/formats/backup.md`). It is made
-//! under another name and renamed when whole, so that a backup that exists is complete.
+//! A backup is chunks, in segments, and a manifest, which comes last (`docs/formats/backup.md`).
 
-use crate::{VolumeError, layout::BLOCK_LEN};
+use crate::{BackupStore, VolumeError, layout::BLOCK_LEN};
 use custody_envelope::{CHUNK_LEN, OpenError, RandomError, checksum};
 use custody_types::{UnixMillis, WrappedKey};
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io,
-    path::Path,
-};
+use std::{collections::BTreeMap, io};
 
+/// The format's version.
+const VERSION: u32 = 3;
+/// Chunks in a segment, at most: few objects, and each small enough to be held in memory.
+pub(crate) const SEGMENT_CHUNKS: usize = 16;
 /// Bytes of a record's head in a chunk: kind u32, count u32, place u64.
 pub(crate) const RECORD_LEN: usize = 16;
 /// Blocks in a chunk of data, each with a record of its own at worst.
@@ -33,7 +31,7 @@ pub type Marks = BTreeMap<u32, u64>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackupManifest {
-    /// Format version: 2.
+    /// Format version: [`BackupManifest::VERSION`].
     pub version: u32,
     /// The backup's random id; part of the associated data of its chunks.
     pub backup_id: [u8; 16],
@@ -49,6 +47,8 @@ pub struct BackupManifest {
     pub create_time: UnixMillis,
     /// The backup's key, wrapped by the KEK version of that time.
     pub wrapped: WrappedKey,
+    /// Its chunks; [`write_backup`](crate::write_backup) sets it.
+    pub chunks: u64,
 }
 
 /// What an increment adds to.
@@ -74,8 +74,11 @@ pub enum BackupError {
     /// It was altered, cut, mixed with another, or is of another key.
     #[error("the backup does not authenticate: it was altered, cut, or belongs to another key")]
     Corrupt,
+    /// There is none of this name.
+    #[error("the backup does not exist")]
+    Missing,
     /// The manifest is not readable.
-    #[error("`manifest.json` is missing or is not a manifest of version 2")]
+    #[error("`manifest.json` is not a manifest of version {VERSION}")]
     Manifest,
     /// The base is of another volume.
     #[error("the base is a backup of another volume, or of one since restored; take a full backup")]
@@ -89,8 +92,8 @@ pub enum BackupError {
     /// The operating system gave no random bytes.
     #[error(transparent)]
     Random(#[from] RandomError),
-    /// The backup's file system failed.
-    #[error("the backup's file system failed")]
+    /// The store failed.
+    #[error("the store of backups failed: {0}")]
     Io(#[from] io::Error),
 }
 
@@ -101,6 +104,9 @@ impl From<OpenError> for BackupError {
 }
 
 impl BackupManifest {
+    /// The format's version.
+    pub const VERSION: u32 = VERSION;
+
     /// The first bytes of the first chunk: ties the clear manifest to the sealed stream.
     pub(crate) fn binding(&self) -> [u8; 32] {
         checksum(&serde_json::to_vec(self).unwrap_or_default())
@@ -109,31 +115,13 @@ impl BackupManifest {
     /// Reads a backup's manifest.
     ///
     /// # Errors
-    /// [`BackupError::Manifest`].
-    pub fn read(dir: &Path) -> Result<Self, BackupError> {
-        let bytes = fs::read(dir.join("manifest.json")).map_err(|_| BackupError::Manifest)?;
+    /// [`BackupError::Missing`], [`BackupError::Manifest`], or the store failed.
+    pub fn read(store: &dyn BackupStore, name: &str) -> Result<Self, BackupError> {
+        let bytes = store.manifest(name).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => BackupError::Missing,
+            _ => e.into(),
+        })?;
         let manifest: Self = serde_json::from_slice(&bytes).map_err(|_| BackupError::Manifest)?;
-        if manifest.version == 2 { Ok(manifest) } else { Err(BackupError::Manifest) }
+        if manifest.version == VERSION { Ok(manifest) } else { Err(BackupError::Manifest) }
     }
-}
-
-/// Removes a backup, or a directory of backups. Renamed first, so that what is half removed is not taken for one.
-/// False where there is none.
-///
-/// # Errors
-/// The file system failed; calling it again goes on.
-pub fn remove_backup(dir: &Path) -> io::Result<bool> {
-    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(false) };
-    let going = parent.join(format!(".{}.deleted", name.to_string_lossy()));
-    let cut_short = going.exists();
-    if cut_short {
-        fs::remove_dir_all(&going)?;
-    }
-    match fs::rename(dir, &going) {
-        Ok(()) => fs::remove_dir_all(&going)?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(cut_short),
-        Err(e) => return Err(e),
-    }
-    File::open(parent)?.sync_all()?;
-    Ok(true)
 }

@@ -1,14 +1,16 @@
 //! Reading a backup: every core opens chunks, and what is in them is taken or only looked at.
 
 use crate::{
-    Volume, VolumeError,
-    backup::{BackupError, BackupManifest, KIND_DATA, KIND_HOLE, KIND_MARK, Marks, RECORD_LEN},
+    BackupStore, Segment, Volume, VolumeError,
+    backup::{
+        BackupError, BackupManifest, KIND_DATA, KIND_HOLE, KIND_MARK, Marks, RECORD_LEN, SEGMENT_CHUNKS,
+    },
     every_core::on_every_core,
     layout::BLOCK_LEN,
 };
 use custody_envelope::{CHUNK_LEN, CHUNK_OVERHEAD_LEN, Provider, StreamKey, StreamSealer};
 use parking_lot::Mutex;
-use std::{fs::File, os::unix::fs::FileExt as _, path::Path};
+use std::io;
 use zeroize::Zeroizing;
 
 /// What a backup says of a range of the volume.
@@ -38,70 +40,68 @@ impl Volume {
     }
 }
 
-/// Where the next chunk is.
-struct Scan<'a> {
-    file: &'a File,
-    index: u64,
-    at: u64,
-    end: u64,
-}
-
+/// A chunk of a segment.
 struct Place {
     index: u64,
     at: u64,
     len: usize,
-    last: bool,
-}
-
-impl Scan<'_> {
-    fn next(&mut self) -> Result<Option<Place>, BackupError> {
-        if self.at == self.end && self.index > 0 {
-            return Ok(None);
-        }
-        let mut len = [0; 4];
-        self.file.read_exact_at(&mut len, self.at).map_err(|_| BackupError::Corrupt)?;
-        let len = u32::from_le_bytes(len) as usize;
-        let next = self.at + 4 + len as u64;
-        if len > CHUNK_LEN + CHUNK_OVERHEAD_LEN || next > self.end {
-            return Err(BackupError::Corrupt);
-        }
-        let place = Place { index: self.index, at: self.at + 4, len, last: next == self.end };
-        (self.index, self.at) = (self.index + 1, next);
-        Ok(Some(place))
-    }
 }
 
 /// A backup whose key is at hand.
 struct Reader<'a> {
-    file: File,
-    end: u64,
+    store: &'a dyn BackupStore,
+    name: &'a str,
     manifest: &'a BackupManifest,
     sealer: StreamSealer,
 }
 
 impl<'a> Reader<'a> {
-    fn open(dir: &Path, manifest: &'a BackupManifest, key: &StreamKey) -> Result<Self, BackupError> {
-        let file = File::open(dir.join("data.sealed"))?;
-        let end = file.metadata()?.len();
-        let sealer = key.sealer(Provider::default(), manifest.backup_id);
-        Ok(Self { file, end, manifest, sealer })
+    fn new(
+        (store, name): (&'a dyn BackupStore, &'a str),
+        manifest: &'a BackupManifest,
+        key: &StreamKey,
+    ) -> Self {
+        Self { store, name, manifest, sealer: key.sealer(Provider::default(), manifest.backup_id) }
     }
 
-    fn scan(&self) -> Scan<'_> {
-        Scan { file: &self.file, index: 0, at: 0, end: self.end }
+    fn segment_count(&self) -> u64 {
+        self.manifest.chunks.div_ceil(SEGMENT_CHUNKS as u64)
+    }
+
+    /// A segment, with where its chunks are. It has just those that the manifest's number of chunks leaves to it.
+    fn segment(&self, index: u64) -> Result<(Box<dyn Segment>, Vec<Place>), BackupError> {
+        let segment = self.store.segment(self.name, index).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => BackupError::Corrupt,
+            _ => e.into(),
+        })?;
+        let first = index * SEGMENT_CHUNKS as u64;
+        let chunks = first..self.manifest.chunks.min(first + SEGMENT_CHUNKS as u64);
+        let (mut at, mut places) = (0, Vec::with_capacity(SEGMENT_CHUNKS));
+        for index in chunks {
+            let mut len = [0; 4];
+            segment.read_exact_at(&mut len, at).map_err(cut)?;
+            let len = u32::from_le_bytes(len) as usize;
+            if len > CHUNK_LEN + CHUNK_OVERHEAD_LEN {
+                return Err(BackupError::Corrupt);
+            }
+            places.push(Place { index, at: at + 4, len });
+            at += 4 + len as u64;
+        }
+        if at == segment.len() { Ok((segment, places)) } else { Err(BackupError::Corrupt) }
     }
 
     /// Opens a chunk and gives each of its records to `visit`; false from it ends the chunk.
     fn records(
         &self,
+        segment: &dyn Segment,
         place: &Place,
         sealed: &mut Vec<u8>,
         plain: &mut Zeroizing<Vec<u8>>,
         mut visit: impl FnMut(u32, u32, u64, &mut [u8]) -> Result<bool, BackupError>,
     ) -> Result<(), BackupError> {
         sealed.resize(place.len, 0);
-        self.file.read_exact_at(sealed, place.at)?;
-        self.sealer.open(place.index, place.last, sealed, plain)?;
+        segment.read_exact_at(sealed, place.at).map_err(cut)?;
+        self.sealer.open(place.index, place.index + 1 == self.manifest.chunks, sealed, plain)?;
         let mut rest = plain.as_mut_slice();
         if place.index == 0 {
             // Ties the clear manifest to the sealed stream.
@@ -127,23 +127,43 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// What ends before it should is cut.
+fn cut(e: io::Error) -> BackupError {
+    if e.kind() == io::ErrorKind::UnexpectedEof { BackupError::Corrupt } else { e.into() }
+}
+
 /// How far a backup goes: what an increment begins after.
 ///
 /// # Errors
 /// See [`BackupError`].
-pub fn read_marks(dir: &Path, manifest: &BackupManifest, key: &StreamKey) -> Result<Marks, BackupError> {
-    let reader = Reader::open(dir, manifest, key)?;
+pub fn read_marks(
+    from: (&dyn BackupStore, &str),
+    manifest: &BackupManifest,
+    key: &StreamKey,
+) -> Result<Marks, BackupError> {
+    let reader = Reader::new(from, manifest, key);
     let (mut marks, mut sealed, mut plain) = (Marks::new(), Vec::new(), Zeroizing::default());
-    let mut scan = reader.scan();
-    let mut more = true;
-    while more && let Some(place) = scan.next()? {
-        reader.records(&place, &mut sealed, &mut plain, |kind, extent, sequence, _| {
-            more = kind == KIND_MARK;
-            if more {
-                marks.insert(extent, sequence);
+    for index in 0..reader.segment_count() {
+        let (segment, places) = reader.segment(index)?;
+        for place in places {
+            let mut more = true;
+            reader.records(
+                segment.as_ref(),
+                &place,
+                &mut sealed,
+                &mut plain,
+                |kind, extent, sequence, _| {
+                    more = kind == KIND_MARK;
+                    if more {
+                        marks.insert(extent, sequence);
+                    }
+                    Ok(more)
+                },
+            )?;
+            if !more {
+                return Ok(marks);
             }
-            Ok(more)
-        })?;
+        }
     }
     Ok(marks)
 }
@@ -154,27 +174,42 @@ pub fn read_marks(dir: &Path, manifest: &BackupManifest, key: &StreamKey) -> Res
 /// # Errors
 /// See [`BackupError`].
 pub fn read_backup(
-    dir: &Path,
+    from: (&dyn BackupStore, &str),
     manifest: &BackupManifest,
     key: &StreamKey,
     visit: impl Fn(Piece<'_>) -> Result<(), VolumeError> + Sync,
 ) -> Result<(), BackupError> {
-    let reader = Reader::open(dir, manifest, key)?;
-    let scan = Mutex::new(reader.scan());
+    let reader = Reader::new(from, manifest, key);
+    if manifest.chunks == 0 {
+        return Err(BackupError::Corrupt);
+    }
+    let segments = Mutex::new(0..reader.segment_count());
     on_every_core(|failed| {
         let (mut sealed, mut plain) = (Vec::new(), Zeroizing::default());
         loop {
-            let next = scan.lock().next()?;
-            let Some(place) = next.filter(|_| !failed()) else { return Ok(()) };
-            reader.records(&place, &mut sealed, &mut plain, |kind, count, at, data| {
-                match kind {
-                    KIND_DATA => visit(Piece::Data(at, data))?,
-                    KIND_HOLE => visit(Piece::Hole(at, u64::from(count) * BLOCK_LEN as u64))?,
-                    KIND_MARK => {}
-                    _ => return Err(BackupError::Corrupt),
+            let next = segments.lock().next();
+            let Some(index) = next else { return Ok(()) };
+            let (segment, places) = reader.segment(index)?;
+            for place in places {
+                if failed() {
+                    return Ok(());
                 }
-                Ok(true)
-            })?;
+                reader.records(
+                    segment.as_ref(),
+                    &place,
+                    &mut sealed,
+                    &mut plain,
+                    |kind, count, at, data| {
+                        match kind {
+                            KIND_DATA => visit(Piece::Data(at, data))?,
+                            KIND_HOLE => visit(Piece::Hole(at, u64::from(count) * BLOCK_LEN as u64))?,
+                            KIND_MARK => {}
+                            _ => return Err(BackupError::Corrupt),
+                        }
+                        Ok(true)
+                    },
+                )?;
+            }
         }
     })
 }

@@ -5,6 +5,7 @@
 mod allocation;
 mod backup;
 mod backup_reader;
+mod backup_store;
 mod backup_writer;
 mod block_map;
 mod error;
@@ -24,8 +25,9 @@ mod volume;
 mod write;
 mod write_behind;
 
-pub use backup::{BackupError, BackupManifest, Base, Marks, remove_backup};
+pub use backup::{BackupError, BackupManifest, Base, Marks};
 pub use backup_reader::{Piece, read_backup, read_marks};
+pub use backup_store::{BackupSink, BackupStore, Directory, Segment, SegmentWriter, segment_name};
 pub use backup_writer::write_backup;
 pub use error::VolumeError;
 pub use extent_budget::ExtentBudget;

@@ -15,11 +15,15 @@ const STEP_LEN: u64 = 64 << 20;
 pub(crate) struct WriteBehind(AtomicU64);
 
 impl WriteBehind {
+    /// Begins to write out what is dirty, and drops what is not. Advice: a failure costs only time.
+    pub(crate) fn leave(file: &File) {
+        _ = fadvise(file, 0, None, Advice::DontNeed);
+    }
+
     pub(crate) fn wrote(&self, file: &File, len: u64) {
         let before = self.0.fetch_add(len, Ordering::Relaxed);
         if before / STEP_LEN != (before + len) / STEP_LEN {
-            // Begins to write out what is dirty, and drops what is not. Advice: a failure costs only time.
-            _ = fadvise(file, 0, None, Advice::DontNeed);
+            Self::leave(file);
         }
     }
 }

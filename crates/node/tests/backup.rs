@@ -14,6 +14,7 @@ const SIZE: u64 = 40 << 20;
 
 struct Stage {
     dir: tempfile::TempDir,
+    store: Directory,
     volume: Arc<Volume>,
     key: StreamKey,
 }
@@ -32,16 +33,25 @@ impl Stage {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let volume = Arc::new(make(&dir.path().join("source")));
-        Self { dir, volume, key: StreamKey::generate().unwrap() }
+        let store = Directory::new(dir.path().to_owned());
+        Self { dir, store, volume, key: StreamKey::generate().unwrap() }
     }
 
     fn place(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
+    fn at<'a>(&'a self, name: &'a str) -> (&'a dyn BackupStore, &'a str) {
+        (&self.store, name)
+    }
+
+    fn read(&self, name: &str) -> Result<BackupManifest, BackupError> {
+        BackupManifest::read(&self.store, name)
+    }
+
     fn manifest(&self, id: u8, base: Option<(&str, u8)>) -> BackupManifest {
         BackupManifest {
-            version: 2,
+            version: BackupManifest::VERSION,
             backup_id: [id; 16],
             source: "volumes/v".into(),
             volume_id: self.volume.id(),
@@ -53,6 +63,7 @@ impl Stage {
                 algorithm: custody_types::WrapAlgorithm::RsaOaep256,
                 ciphertext: vec![1],
             },
+            chunks: 0,
         }
     }
 
@@ -63,14 +74,7 @@ impl Stage {
         snapshot: Snapshot,
         since: &Marks,
     ) -> Result<(), BackupError> {
-        write_backup(
-            &self.place(name),
-            manifest,
-            &self.key,
-            snapshot,
-            since,
-            |_, _| ControlFlow::Continue(()),
-        )
+        write_backup(self.at(name), manifest, &self.key, snapshot, since, |_, _| ControlFlow::Continue(()))
     }
 
     /// Backs up as `id`, adding to the one of `base`.
@@ -82,11 +86,11 @@ impl Stage {
     }
 
     fn marks(&self, name: &str) -> Result<Marks, BackupError> {
-        read_marks(&self.place(name), &BackupManifest::read(&self.place(name))?, &self.key)
+        read_marks(self.at(name), &self.read(name)?, &self.key)
     }
 
     fn verify(&self, name: &str) -> Result<(), BackupError> {
-        read_backup(&self.place(name), &BackupManifest::read(&self.place(name))?, &self.key, |_| Ok(()))
+        read_backup(self.at(name), &self.read(name)?, &self.key, |_| Ok(()))
     }
 
     fn restore(&self, chain: &[u8]) -> Volume {
@@ -94,15 +98,16 @@ impl Stage {
         _ = fs::remove_file(&path);
         let volume = make(&path);
         for id in chain {
-            let dir = self.place(&format!("b{id}"));
-            let manifest = BackupManifest::read(&dir).unwrap();
-            read_backup(&dir, &manifest, &self.key, |piece| volume.restore(piece)).unwrap();
+            let name = format!("b{id}");
+            read_backup(self.at(&name), &self.read(&name).unwrap(), &self.key, |piece| volume.restore(piece))
+                .unwrap();
         }
         volume
     }
 
     fn len(&self, name: &str) -> u64 {
-        fs::metadata(self.place(name).join("data.sealed")).unwrap().len()
+        let segments = fs::read_dir(self.place(name).join("data")).unwrap();
+        segments.map(|s| s.unwrap().metadata().unwrap().len()).sum()
     }
 }
 
@@ -127,11 +132,13 @@ fn a_backup_is_of_one_moment_and_restores_elsewhere() {
     stage.write("b1", &manifest, snapshot, &Marks::new()).unwrap();
     let again = stage.write("b1", &manifest, Snapshot::take(stage.volume.clone()).unwrap(), &Marks::new());
     assert!(matches!(again, Err(BackupError::Exists)));
-    assert_eq!(BackupManifest::read(&stage.place("b1")).unwrap(), manifest);
+    let read = stage.read("b1").unwrap();
+    assert!(read.chunks > 0);
+    assert_eq!(BackupManifest { chunks: 0, ..read }, manifest);
     assert!(whole(&stage.restore(&[1])) == then, "what the volume held at the moment of the snapshot");
 
     let given_up = write_backup(
-        &stage.place("given-up"),
+        stage.at("given-up"),
         &manifest,
         &stage.key,
         Snapshot::take(stage.volume.clone()).unwrap(),
@@ -141,8 +148,9 @@ fn a_backup_is_of_one_moment_and_restores_elsewhere() {
     assert!(matches!(given_up, Err(BackupError::GivenUp)));
     let left: Vec<_> = fs::read_dir(stage.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(!left.iter().any(|n| n.to_string_lossy().contains("given-up")), "{left:?}");
-    assert!(remove_backup(&stage.place("b1")).unwrap());
-    assert!(!remove_backup(&stage.place("b1")).unwrap(), "it is gone");
+    assert_eq!(stage.store.names().unwrap(), ["b1"]);
+    assert!(stage.store.remove("b1").unwrap());
+    assert!(!stage.store.remove("b1").unwrap(), "it is gone");
 }
 
 #[test]
@@ -236,7 +244,7 @@ fn every_flipped_bit_and_every_cut_is_found() {
     stage.volume.zero_at(8192, 4096).unwrap();
     stage.back_up(1, None);
     stage.verify("b1").unwrap();
-    for name in ["data.sealed", "manifest.json"] {
+    for name in ["data/00000000", "manifest.json"] {
         let path = stage.place("b1").join(name);
         let good = fs::read(&path).unwrap();
         for bit in 0..good.len() * 8 {
@@ -252,12 +260,43 @@ fn every_flipped_bit_and_every_cut_is_found() {
         fs::write(&path, &good).unwrap();
     }
     stage.verify("b1").unwrap();
-    let other = stage.manifest(1, None);
-    let other = BackupManifest { source: "volumes/w".into(), ..other };
-    assert!(read_backup(&stage.place("b1"), &other, &stage.key, |_| Ok(())).is_err(), "another manifest");
+    let manifest = stage.read("b1").unwrap();
+    let other = BackupManifest { source: "volumes/w".into(), ..manifest.clone() };
+    assert!(read_backup(stage.at("b1"), &other, &stage.key, |_| Ok(())).is_err(), "another manifest");
     let key = StreamKey::generate().unwrap();
-    assert!(
-        read_backup(&stage.place("b1"), &stage.manifest(1, None), &key, |_| Ok(())).is_err(),
-        "another key"
-    );
+    assert!(read_backup(stage.at("b1"), &manifest, &key, |_| Ok(())).is_err(), "another key");
+    read_backup(stage.at("b1"), &manifest, &stage.key, |_| Ok(())).unwrap();
+}
+
+/// A backup of many segments: none may be missing, changed for another, or another backup's.
+#[test]
+fn segments_belong_where_they_are() {
+    let stage = Stage::new();
+    let data: Vec<u8> = (0..SIZE).map(|n| (n / 4096 * 7 + n) as u8).collect();
+    for (n, part) in (0..).zip(data.chunks(1 << 20)) {
+        stage.volume.write_at(n << 20, part).unwrap();
+    }
+    stage.back_up(1, None);
+    stage.back_up(2, None);
+    assert!(whole(&stage.restore(&[1])) == data);
+    let segment = |name: &str, n: u64| stage.place(name).join(segment_name(n));
+    assert!(segment("b1", 2).exists(), "three segments at least");
+    let aside = stage.place("aside");
+    fs::rename(segment("b1", 1), &aside).unwrap();
+    assert!(matches!(stage.verify("b1"), Err(BackupError::Corrupt)), "missing");
+    fs::copy(segment("b2", 1), segment("b1", 1)).unwrap();
+    assert!(matches!(stage.verify("b1"), Err(BackupError::Corrupt)), "another backup's");
+    fs::copy(segment("b1", 0), segment("b1", 1)).unwrap();
+    assert!(matches!(stage.verify("b1"), Err(BackupError::Corrupt)), "another one");
+    fs::rename(&aside, segment("b1", 1)).unwrap();
+    stage.verify("b1").unwrap();
+
+    // Without its manifest it is none: the name is free, and nothing of it is left when it is made anew.
+    fs::remove_file(stage.place("b2").join("manifest.json")).unwrap();
+    assert!(matches!(stage.verify("b2"), Err(BackupError::Missing)));
+    assert_eq!(stage.store.names().unwrap(), ["b1"]);
+    fs::write(segment("b2", 77), "left").unwrap();
+    stage.back_up(2, None);
+    assert!(!segment("b2", 77).exists());
+    stage.verify("b2").unwrap();
 }

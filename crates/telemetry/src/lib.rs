@@ -43,7 +43,7 @@ pub struct Telemetry {
 /// # Errors
 /// The endpoint is malformed.
 pub fn start(service: &'static str, otlp_endpoint: Option<&str>) -> Result<Telemetry, TelemetryError> {
-    let filter = EnvFilter::try_from_env("CUSTODY_LOG").unwrap_or_else(|_| EnvFilter::new("info,h2=warn,hyper=warn,tonic=warn,sled=warn,opentelemetry=warn,opentelemetry_sdk=warn,opentelemetry-otlp=warn"));
+    let filter = EnvFilter::try_from_env("CUSTODY_LOG").unwrap_or_else(|_| EnvFilter::new("info,h2=warn,hyper=warn,tonic=warn,sled=warn,object_store=warn,opentelemetry=warn,opentelemetry_sdk=warn,opentelemetry-otlp=warn"));
     let log =
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(filter);
     global::set_text_map_propagator(TraceContextPropagator::new());

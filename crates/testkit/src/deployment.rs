@@ -107,6 +107,19 @@ impl Deployment {
         Ok((deployment, hsm))
     }
 
+    /// Starts one whose services have more in their environment.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_with_environment(
+        options: &[&str],
+        environment: &[(String, String)],
+    ) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("custody-test-").tempdir()?.keep();
+        let environment = environment.iter().map(|(name, value)| (name, value));
+        Self::up(dir, |command| _ = command.arg("up").args(options).envs(environment))
+    }
+
     fn up(dir: PathBuf, arguments: impl FnOnce(&mut Command)) -> anyhow::Result<Self> {
         fs::create_dir_all(&dir)?;
         let log = File::create(dir.join("up.log"))?;
