@@ -6,7 +6,10 @@ use custody_proto::{
     longrunning::{
         WaitOperationRequest, operation::Result as OperationResult, operations_client::OperationsClient,
     },
-    storage::{CreateVolumeRequest, Volume, WriteBlocksRequest, storage_node_client::StorageNodeClient},
+    storage::{
+        CreateVolumeRequest, ReadBlocksRequest, Volume, WriteBlocksRequest,
+        storage_node_client::StorageNodeClient,
+    },
     vault::{GetKeyRequest, WrapKeyRequest, key_vault_client::KeyVaultClient},
 };
 use custody_rpc::status::reason;
@@ -281,7 +284,7 @@ fn a_second_process_on_the_same_data_is_refused() {
 async fn a_volume_cut_or_altered_is_refused_and_others_are_served() {
     let deployment = Deployment::start();
     let mut control = StorageNodeClient::new(deployment.channel("storage", "workload:control").unwrap());
-    for id in ["whole", "cut", "altered"] {
+    for id in ["whole", "cut", "altered", "put-back"] {
         let volume = Volume {
             size_bytes: 16 << 20,
             key: "vaults/platform/keys/service-managed".into(),
@@ -298,13 +301,18 @@ async fn a_volume_cut_or_altered_is_refused_and_others_are_served() {
             .unwrap();
     }
     let mut database = StorageNodeClient::new(deployment.channel("storage", "workload:database").unwrap());
-    for id in ["whole", "cut", "altered"] {
-        let part =
-            WriteBlocksRequest { name: format!("volumes/{id}"), offset: 0, data: vec![7; 8192], flush: true };
+    for (id, byte) in [("whole", 7), ("cut", 7), ("altered", 7), ("put-back", 7), ("put-back", 8)] {
+        let name = format!("volumes/{id}");
+        let part = WriteBlocksRequest { name, offset: 0, data: vec![byte; 8192], flush: true };
         database.write_blocks(tokio_stream::iter([part])).await.unwrap();
+        let file = deployment.dir().join(format!("storage/data/{id}.volume"));
+        if byte == 7 {
+            fs::copy(&file, file.with_extension("earlier")).unwrap();
+        }
     }
     let dir = deployment.stop();
     let data = dir.join("storage/data");
+    fs::rename(data.join("put-back.earlier"), data.join("put-back.volume")).unwrap();
     fs::OpenOptions::new().write(true).open(data.join("cut.volume")).unwrap().set_len(50_000).unwrap();
     let file = fs::OpenOptions::new().read(true).write(true).open(data.join("altered.volume")).unwrap();
     for copy in [0, 16 * 1024] {
@@ -325,6 +333,15 @@ async fn a_volume_cut_or_altered_is_refused_and_others_are_served() {
     eventually("the whole volume is served", Duration::from_secs(10), || {
         (state("whole").as_deref() == Some("READY")).then_some(())
     });
+    let mut database = StorageNodeClient::new(deployment.channel("storage", "workload:database").unwrap());
+    let first = |name: &str| ReadBlocksRequest { name: name.into(), offset: 0, length: 4096 };
+    let good = database.read_blocks(first("volumes/whole")).await.unwrap().into_inner().message().await;
+    assert_eq!(good.unwrap().unwrap().data, [7; 4096]);
+    eventually("the volume is open", Duration::from_secs(10), || {
+        (state("put-back").as_deref() == Some("READY")).then_some(())
+    });
+    let old = database.read_blocks(first("volumes/put-back")).await.unwrap().into_inner().message().await;
+    assert_eq!(reason(&old.unwrap_err()), "VOLUME_ROLLED_BACK");
     assert_ne!(state("cut").as_deref(), Some("READY"));
     assert_ne!(state("altered").as_deref(), Some("READY"));
     let log = fs::read_to_string(deployment.dir().join("logs/storage.log")).unwrap();
@@ -381,11 +398,7 @@ async fn a_full_disk_loses_nothing() {
     assert!(written > 2);
     for n in 0..written {
         let mut stream = client
-            .read_blocks(custody_proto::storage::ReadBlocksRequest {
-                name: "volumes/full".into(),
-                offset: n << 20,
-                length: 4096,
-            })
+            .read_blocks(ReadBlocksRequest { name: "volumes/full".into(), offset: n << 20, length: 4096 })
             .await
             .unwrap()
             .into_inner();

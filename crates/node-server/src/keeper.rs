@@ -6,7 +6,8 @@ use crate::{
 };
 use custody_clients::{AccessError, VaultAccess};
 use custody_envelope::VolumeKey;
-use custody_node::{Lease, LeaseEvent, LeaseState, Protector, RevokeReason, Volume};
+use custody_node::{Lease, LeaseEvent, LeaseState, Protector, RevokeReason, SuperblockError, Volume};
+use custody_rpc::status::{reason, status};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -105,11 +106,18 @@ async fn ask(
         let key = Zeroizing::new(plain.to_vec());
         let open = move || {
             let key = VolumeKey::from_bytes(&key).map_err(failed)?;
-            Volume::open(&path, &key, options).map_err(failed)
+            Volume::open(&path, &key, options).map_err(|e| match e {
+                SuperblockError::RolledBack(_)
+                | SuperblockError::AnchorMissing(_)
+                | SuperblockError::AnchorDamaged(_) => {
+                    status("DATA_LOSS", "VOLUME_ROLLED_BACK", &e.to_string(), None)
+                }
+                e => status("DATA_LOSS", "VOLUME_DAMAGED", &e.to_string(), None),
+            })
         };
         // A volume that is damaged is not open, whatever the vault says.
         let volume = blocking(open).await.map_err(|e| AccessError::Refused {
-            reason: "VOLUME_DAMAGED".to_owned(),
+            reason: reason(&e),
             message: e.message().to_owned(),
             status: "DATA_LOSS".to_owned(),
         })?;
@@ -194,7 +202,7 @@ async fn rotate_due(managed: Arc<Managed>) {
 /// Asks the keeper to look now, and waits until it has.
 pub(crate) async fn nudge(managed: &Managed) -> Result<(), Status> {
     let (done, looked) = tokio::sync::oneshot::channel();
-    let gone = || custody_rpc::status::status("ABORTED", "VOLUME_GONE", "the volume was removed", None);
+    let gone = || status("ABORTED", "VOLUME_GONE", "the volume was removed", None);
     managed.nudge.send(Nudge { done, span: Span::current() }).await.map_err(|_| gone())?;
     looked.await.map_err(|_| gone())
 }

@@ -44,6 +44,8 @@ struct Settings {
     /// Where backups are kept: a directory's path, or `az://CONTAINER/PREFIX` or `s3://BUCKET/PREFIX`. Accounts, keys
     /// and endpoints of the latter are taken from the environment: `AZURE_STORAGE_*`, `AWS_*`.
     backups: String,
+    /// Where the anchors of volumes are kept, best on another disk than the volumes; in the data directory if not given.
+    anchors: Option<PathBuf>,
     /// The Unix socket for NBD; only its owner may connect.
     nbd_socket: PathBuf,
     /// Where to serve NBD over TLS; port 0 takes a free one.
@@ -66,6 +68,8 @@ async fn main() -> anyhow::Result<()> {
     hardening::protect_memory();
     let credentials = server::credentials(&settings.server)?;
     std::fs::create_dir_all(&settings.server.data)?;
+    let anchors = settings.anchors.clone().unwrap_or_else(|| settings.server.data.join("anchors"));
+    std::fs::create_dir_all(&anchors)?;
     let lock = std::fs::File::create(settings.server.data.join("lock"))?;
     lock.try_lock().with_context(|| {
         format!("the data directory `{}` is in use by another process", settings.server.data.display())
@@ -73,6 +77,7 @@ async fn main() -> anyhow::Result<()> {
     let nbd_tcp = std::net::TcpListener::bind(settings.nbd_listen).context("nbd_listen")?;
     let node = Node::open(NodeConfig {
         data: settings.server.data.clone(),
+        anchors,
         backups: bucket::open(&settings.backups).context("backups")?,
         identity: server::identity_endpoint(&settings.server)?,
         vault: custody_rpc::Endpoint::new(&settings.vault, &credentials, Duration::from_secs(3))?,

@@ -106,7 +106,7 @@ impl Managed {
     /// Flushes, and takes the keys out of memory. Blocks until they are gone.
     pub(crate) fn close(&self, status: VolumeStatus) {
         if let Some(volume) = self.volume() {
-            self.told(volume.flush());
+            self.told(volume.settle_down());
         }
         self.revoke(status);
     }

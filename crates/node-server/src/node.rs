@@ -8,13 +8,14 @@ use crate::{
 };
 use custody_clients::{AccessError, Endpoint, TokenSource, VaultAccess};
 use custody_envelope::VolumeKey;
-use custody_node::{BackupStore, Protector, ProtectorKind, Superblock, Volume, VolumeOptions};
+use custody_node::{BackupStore, Protector, ProtectorKind, Superblock, Volume, VolumeOptions, anchor_path};
 use custody_rpc::status::{invalid, status};
 use custody_types::{KeyName, KeyVersionName, ManagedIdentityName, VaultName, VolumeName};
 use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File},
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -24,6 +25,7 @@ use tonic::Status;
 
 pub(crate) struct NodeConfig {
     pub(crate) data: PathBuf,
+    pub(crate) anchors: PathBuf,
     pub(crate) backups: Arc<dyn BackupStore>,
     pub(crate) identity: Endpoint,
     pub(crate) vault: Endpoint,
@@ -87,15 +89,15 @@ impl Node {
         let node = Arc::new(Self {
             watches: Watches::default(),
             writing: Arc::default(),
+            options: VolumeOptions { anchors: Some(config.anchors.clone()), ..VolumeOptions::default() },
             config,
-            options: VolumeOptions::default(),
             volumes: RwLock::default(),
             busy: Mutex::default(),
             access: Mutex::default(),
         });
         for path in found {
             match path.extension().and_then(|e| e.to_str()) {
-                Some("partial") => fs::remove_file(&path)?,
+                Some("partial") => node.remove_volume(&path)?,
                 Some("volume") => node.adopt(&path)?,
                 _ => {}
             }
@@ -139,7 +141,20 @@ impl Node {
             managed_identity: String::new(),
             wrapped: None,
         };
-        Ok(Volume::create(path, size_bytes, &VolumeKey::generate()?, protector, self.options.clone())?)
+        // It ends with this process, and is never put back.
+        let options = VolumeOptions { anchors: None, ..self.options.clone() };
+        Ok(Volume::create(path, size_bytes, &VolumeKey::generate()?, protector, options)?)
+    }
+
+    /// Removes a volume's file, and its anchor after it: a file without one could not be opened any more.
+    fn remove_volume(&self, path: &Path) -> io::Result<()> {
+        let superblock = File::open(path).ok().and_then(|file| Superblock::read(&file).ok());
+        fs::remove_file(path)?;
+        let Some(superblock) = superblock else { return Ok(()) };
+        match fs::remove_file(anchor_path(&self.config.anchors, superblock.volume_id)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn volume(&self, name: &str) -> Result<Arc<Managed>, Status> {
@@ -215,7 +230,7 @@ impl Node {
 
     /// Checks the key, has a new volume key wrapped, makes the file under another name, fills it from a backup
     /// where one is given, and only then gives it its name.
-    async fn make_sealed(&self, new: &NewVolume, path: &Path) -> Result<Volume, Status> {
+    async fn make_sealed(self: &Arc<Self>, new: &NewVolume, path: &Path) -> Result<Volume, Status> {
         let access = self.check_key(new).await?;
         let key = VolumeKey::generate().map_err(failed)?;
         let wrapped = access.wrap_key(&new.key, key.expose_to_wrap()).await.map_err(refused)?;
@@ -238,17 +253,18 @@ impl Node {
             wrapped: Some(wrapped),
         };
         let (partial, path, size) = (path.with_extension("partial"), path.to_owned(), new.size_bytes);
-        let options = self.options.clone();
+        let node = self.clone();
         blocking(move || {
-            _ = fs::remove_file(&partial);
-            let made = Volume::create(&partial, size, &key, protector, options).map_err(failed)?;
+            _ = node.remove_volume(&partial);
+            let made =
+                Volume::create(&partial, size, &key, protector, node.options.clone()).map_err(failed)?;
             let filled = restore.map_or(Ok(()), |r| r.fill(&made)).and_then(|()| {
                 fs::rename(&partial, &path).map_err(failed)?;
                 let parent = path.parent().unwrap_or_else(|| Path::new("."));
                 File::open(parent).and_then(|d| d.sync_all()).map_err(failed)
             });
             if let Err(e) = filled {
-                _ = fs::remove_file(&partial);
+                _ = node.remove_volume(&partial);
                 return Err(e);
             }
             Ok(made)
@@ -284,14 +300,15 @@ impl Node {
     }
 
     /// Closes and removes a volume. Its wrapped key goes with its file: what was in it cannot be opened any more.
-    pub(crate) async fn delete(&self, name: &str) -> Result<(), Status> {
+    pub(crate) async fn delete(self: &Arc<Self>, name: &str) -> Result<(), Status> {
         let managed = self.volume(name)?;
         let _busy = self.reserve(&managed.name)?;
         managed.stop_task();
         self.volumes.write().remove(&managed.name);
+        let node = self.clone();
         blocking(move || {
             managed.close(VolumeStatus::inaccessible("DELETED"));
-            fs::remove_file(&managed.path).map_err(failed)
+            node.remove_volume(&managed.path).map_err(failed)
         })
         .await
     }

@@ -80,6 +80,7 @@ fn volume_failed(e: VolumeError) -> Status {
         }
         VolumeError::NoSpace => status("RESOURCE_EXHAUSTED", "DISK_FULL", &e.to_string(), None),
         VolumeError::Corrupt { .. } => status("DATA_LOSS", "BLOCK_CORRUPT", &e.to_string(), None),
+        VolumeError::RolledBack { .. } => status("DATA_LOSS", "VOLUME_ROLLED_BACK", &e.to_string(), None),
         other => failed(other),
     }
 }

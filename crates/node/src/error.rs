@@ -15,6 +15,12 @@ pub enum VolumeError {
         /// The block in it, where it is one block.
         block: Option<u16>,
     },
+    /// An extent is older than the volume's anchor knows it to have been.
+    #[error("extent {extent} was put back to an earlier state: it is older than the volume's anchor")]
+    RolledBack {
+        /// The extent.
+        extent: u32,
+    },
     /// The request reaches beyond the volume.
     #[error("bytes {offset}+{len} lie beyond the volume's {volume_len}")]
     OutOfRange {

@@ -2,6 +2,7 @@
 
 use crate::{
     Volume, VolumeError,
+    anchor::Counter,
     extent::{Extent, Header},
 };
 use std::{
@@ -44,7 +45,10 @@ impl Volume {
             }
             return Err(VolumeError::Io(e));
         }
+        // Headers that the flush before this one wrote.
+        let anchored = self.anchor.as_ref().map_or(Ok(()), |anchor| anchor.lock().durable(&self.keys));
         self.settle(seen)?;
+        anchored?;
         self.flushes_done.store(number, Ordering::Release);
         Ok(())
     }
@@ -98,6 +102,9 @@ impl Volume {
             state.header = header;
             state.slots.flushed(one.retired);
             drop(state);
+            if let Some(anchor) = &self.anchor {
+                anchor.lock().wrote(Counter::Extent(one.extent.index), header.header_sequence);
+            }
             one.extent.room.notify_all();
             self.table.lock().add(one.extent.index);
         }

@@ -3,6 +3,7 @@
 //! Start at [`Volume`]; the bytes on disk are in `docs/formats/volume.md`, drawn at [`layout`].
 
 mod allocation;
+mod anchor;
 mod backup;
 mod backup_reader;
 mod backup_store;
@@ -25,6 +26,7 @@ mod volume;
 mod write;
 mod write_behind;
 
+pub use anchor::anchor_path;
 pub use backup::{BackupError, BackupManifest, Base, Marks};
 pub use backup_reader::{Piece, read_backup, read_marks};
 pub use backup_store::{BackupSink, BackupStore, Directory, Segment, SegmentWriter, segment_name};

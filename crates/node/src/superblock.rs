@@ -4,7 +4,7 @@ use crate::layout::{SUPERBLOCK_LEN, VOLUME_LEN_MAX, VOLUME_LEN_MIN};
 use custody_envelope::VolumeKeys;
 use custody_types::WrappedKey;
 use serde::{Deserialize, Serialize};
-use std::{fs::File, io, os::unix::fs::FileExt as _};
+use std::{fs::File, io, os::unix::fs::FileExt as _, path::PathBuf};
 
 const MAGIC: &[u8; 8] = b"CUSTODYV";
 const VERSION: u32 = 1;
@@ -47,6 +47,9 @@ pub struct Superblock {
     pub size_bytes: u64,
     /// What protects the key.
     pub protector: Protector,
+    /// Whether an anchor outside the file knows how far the volume has come.
+    #[serde(default)]
+    pub anchored: bool,
     /// Counts the superblock's writes.
     #[serde(skip)]
     pub sequence: u64,
@@ -73,6 +76,19 @@ pub enum SuperblockError {
         /// Bytes there should be.
         whole: u64,
     },
+    /// The file is older than its anchor knows it to have been.
+    #[error(
+        "the volume's file was put back to an earlier state: its superblock is older than `{0}` knows; put the newest file back, or empty the anchor to take the volume as it is"
+    )]
+    RolledBack(PathBuf),
+    /// There is no anchor.
+    #[error(
+        "the volume's anchor `{0}` is missing: put it back, or make an empty file there to take the volume as it is"
+    )]
+    AnchorMissing(PathBuf),
+    /// The anchor does not authenticate.
+    #[error("the volume's anchor `{0}` is damaged: put it back, or empty it to take the volume as it is")]
+    AnchorDamaged(PathBuf),
     /// A size that is not offered.
     #[error("`size_bytes` is {0}; use a multiple of 4096 from 1 MiB to 4 TiB")]
     Size(u64),

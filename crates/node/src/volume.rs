@@ -2,6 +2,7 @@
 
 use crate::{
     Protector, ProtectorKind, Superblock, SuperblockError, VolumeError,
+    anchor::{Anchor, AnchorError, Counter, anchor_path},
     extent::Extent,
     extent_budget::{ExtentBudget, ExtentMap},
     extent_table::ExtentTable,
@@ -16,7 +17,7 @@ use std::{
     fmt,
     fs::{File, OpenOptions},
     os::unix::fs::OpenOptionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -32,6 +33,8 @@ pub struct VolumeOptions {
     pub seals_per_key_max: u64,
     /// What bounds the extents in memory; others are loaded as they are used.
     pub budget: Arc<ExtentBudget>,
+    /// Where anchors are kept: best on another disk than the volumes. None: a new volume has none.
+    pub anchors: Option<PathBuf>,
 }
 
 impl Default for VolumeOptions {
@@ -41,6 +44,7 @@ impl Default for VolumeOptions {
             provider: Provider::default(),
             seals_per_key_max: SEALS_PER_KEY_MAX / 2,
             budget: ExtentBudget::new(384),
+            anchors: None,
         }
     }
 }
@@ -56,6 +60,8 @@ pub struct Volume {
     pub(crate) extents: Arc<ExtentMap>,
     pub(crate) table: Mutex<ExtentTable>,
     /// Writes hold it shared from sequence number to map; a flush takes it alone for the moment it looks.
+    /// None where it has none.
+    pub(crate) anchor: Option<Mutex<Anchor>>,
     pub(crate) gate: RwLock<()>,
     pub(crate) flush: Mutex<()>,
     pub(crate) flushes_begun: AtomicU64,
@@ -81,31 +87,40 @@ impl Volume {
     ) -> Result<Self, SuperblockError> {
         Superblock::check_size(size_bytes)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        let made = Self::format(&file, path, size_bytes, key, protector, options.provider);
+        let keys = key.derive(options.provider);
+        let made = Self::format(&file, path, size_bytes, &keys, protector, options.anchors.is_some())
+            .and_then(|superblock| {
+                let anchor = superblock.anchor_of(&options).map(|path| {
+                    Ok::<_, SuperblockError>(Anchor::create(
+                        &path,
+                        superblock.volume_id,
+                        extents_of(size_bytes),
+                    )?)
+                });
+                Ok((superblock, anchor.transpose()?))
+            });
         if made.is_err() {
             _ = std::fs::remove_file(path);
         }
-        let superblock = made?;
-        Self::with(file, superblock, key, options)
+        let (superblock, anchor) = made?;
+        Self::with(file, superblock, keys, anchor, options)
     }
 
     fn format(
         file: &File,
         path: &Path,
         size_bytes: u64,
-        key: &VolumeKey,
+        keys: &VolumeKeys,
         protector: Protector,
-        provider: Provider,
+        anchored: bool,
     ) -> Result<Superblock, SuperblockError> {
-        let extents = u32::try_from(size_bytes.div_ceil(EXTENT_LEN)).unwrap_or(u32::MAX);
-        file.set_len(extent_start(extents))?;
+        file.set_len(extent_start(extents_of(size_bytes)))?;
         let mut volume_id = [0; 16];
         random(&mut volume_id).map_err(std::io::Error::other)?;
-        let mut superblock = Superblock { volume_id, size_bytes, protector, sequence: 0 };
-        let keys = key.derive(provider);
+        let mut superblock = Superblock { volume_id, size_bytes, protector, anchored, sequence: 0 };
         // Both copies, so that one damaged copy never loses a volume.
-        superblock.write(file, &keys)?;
-        superblock.write(file, &keys)?;
+        superblock.write(file, keys)?;
+        superblock.write(file, keys)?;
         if let Some(parent) = path.parent() {
             File::open(parent)?.sync_all()?;
         }
@@ -119,23 +134,29 @@ impl Volume {
     pub fn open(path: &Path, key: &VolumeKey, options: VolumeOptions) -> Result<Self, SuperblockError> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let superblock = Superblock::read(&file)?;
-        superblock.authenticate(&file, &key.derive(options.provider))?;
-        let whole =
-            extent_start(u32::try_from(superblock.size_bytes.div_ceil(EXTENT_LEN)).unwrap_or(u32::MAX));
+        let keys = key.derive(options.provider);
+        superblock.authenticate(&file, &keys)?;
+        let whole = extent_start(extents_of(superblock.size_bytes));
         let len = file.metadata()?.len();
         if len < whole {
             return Err(SuperblockError::Cut { len, whole });
         }
-        Self::with(file, superblock, key, options)
+        let anchor = superblock.anchor_of(&options).map(|path| superblock.check_anchor(path, &keys));
+        Self::with(file, superblock, keys, anchor.transpose()?, options)
     }
 
     fn with(
         file: File,
         superblock: Superblock,
-        key: &VolumeKey,
+        keys: VolumeKeys,
+        mut anchor: Option<Anchor>,
         options: VolumeOptions,
     ) -> Result<Self, SuperblockError> {
-        let keys = key.derive(options.provider);
+        if let Some(anchor) = &mut anchor {
+            anchor.wrote(Counter::Superblock, superblock.sequence);
+            anchor.durable(&keys)?;
+            anchor.sync()?;
+        }
         let (id, size_bytes) = (superblock.volume_id, superblock.size_bytes);
         let table = ExtentTable::read(&file, id, size_bytes, &keys).map_err(|e| match e {
             VolumeError::Io(io) => SuperblockError::Io(io),
@@ -150,6 +171,7 @@ impl Volume {
             options,
             extents: Arc::default(),
             table: Mutex::new(table),
+            anchor: anchor.map(Mutex::new),
             gate: RwLock::new(()),
             flush: Mutex::new(()),
             flushes_begun: AtomicU64::new(0),
@@ -184,12 +206,31 @@ impl Volume {
     /// # Errors
     /// The file system failed; the old protector stands.
     pub fn set_protector(&self, protector: Protector) -> Result<(), SuperblockError> {
+        // No header is written between the superblock's way to the disk and the anchor's word of it.
+        let _no_flush = self.flush.lock();
         let mut superblock = self.superblock.lock();
         let mut next = Superblock { protector, ..superblock.clone() };
         next.sequence = superblock.sequence;
         next.write(&self.file, &self.keys)?;
+        if let Some(anchor) = &self.anchor {
+            let mut anchor = anchor.lock();
+            anchor.wrote(Counter::Superblock, next.sequence);
+            anchor.durable(&self.keys)?;
+            anchor.sync()?;
+        }
         *superblock = next;
         Ok(())
+    }
+
+    /// Makes everything durable, the anchor too: after it the file cannot be put back to any earlier state unseen.
+    ///
+    /// # Errors
+    /// As [`Volume::flush`].
+    pub fn settle_down(&self) -> Result<(), VolumeError> {
+        // The second makes the headers durable that the first writes.
+        self.flush()?;
+        self.flush()?;
+        Ok(self.anchor.as_ref().map_or(Ok(()), |anchor| anchor.lock().sync())?)
     }
 
     /// Whether losing the process loses the volume.
@@ -231,7 +272,12 @@ impl Volume {
             return Ok(Some(found.clone()));
         }
         let known = self.table.lock().contains(index);
-        let Some(loaded) = self.loader().load(index, known)? else { return Ok(None) };
+        let loaded = self.loader().load(index, known)?;
+        let header = loaded.as_ref().map_or(0, |extent| extent.state.read().header.header_sequence);
+        if self.anchor.as_ref().is_some_and(|a| !a.lock().allows(Counter::Extent(index), header)) {
+            return Err(VolumeError::RolledBack { extent: index });
+        }
+        let Some(loaded) = loaded else { return Ok(None) };
         if loaded.state.read().previous.is_some() {
             self.rotation_due.lock().push(index);
         }
@@ -254,6 +300,29 @@ impl Volume {
         let extent = Arc::new(extent);
         self.options.budget.admit(&self.extents, extents, extent.clone());
         extent
+    }
+}
+
+/// How many extents a volume of this size has.
+fn extents_of(size_bytes: u64) -> u32 {
+    u32::try_from(size_bytes.div_ceil(EXTENT_LEN)).unwrap_or(u32::MAX)
+}
+
+impl Superblock {
+    /// Where its anchor is, if it has one.
+    fn anchor_of(&self, options: &VolumeOptions) -> Option<PathBuf> {
+        let dir = options.anchors.as_deref().filter(|_| self.anchored)?;
+        Some(anchor_path(dir, self.volume_id))
+    }
+
+    fn check_anchor(&self, path: PathBuf, keys: &VolumeKeys) -> Result<Anchor, SuperblockError> {
+        match Anchor::open(&path, self.volume_id, extents_of(self.size_bytes), keys) {
+            Ok(anchor) if anchor.allows(Counter::Superblock, self.sequence) => Ok(anchor),
+            Ok(_) => Err(SuperblockError::RolledBack(path)),
+            Err(AnchorError::Missing) => Err(SuperblockError::AnchorMissing(path)),
+            Err(AnchorError::Damaged) => Err(SuperblockError::AnchorDamaged(path)),
+            Err(AnchorError::Io(e)) => Err(e.into()),
+        }
     }
 }
 
