@@ -9,7 +9,8 @@ use custody_envelope::VolumeKey;
 use custody_node::{Lease, LeaseEvent, LeaseState, Protector, RevokeReason, SuperblockError, Volume};
 use custody_rpc::status::{reason, status};
 use std::{
-    sync::Arc,
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
@@ -19,6 +20,8 @@ use zeroize::Zeroizing;
 
 /// Renewals between looks at the key's current version; events make it look at once.
 const VERSION_EVERY: u32 = 12;
+/// Between looks at which data keys have become too old.
+const LOOK_FOR_RETIRED_EVERY: Duration = Duration::from_secs(3600);
 
 /// Runs until the volume is removed.
 pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
@@ -38,6 +41,7 @@ pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut until_version = 0;
     let mut rotation = None;
+    let mut looked = Instant::now();
     loop {
         let mut waiting = None;
         // Whatever wakes it, the answer is the same: ask the vault. Only its answer counts.
@@ -79,9 +83,13 @@ pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
                 }
             }
         }
+        if looked.elapsed() >= LOOK_FOR_RETIRED_EVERY {
+            looked = Instant::now();
+            managed.look_for_retired.store(true, Ordering::Release);
+        }
         // Beside this loop, which must hear of a revocation while it runs.
         if rotation.as_ref().is_none_or(JoinHandle::is_finished) {
-            rotation = Some(tokio::spawn(rotate_due(managed.clone())));
+            rotation = Some(tokio::spawn(rotate_due(node.clone(), managed.clone())));
         }
         if let Some(waiting) = waiting {
             _ = waiting.done.send(());
@@ -187,14 +195,36 @@ async fn revoke(managed: &Arc<Managed>, reason: &RevokeReason) {
     .await;
 }
 
-/// Rotates data keys that have reached their limit, or whose rotation was cut short.
-async fn rotate_due(managed: Arc<Managed>) {
-    let Some(due) = managed.volume().map(|v| v.take_rotations_due()) else { return };
-    for extent in due {
+/// Rotates data keys that are due, at the node's rate: first those of extents that are in use, then the others whose
+/// key is retired.
+async fn rotate_due(node: Arc<Node>, managed: Arc<Managed>) {
+    let mut retired = BTreeSet::new();
+    let mut in_use = Vec::new();
+    loop {
         // Taken anew for each, so that it is let go when access ends. What is not done is found due again.
         let Some(volume) = managed.volume() else { return };
-        if let Err(e) = blocking(move || volume.rotate_extent(extent).map_err(failed)).await {
-            tracing::error!(volume = %managed.name, extent, error = e.message(), "a data key was not rotated");
+        if managed.look_for_retired.swap(false, Ordering::AcqRel) {
+            let (managed, volume) = (managed.clone(), volume.clone());
+            match blocking(move || managed.find_retired(&volume).map_err(failed)).await {
+                Ok(found) => retired = found.into_iter().collect(),
+                Err(_) => return,
+            }
+        }
+        in_use.extend(volume.take_rotations_due());
+        let Some(extent) = in_use.pop().or_else(|| retired.first().copied()) else { return };
+        let was_retired = retired.remove(&extent);
+        match blocking(move || volume.rotate_due(extent).map_err(failed)).await {
+            Ok(rotated) => {
+                if was_retired {
+                    managed.one_rotated();
+                }
+                if rotated {
+                    tokio::time::sleep(node.config.extent_pace).await;
+                }
+            }
+            Err(e) => {
+                tracing::error!(volume = %managed.name, extent, error = e.message(), "a data key was not rotated");
+            }
         }
     }
 }

@@ -52,8 +52,23 @@ struct Settings {
     nbd_listen: SocketAddr,
     /// How long keys are held without the vault's answer, in milliseconds: 1,000 to 3,600,000.
     lease_ms: u64,
+    /// How long a data key seals before what it sealed is re-encrypted, in days: 1 to 730, which is also the default
+    /// (NIST SP 800-57 part 1, table 1).
+    #[serde(default = "default_data_key_days")]
+    data_key_days: u32,
+    /// How much is re-encrypted, in MiB a second: 1 to 100,000; 64 if not given.
+    #[serde(default = "default_rotation_mib_per_second")]
+    rotation_mib_per_second: u32,
     /// How often the vault is asked, in milliseconds; less than the lease.
     renew_every_ms: u64,
+}
+
+fn default_data_key_days() -> u32 {
+    730
+}
+
+fn default_rotation_mib_per_second() -> u32 {
+    64
 }
 
 #[tokio::main]
@@ -63,6 +78,11 @@ async fn main() -> anyhow::Result<()> {
     anyhow::ensure!(
         (100..settings.lease_ms).contains(&settings.renew_every_ms),
         "`renew_every_ms` must be 100 or more and less than `lease_ms`"
+    );
+    anyhow::ensure!((1..=730).contains(&settings.data_key_days), "`data_key_days` must be 1 to 730");
+    anyhow::ensure!(
+        (1..=100_000).contains(&settings.rotation_mib_per_second),
+        "`rotation_mib_per_second` must be 1 to 100000"
     );
     let _telemetry = custody_telemetry::start("custody-node", settings.server.otlp_endpoint.as_deref())?;
     hardening::protect_memory();
@@ -82,6 +102,9 @@ async fn main() -> anyhow::Result<()> {
         identity: server::identity_endpoint(&settings.server)?,
         vault: custody_rpc::Endpoint::new(&settings.vault, &credentials, Duration::from_secs(3))?,
         lease: Duration::from_millis(settings.lease_ms),
+        extent_pace: Duration::from_secs(custody_node::layout::EXTENT_LEN >> 20)
+            / settings.rotation_mib_per_second,
+        data_key_age_max: Duration::from_secs(u64::from(settings.data_key_days) * 86_400),
         renew_every: Duration::from_millis(settings.renew_every_ms),
         nbd_socket: settings.nbd_socket.clone(),
         nbd_address: nbd_tcp.local_addr()?,

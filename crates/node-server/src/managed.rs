@@ -1,9 +1,16 @@
 //! One volume: its file, whether it is open, and who wants to know.
 
-use custody_node::{Protector, Superblock, Volume};
+use custody_node::{Protector, Superblock, Volume, VolumeError};
 use custody_types::VolumeName;
 use parking_lot::{Mutex, RwLock};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -45,6 +52,16 @@ pub(crate) struct Managed {
     pub(crate) nudge: mpsc::Sender<Nudge>,
     pub(crate) nudges: tokio::sync::Mutex<mpsc::Receiver<Nudge>>,
     task: Mutex<Option<JoinHandle<()>>>,
+    /// Whether headers are to be looked through for retired data keys.
+    pub(crate) look_for_retired: AtomicBool,
+    rotation: Mutex<RotationProgress>,
+}
+
+/// How many extents are under a retired data key, of how many.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RotationProgress {
+    pub(crate) retired: u32,
+    pub(crate) extents: u32,
 }
 
 impl Managed {
@@ -68,6 +85,8 @@ impl Managed {
             nudge,
             nudges: tokio::sync::Mutex::new(nudges),
             task: Mutex::default(),
+            look_for_retired: AtomicBool::new(true),
+            rotation: Mutex::default(),
         }
     }
 
@@ -100,6 +119,7 @@ impl Managed {
 
     pub(crate) fn put(&self, volume: Volume) {
         *self.volume.write() = Some(Arc::new(volume));
+        self.look_for_retired.store(true, Ordering::Release);
         self.status.send_replace(VolumeStatus::ready());
     }
 
@@ -138,6 +158,24 @@ impl Managed {
             }
             std::thread::park_timeout(Duration::from_millis(1));
         }
+    }
+
+    pub(crate) fn rotation(&self) -> RotationProgress {
+        *self.rotation.lock()
+    }
+
+    /// Looks through the headers of the volume; answers the extents under a retired data key.
+    pub(crate) fn find_retired(&self, volume: &Volume) -> Result<Vec<u32>, VolumeError> {
+        let (found, extents) = volume.retired_extents()?;
+        *self.rotation.lock() =
+            RotationProgress { retired: u32::try_from(found.len()).unwrap_or(u32::MAX), extents };
+        Ok(found)
+    }
+
+    /// One of those that were found is done.
+    pub(crate) fn one_rotated(&self) {
+        let mut rotation = self.rotation.lock();
+        rotation.retired = rotation.retired.saturating_sub(1);
     }
 
     pub(crate) fn set_task(&self, task: JoinHandle<()>) {

@@ -31,6 +31,9 @@ pub(crate) struct NodeConfig {
     pub(crate) vault: Endpoint,
     pub(crate) lease: Duration,
     pub(crate) renew_every: Duration,
+    /// Between two extents that are re-encrypted.
+    pub(crate) extent_pace: Duration,
+    pub(crate) data_key_age_max: Duration,
     pub(crate) nbd_socket: PathBuf,
     pub(crate) nbd_address: SocketAddr,
 }
@@ -89,7 +92,11 @@ impl Node {
         let node = Arc::new(Self {
             watches: Watches::default(),
             writing: Arc::default(),
-            options: VolumeOptions { anchors: Some(config.anchors.clone()), ..VolumeOptions::default() },
+            options: VolumeOptions {
+                data_key_age_max: config.data_key_age_max,
+                anchors: Some(config.anchors.clone()),
+                ..VolumeOptions::default()
+            },
             config,
             volumes: RwLock::default(),
             busy: Mutex::default(),

@@ -14,9 +14,13 @@ use custody_rpc::{
     page::cut,
     server::MESSAGE_LEN_MAX,
     status::{internal, invalid, status},
+    timestamp::to_wire,
     workers::Workers,
 };
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
@@ -52,6 +56,14 @@ impl StorageService {
             key_version: protector.wrapped.map(|w| w.key_version.to_string()).unwrap_or_default(),
             nbd_socket: self.node.config.nbd_socket.display().to_string(),
             nbd_address: self.node.config.nbd_address.to_string(),
+            data_key_rotation: managed.volume().map(|volume| {
+                let progress = managed.rotation();
+                wire::DataKeyRotation {
+                    retired_extents: progress.retired,
+                    extents: progress.extents,
+                    retired_before: Some(to_wire(volume.data_keys_retired_before())),
+                }
+            }),
         }
     }
 
@@ -181,6 +193,26 @@ impl StorageNode for StorageService {
         let managed = self.node.volume(&request.get_ref().name)?;
         keeper::nudge(&managed).await?;
         managed.volume().ok_or_else(|| inaccessible(&managed))?;
+        Ok(Response::new(self.view(&managed)))
+    }
+
+    async fn rotate_data_keys(
+        &self,
+        request: Request<wire::RotateDataKeysRequest>,
+    ) -> Result<Response<wire::Volume>, Status> {
+        let managed = self.node.volume(&request.get_ref().name)?;
+        let volume = managed.volume().ok_or_else(|| inaccessible(&managed))?;
+        if managed.protector().key.is_empty() {
+            return Err(invalid("name", "the keys of an ephemeral volume end with the node's process"));
+        }
+        let found = managed.clone();
+        let retire = move || {
+            volume.retire_data_keys().map_err(failed)?;
+            found.find_retired(&volume).map_err(volume_failed)
+        };
+        _ = self.workers.run(retire).await?;
+        managed.look_for_retired.store(true, Ordering::Release);
+        keeper::nudge(&managed).await?;
         Ok(Response::new(self.view(&managed)))
     }
 

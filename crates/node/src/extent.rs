@@ -3,6 +3,7 @@
 use crate::allocation::Slots;
 use crate::layout::{BLOCK_LEN, ENTRY_LEN, EXTENT_BLOCKS, SECTOR_LEN};
 use custody_envelope::{BlockSealer, Nonce, TAG_LEN, Tag, VolumeKeys, WrappedDek};
+use custody_types::UnixMillis;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::{fmt, sync::Arc, sync::atomic::AtomicU64};
 
@@ -29,10 +30,19 @@ pub(crate) struct Header {
     pub(crate) set_mac: u128,
     /// The key that seals.
     pub(crate) current: DekRecord,
+    /// When it was made; 0 where an earlier build did.
+    pub(crate) current_made: UnixMillis,
     /// The first write under it: its use is counted from there.
     pub(crate) current_first_sequence: u64,
     /// The key before it, while blocks under it remain.
     pub(crate) previous: Option<DekRecord>,
+}
+
+impl Header {
+    /// Whether its data key is to be replaced: it was made before that moment, or its replacement was cut short.
+    pub(crate) fn is_retired(&self, before: UnixMillis) -> bool {
+        self.current_made < before || self.previous.is_some()
+    }
 }
 
 impl Header {
@@ -51,6 +61,7 @@ impl Header {
         body.extend_from_slice(self.current.wrapped.as_bytes());
         body.extend_from_slice(&self.previous.map_or(0, |p| p.generation).to_le_bytes());
         body.extend_from_slice(&self.previous.map_or([0; WrappedDek::LEN], |p| *p.wrapped.as_bytes()));
+        body.extend_from_slice(&self.current_made.as_millis().to_le_bytes());
         body.resize(HEADER_MAC_AT, 0);
         let tag = keys.header_tag(&body);
         let mut out = [0; SECTOR_LEN];
@@ -75,9 +86,11 @@ impl Header {
             live: u32::from_le_bytes(reader.take()?),
             current_first_sequence: u64::from_le_bytes(reader.take()?),
             current: reader.dek()?,
+            current_made: UnixMillis::default(),
             previous: None,
         };
         header.previous = Some(reader.dek()?).filter(|p| p.generation != 0);
+        header.current_made = UnixMillis::from_millis(u64::from_le_bytes(reader.take()?));
         // Everything above is only believed if writing it again gives the very same bytes, tag included.
         (header.encode(volume, extent, keys) == *bytes).then_some(header)
     }

@@ -10,6 +10,7 @@ use crate::{
     },
 };
 use custody_envelope::{BlockAddress, Dek, DekAddress, VolumeKeys};
+use custody_types::Clock;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc, sync::atomic::AtomicU64};
 
@@ -18,6 +19,7 @@ pub(crate) struct Loader<'a> {
     pub(crate) file: &'a File,
     pub(crate) volume: [u8; 16],
     pub(crate) keys: &'a VolumeKeys,
+    pub(crate) clock: &'a dyn Clock,
 }
 
 impl Loader<'_> {
@@ -71,6 +73,7 @@ impl Loader<'_> {
             live: 0,
             set_mac: 0,
             current: record,
+            current_made: self.clock.now(),
             current_first_sequence: 1,
             previous: None,
         };
@@ -115,7 +118,8 @@ impl Loader<'_> {
         Ok(self.file.write_all_at(&bytes, header_start(extent, header.header_sequence))?)
     }
 
-    fn header(&self, extent: u32) -> Result<Option<Header>, VolumeError> {
+    /// An extent's newer header; none where it was never made.
+    pub(crate) fn header(&self, extent: u32) -> Result<Option<Header>, VolumeError> {
         let mut best: Option<Header> = None;
         for copy in 0..2 {
             let mut bytes = [0; SECTOR_LEN];

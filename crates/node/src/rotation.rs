@@ -1,11 +1,16 @@
 //! Rotating an extent's data key: a new key, then its blocks re-encrypted under it, online.
 
 use crate::{
-    Volume, VolumeError,
+    SuperblockError, Volume, VolumeError,
     extent::{Extent, Header},
     layout::{BLOCK_LEN, EXTENT_BLOCKS, EXTENT_LEN},
 };
-use std::sync::{Arc, atomic::Ordering};
+use custody_types::UnixMillis;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 impl Volume {
     /// Re-encrypts one extent under a new data key. Other extents are not touched; reads and writes go on. Cut
@@ -30,6 +35,8 @@ impl Volume {
             let header = Header {
                 header_sequence: state.header.header_sequence + 1,
                 current,
+                // Also where the clock was set back: a new key is not retired.
+                current_made: self.options.clock.now().max(self.data_keys_retired_before()),
                 current_first_sequence: extent.sequence.load(Ordering::Acquire),
                 previous: Some(state.header.current),
                 ..state.header
@@ -104,13 +111,80 @@ impl Volume {
         Ok(())
     }
 
-    /// Extents whose data key has reached its limit, or whose rotation was cut short. Empties the list.
+    /// Data keys made before this are retired: by order, or by age.
+    #[must_use]
+    pub fn data_keys_retired_before(&self) -> UnixMillis {
+        let too_old = self.options.clock.now().since(UnixMillis::default()) - self.age_max();
+        let too_old = UnixMillis::default().plus(too_old);
+        self.superblock.lock().data_keys_retired_before.max(too_old)
+    }
+
+    fn age_max(&self) -> Duration {
+        self.options.data_key_age_max.min(self.options.clock.now().since(UnixMillis::default()))
+    }
+
+    /// Retires every data key that there is. Their extents are told by [`Volume::retired_extents`] and re-encrypted by
+    /// [`Volume::rotate_due`]; the order is on disk, and outlives a restart.
+    ///
+    /// # Errors
+    /// The file system failed.
+    pub fn retire_data_keys(&self) -> Result<(), SuperblockError> {
+        // A key made in this very millisecond counts as retired.
+        let now = self.options.clock.now().plus(Duration::from_millis(1));
+        self.update_superblock(|superblock| {
+            superblock.data_keys_retired_before = superblock.data_keys_retired_before.max(now);
+        })
+    }
+
+    /// Extents whose data key is retired or whose rotation was cut short, and how many extents there are. Reads a header
+    /// of each.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub fn retired_extents(&self) -> Result<(Vec<u32>, u32), VolumeError> {
+        let before = self.data_keys_retired_before();
+        let mut all: BTreeSet<u32> = self.table.lock().all().into_iter().collect();
+        all.extend(self.extents.read().keys());
+        let count = u32::try_from(all.len()).unwrap_or(u32::MAX);
+        let mut retired = Vec::new();
+        for index in all {
+            let open = self.extents.read().get(&index).map(|extent| extent.state.read().header);
+            let header = match open {
+                Some(header) => Some(header),
+                None => self.loader().header(index)?,
+            };
+            // One without a header is told when it is used.
+            if header.is_some_and(|h| h.is_retired(before)) {
+                retired.push(index);
+            }
+        }
+        Ok((retired, count))
+    }
+
+    /// Extents that were found due as they were used: the key has reached its limit, is retired, or its rotation was cut
+    /// short. Empties the list.
     #[must_use]
     pub fn take_rotations_due(&self) -> Vec<u32> {
         let mut due = std::mem::take(&mut *self.rotation_due.lock());
         due.sort_unstable();
         due.dedup();
         due
+    }
+
+    /// Rotates an extent's data key if that is due; false if it was not.
+    ///
+    /// # Errors
+    /// As [`Volume::rotate_extent`].
+    pub fn rotate_due(&self, index: u32) -> Result<bool, VolumeError> {
+        let Some(extent) = self.existing(index)? else { return Ok(false) };
+        let header = extent.state.read().header;
+        let used = extent.sequence.load(Ordering::Acquire).saturating_sub(header.current_first_sequence);
+        let due =
+            header.is_retired(self.data_keys_retired_before()) || used >= self.options.seals_per_key_max;
+        if due {
+            self.rotate_extent(index)?;
+        }
+        Ok(due)
     }
 
     /// The generation of an extent's data key; 0 where the extent does not exist.

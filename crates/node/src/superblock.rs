@@ -2,7 +2,7 @@
 
 use crate::layout::{SUPERBLOCK_LEN, VOLUME_LEN_MAX, VOLUME_LEN_MIN};
 use custody_envelope::VolumeKeys;
-use custody_types::WrappedKey;
+use custody_types::{UnixMillis, WrappedKey};
 use serde::{Deserialize, Serialize};
 use std::{fs::File, io, os::unix::fs::FileExt as _, path::PathBuf};
 
@@ -50,6 +50,9 @@ pub struct Superblock {
     /// Whether an anchor outside the file knows how far the volume has come.
     #[serde(default)]
     pub anchored: bool,
+    /// Data keys made before this are retired: what they seal is re-encrypted.
+    #[serde(default)]
+    pub data_keys_retired_before: UnixMillis,
     /// Counts the superblock's writes.
     #[serde(skip)]
     pub sequence: u64,

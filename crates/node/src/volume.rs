@@ -11,6 +11,7 @@ use crate::{
     write_behind::WriteBehind,
 };
 use custody_envelope::{Provider, SEALS_PER_KEY_MAX, VolumeKey, VolumeKeys, random};
+use custody_types::{Clock, SystemClock, UnixMillis};
 use parking_lot::{Mutex, RwLock};
 use std::{
     collections::HashMap,
@@ -22,10 +23,11 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 /// How a volume is run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct VolumeOptions {
     /// Which cryptography.
     pub provider: Provider,
@@ -33,8 +35,18 @@ pub struct VolumeOptions {
     pub seals_per_key_max: u64,
     /// What bounds the extents in memory; others are loaded as they are used.
     pub budget: Arc<ExtentBudget>,
+    /// How long a data key seals before it is retired.
+    pub data_key_age_max: Duration,
+    /// Where the time comes from.
+    pub clock: Arc<dyn Clock>,
     /// Where anchors are kept: best on another disk than the volumes. None: a new volume has none.
     pub anchors: Option<PathBuf>,
+}
+
+impl fmt::Debug for VolumeOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VolumeOptions").field("provider", &self.provider).finish_non_exhaustive()
+    }
 }
 
 impl Default for VolumeOptions {
@@ -44,6 +56,9 @@ impl Default for VolumeOptions {
             provider: Provider::default(),
             seals_per_key_max: SEALS_PER_KEY_MAX / 2,
             budget: ExtentBudget::new(384),
+            // NIST SP 800-57 part 1, table 1: a symmetric key encrypts for two years at most.
+            data_key_age_max: Duration::from_secs(2 * 365 * 86_400),
+            clock: Arc::new(SystemClock),
             anchors: None,
         }
     }
@@ -117,7 +132,14 @@ impl Volume {
         file.set_len(extent_start(extents_of(size_bytes)))?;
         let mut volume_id = [0; 16];
         random(&mut volume_id).map_err(std::io::Error::other)?;
-        let mut superblock = Superblock { volume_id, size_bytes, protector, anchored, sequence: 0 };
+        let mut superblock = Superblock {
+            volume_id,
+            size_bytes,
+            protector,
+            anchored,
+            data_keys_retired_before: UnixMillis::default(),
+            sequence: 0,
+        };
         // Both copies, so that one damaged copy never loses a volume.
         superblock.write(file, keys)?;
         superblock.write(file, keys)?;
@@ -206,11 +228,19 @@ impl Volume {
     /// # Errors
     /// The file system failed; the old protector stands.
     pub fn set_protector(&self, protector: Protector) -> Result<(), SuperblockError> {
+        self.update_superblock(|superblock| superblock.protector = protector)
+    }
+
+    /// Writes a changed superblock, and tells the anchor.
+    pub(crate) fn update_superblock(
+        &self,
+        change: impl FnOnce(&mut Superblock),
+    ) -> Result<(), SuperblockError> {
         // No header is written between the superblock's way to the disk and the anchor's word of it.
         let _no_flush = self.flush.lock();
         let mut superblock = self.superblock.lock();
-        let mut next = Superblock { protector, ..superblock.clone() };
-        next.sequence = superblock.sequence;
+        let mut next = superblock.clone();
+        change(&mut next);
         next.write(&self.file, &self.keys)?;
         if let Some(anchor) = &self.anchor {
             let mut anchor = anchor.lock();
@@ -246,7 +276,7 @@ impl Volume {
     }
 
     pub(crate) fn loader(&self) -> Loader<'_> {
-        Loader { file: &self.file, volume: self.id, keys: &self.keys }
+        Loader { file: &self.file, volume: self.id, keys: &self.keys, clock: self.options.clock.as_ref() }
     }
 
     pub(crate) fn check_range(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
@@ -278,7 +308,8 @@ impl Volume {
             return Err(VolumeError::RolledBack { extent: index });
         }
         let Some(loaded) = loaded else { return Ok(None) };
-        if loaded.state.read().previous.is_some() {
+        // What is used under a retired key is first to leave it.
+        if loaded.state.read().header.is_retired(self.data_keys_retired_before()) {
             self.rotation_due.lock().push(index);
         }
         Ok(Some(self.keep(&mut extents, loaded)))

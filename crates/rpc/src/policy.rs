@@ -118,7 +118,7 @@ pub fn rule(method: Method) -> Rule {
         | StorageNodeBackupVolume
         | StorageNodeDeleteBackup
         | StorageNodeVerifyBackup => Rule::Services(CONTROL),
-        StorageNodeRotateExtentKey => Rule::Duties(&[SystemAdministrator]),
+        StorageNodeRotateDataKeys | StorageNodeRotateExtentKey => Rule::Duties(&[SystemAdministrator]),
         StorageNodeGetVolume | StorageNodeListVolumes => {
             Rule::Duties(&[SystemAdministrator, Auditor, Workload])
         }
