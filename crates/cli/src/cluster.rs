@@ -49,6 +49,16 @@ pub(crate) enum Verb {
     Stop { name: String },
     /// Moves the wrapped volume keys to the key's current version now.
     Rewrap { name: String },
+    /// Changes the cluster to another key while it serves; to the service-managed one if none is given.
+    ChangeKey {
+        name: String,
+        /// The customer's key or key version.
+        #[arg(long, requires = "identity")]
+        key: Option<String>,
+        /// The managed identity that has rights on the key.
+        #[arg(long, requires = "key")]
+        identity: Option<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -176,6 +186,11 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
                 &view(client.rewrap_cluster(wire::RewrapClusterRequest { name }).await?.into_inner()),
             );
             return Ok(());
+        }
+        Verb::ChangeKey { name, key, identity } => {
+            let encryption =
+                key.map(|key| wire::Encryption { key, managed_identity: identity.unwrap_or_default() });
+            client.change_encryption(wire::ChangeEncryptionRequest { name, encryption }).await?
         }
         Verb::Delete { name } => client.delete_cluster(wire::DeleteClusterRequest { name }).await?,
         Verb::Start { name } => client.start_cluster(wire::StartClusterRequest { name }).await?,

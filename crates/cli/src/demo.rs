@@ -178,5 +178,13 @@ async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<(
         restored.noted("written after the full backup")?,
         "and what was written after the full backup",
     )?;
-    stage.check(restored.has(PLANTED)?, "and the secret, for those who may read it")
+    stage.check(restored.has(PLANTED)?, "and the secret, for those who may read it")?;
+
+    stage.scene(
+        "The second cluster changes to the service-managed key, and back to the customer's, while it serves",
+    );
+    stage.change_key("payroll-restored", false).await?;
+    stage.check(restored.accounts()? == before, "every account is there under the service's key")?;
+    stage.change_key("payroll-restored", true).await?;
+    stage.check(restored.accounts()? == before, "and under the customer's; PostgreSQL never stopped")
 }

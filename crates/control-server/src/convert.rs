@@ -38,6 +38,7 @@ pub(crate) fn cluster(c: &ClusterRecord) -> wire::Cluster {
         ClusterState::Stopped => wire::ClusterState::Stopped,
         ClusterState::Starting => wire::ClusterState::Starting,
         ClusterState::Inaccessible => wire::ClusterState::Inaccessible,
+        ClusterState::Updating => wire::ClusterState::Updating,
         _ => wire::ClusterState::Deleting,
     };
     let encryption = &c.spec.encryption;

@@ -6,7 +6,8 @@ use crate::{
 };
 use custody_clients::{Database, Identity, Storage};
 use custody_control::{
-    ClusterRecord, ClusterState, Event, Ledger, LedgerError, OperationRecord, OperationResult, Step,
+    ClusterRecord, ClusterState, EncryptionChange, Event, Ledger, LedgerError, OperationRecord,
+    OperationResult, Step,
 };
 use custody_rpc::status::{internal, status};
 use custody_types::{Clock as _, SystemClock};
@@ -128,6 +129,16 @@ impl Engine {
 
     /// Takes an event in from a caller, with the operation that follows it.
     pub(crate) fn request(&self, name: &str, event: Event) -> Result<OperationRecord, Status> {
+        self.request_with(name, event, |_| {})
+    }
+
+    /// The same, with a change of the cluster's record.
+    pub(crate) fn request_with(
+        &self,
+        name: &str,
+        event: Event,
+        change: impl FnOnce(&mut ClusterRecord),
+    ) -> Result<OperationRecord, Status> {
         let operation = self.new_operation(name)?;
         {
             let _one_at_a_time = self.changes.lock();
@@ -149,6 +160,7 @@ impl Engine {
             cluster.state = next.unwrap_or(cluster.state);
             cluster.state_reason = String::new();
             cluster.operation = Some(operation.id.clone());
+            change(&mut cluster);
             self.ledger.update(Some(&cluster), Some(&operation)).map_err(ledger_failed)?;
         }
         self.finished.notify_waiters();
@@ -221,15 +233,21 @@ impl Engine {
             self.finished.notify_waiters();
             return true;
         }
+        let mut result = OperationResult::Success;
         let done = self.change(name, cluster.state, |c| {
             if let Ok(Some(next)) = c.state.after(Event::Done) {
                 c.state = next;
             }
             c.operation = None;
+            if let Some(change) = c.encryption_change.take() {
+                c.spec.encryption = change.to;
+            }
+            // A change that was undone has failed, though its plan is done.
+            result = c.failure.take().unwrap_or(OperationResult::Success);
         });
         if done {
             tracing::info!(cluster = name, "plan done");
-            self.end_operation(cluster.operation.as_ref(), OperationResult::Success);
+            self.end_operation(cluster.operation.as_ref(), result);
         }
         false
     }
@@ -246,6 +264,19 @@ impl Engine {
                     c.state = ClusterState::Deleting;
                     c.failure = Some(result);
                 })
+            }
+            // The volumes that have changed change back before the failure is told.
+            ClusterState::Updating if cluster.failure.is_none() => {
+                _ = self.change(name, cluster.state, |c| {
+                    if let Some(EncryptionChange { to, from }) = c.encryption_change.take() {
+                        c.encryption_change = Some(EncryptionChange { to: from, from: to });
+                    }
+                    c.failure = Some(result);
+                })
+            }
+            // What cannot be undone either stays as it is: each volume knows its protector.
+            ClusterState::Updating => {
+                self.plan_done(cluster);
             }
             _ => {
                 self.end_operation(cluster.operation.as_ref(), result);

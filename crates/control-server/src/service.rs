@@ -5,7 +5,7 @@ use crate::{
     engine::{Engine, ledger_failed},
 };
 use custody_audit::{Journal, Outcome, Record};
-use custody_control::{ClusterRecord, ClusterSpec, ClusterState, Event};
+use custody_control::{ClusterRecord, ClusterSpec, ClusterState, EncryptionChange, EncryptionSpec, Event};
 use custody_proto::{
     audit::AuditRecord,
     control::{
@@ -205,6 +205,28 @@ impl ClusterManager for ClusterService {
     ) -> Result<Response<Operation>, Status> {
         let context = CallContext::of(&request)?;
         self.transition(&context, "ClusterStop", &request.get_ref().name, Event::Stop).await
+    }
+
+    async fn change_encryption(
+        &self,
+        request: Request<wire::ChangeEncryptionRequest>,
+    ) -> Result<Response<Operation>, Status> {
+        let context = CallContext::of(&request)?;
+        let r = request.into_inner();
+        let name: ClusterName = r.name.parse().map_err(|e| invalid("name", e))?;
+        let asked = r.encryption.unwrap_or_default();
+        let platform = &self.engine.platform;
+        let service = (platform.service_key.as_str(), platform.service_identity.as_str());
+        let to = EncryptionSpec::check(&asked.key, &asked.managed_identity, service)
+            .map_err(|e| invalid(e.field, e.why))?;
+        self.audited(&context, "ClusterChangeEncryption", name.as_str(), async {
+            let record = self.engine.request_with(name.as_str(), Event::Update, |cluster| {
+                let from = cluster.spec.encryption.clone();
+                cluster.encryption_change = Some(EncryptionChange { to, from });
+            })?;
+            Ok(Response::new(convert::operation(&record, None)))
+        })
+        .await
     }
 
     async fn rewrap_cluster(

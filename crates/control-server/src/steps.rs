@@ -1,11 +1,14 @@
 //! Carrying out one step of a plan. Each can be repeated.
 
 use crate::engine::{Engine, Platform};
-use custody_control::{ClusterRecord, NodeRecord, Step};
+use custody_control::{ClusterRecord, EncryptionSpec, NodeRecord, Step};
 use custody_proto::{
     database::{self as db, Instance, InstanceState},
     identity::{BindManagedIdentityRequest, UnbindManagedIdentityRequest},
-    storage::{CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, Volume, VolumeState},
+    storage::{
+        ChangeProtectorRequest, CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest,
+        SettleProtectorRequest, Volume, VolumeState,
+    },
 };
 use tonic::{Code, Status};
 
@@ -49,6 +52,9 @@ pub(crate) fn describe(step: &Step) -> String {
     match step {
         Step::BindIdentity => "binding the identity".to_owned(),
         Step::UnbindIdentity => "unbinding the identity".to_owned(),
+        Step::ChangeProtector(n) => format!("changing the protector of {}", n.role),
+        Step::SettleProtector(n) => format!("settling the protector of {}", n.role),
+        Step::UnbindFormerIdentity => "unbinding the former identity".to_owned(),
         Step::CreateVolume(n) => format!("making the volume of {}", n.role),
         Step::CreateTempVolume(n) => format!("making the temp volume of {}", n.role),
         Step::DeleteVolumes(n) => format!("removing the volumes of {}", n.role),
@@ -69,7 +75,7 @@ pub(crate) async fn carry_out(
     step: &Step,
 ) -> Result<Vec<NodeRecord>, StepError> {
     let mut nodes = cluster.nodes.clone();
-    let encryption = &cluster.spec.encryption;
+    let encryption = cluster.encryption();
     let identity = encryption.managed_identity.to_string();
     match step {
         Step::BindIdentity => {
@@ -78,16 +84,39 @@ pub(crate) async fn carry_out(
             platform.identity.clone().bind_managed_identity(request).await?;
         }
         Step::UnbindIdentity => {
-            let needed =
-                engine.ledger.clusters().map_err(|e| StepError::NotNow(e.to_string()))?.iter().any(|c| {
-                    c.spec.name != cluster.spec.name
-                        && c.spec.encryption.managed_identity == encryption.managed_identity
-                });
-            if encryption.customer_managed && !needed {
-                let request =
-                    UnbindManagedIdentityRequest { name: identity, node: platform.storage_principal.clone() };
-                gone_is_fine(platform.identity.clone().unbind_managed_identity(request).await.map(drop))?;
+            unbind(platform, engine, cluster, encryption).await?;
+            // A cluster that is removed in the middle of a change has two.
+            if let Some(change) = &cluster.encryption_change {
+                unbind(platform, engine, cluster, &change.from).await?;
             }
+        }
+        Step::UnbindFormerIdentity => {
+            let former = cluster.encryption_change.as_ref().map(|change| &change.from);
+            if let Some(former) = former.filter(|f| f.managed_identity != encryption.managed_identity) {
+                // Its backups are read as who it was when they were made.
+                let backups = engine.ledger.backups().map_err(|e| StepError::NotNow(e.to_string()))?;
+                let name = former.managed_identity.as_str();
+                if !backups.iter().any(|b| b.managed_identity == name) {
+                    unbind(platform, engine, cluster, former).await?;
+                }
+            }
+        }
+        Step::SettleProtector(node) => {
+            let request = SettleProtectorRequest { name: format!("volumes/{}", node.id) };
+            platform.storage.clone().settle_protector(request).await?;
+        }
+        Step::ChangeProtector(node) => {
+            let request = ChangeProtectorRequest {
+                name: format!("volumes/{}", node.id),
+                key: encryption.key.clone(),
+                managed_identity: identity,
+                customer_managed: encryption.customer_managed,
+            };
+            let changed = platform.storage.clone().change_protector(request).await?.into_inner();
+            nodes
+                .iter_mut()
+                .filter(|n| n.id == node.id)
+                .for_each(|n| n.key_version.clone_from(&changed.key_version));
         }
         Step::CreateVolume(node) => {
             let volume = Volume {
@@ -165,6 +194,26 @@ pub(crate) async fn carry_out(
         _ => {}
     }
     Ok(nodes)
+}
+
+/// Takes back that the storage node acts as an identity, unless another cluster needs it.
+async fn unbind(
+    platform: &Platform,
+    engine: &Engine,
+    cluster: &ClusterRecord,
+    encryption: &EncryptionSpec,
+) -> Result<(), StepError> {
+    let clusters = engine.ledger.clusters().map_err(|e| StepError::NotNow(e.to_string()))?;
+    let uses = |e: &EncryptionSpec| e.managed_identity == encryption.managed_identity;
+    let needed = clusters
+        .iter()
+        .any(|c| c.spec.name != cluster.spec.name && (uses(&c.spec.encryption) || uses(c.encryption())));
+    if encryption.customer_managed && !needed {
+        let name = encryption.managed_identity.to_string();
+        let request = UnbindManagedIdentityRequest { name, node: platform.storage_principal.clone() };
+        gone_is_fine(platform.identity.clone().unbind_managed_identity(request).await.map(drop))?;
+    }
+    Ok(())
 }
 
 pub(crate) fn gone_is_fine(done: Result<(), Status>) -> Result<(), Status> {

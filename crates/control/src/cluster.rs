@@ -22,6 +22,37 @@ pub struct EncryptionSpec {
     pub customer_managed: bool,
 }
 
+impl EncryptionSpec {
+    /// Checks what a caller asks for. An empty `key` means the service-managed one, which is `service` as key and
+    /// identity.
+    ///
+    /// # Errors
+    /// Names the first field that is wrong.
+    pub fn check(key: &str, managed_identity: &str, service: (&str, &str)) -> Result<Self, SpecError> {
+        let customer_managed = !key.is_empty();
+        let (key, identity) = if customer_managed { (key, managed_identity) } else { service };
+        if !customer_managed && !managed_identity.is_empty() {
+            return Err(SpecError::new("cluster.encryption.key", "is required with `managed_identity`"));
+        }
+        if key.parse::<KeyName>().is_err() && key.parse::<KeyVersionName>().is_err() {
+            let why = format!("must be of the form {} or {}", KeyName::PATTERN, KeyVersionName::PATTERN);
+            return Err(SpecError::new("cluster.encryption.key", why));
+        }
+        let managed_identity =
+            identity.parse().map_err(|e| SpecError::new("cluster.encryption.managed_identity", e))?;
+        Ok(Self { key: key.to_owned(), managed_identity, customer_managed })
+    }
+}
+
+/// A change from one protector to another, under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncryptionChange {
+    /// What shall protect the cluster.
+    pub to: EncryptionSpec,
+    /// What it leaves.
+    pub from: EncryptionSpec,
+}
+
 /// What a caller asks for, checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterSpec {
@@ -80,18 +111,7 @@ impl ClusterSpec {
                 "must be a multiple of 4096 from 512 MiB to 4 TiB, or 0 for 2 GiB",
             ));
         }
-        let customer_managed = !key.is_empty();
-        let (key, identity) = if customer_managed { (key, managed_identity) } else { service };
-        if !customer_managed && !managed_identity.is_empty() {
-            return Err(SpecError::new("cluster.encryption.key", "is required with `managed_identity`"));
-        }
-        if key.parse::<KeyName>().is_err() && key.parse::<KeyVersionName>().is_err() {
-            let why = format!("must be of the form {} or {}", KeyName::PATTERN, KeyVersionName::PATTERN);
-            return Err(SpecError::new("cluster.encryption.key", why));
-        }
-        let managed_identity =
-            identity.parse().map_err(|e| SpecError::new("cluster.encryption.managed_identity", e))?;
-        let encryption = EncryptionSpec { key: key.to_owned(), managed_identity, customer_managed };
+        let encryption = EncryptionSpec::check(key, managed_identity, service)?;
         Ok(Self {
             name,
             workers,
@@ -137,8 +157,11 @@ pub struct ClusterRecord {
     pub nodes: Vec<NodeRecord>,
     /// The operation that its state belongs to, until that is done.
     pub operation: Option<String>,
-    /// Why its making failed: told when the rest has been removed.
+    /// Why its making, or a change of its protector, failed: told when what was done has been undone.
     pub failure: Option<OperationResult>,
+    /// The change of its protector that is under way.
+    #[serde(default)]
+    pub encryption_change: Option<EncryptionChange>,
     /// When it was made.
     pub create_time: UnixMillis,
 }
@@ -161,8 +184,17 @@ impl ClusterRecord {
             nodes,
             operation: Some(operation),
             failure: None,
+            encryption_change: None,
             create_time: now,
         }
+    }
+}
+
+impl ClusterRecord {
+    /// What shall protect it: the new protector while it changes.
+    #[must_use]
+    pub fn encryption(&self) -> &EncryptionSpec {
+        self.encryption_change.as_ref().map_or(&self.spec.encryption, |change| &change.to)
     }
 }
 

@@ -9,8 +9,8 @@ mod plan;
 mod state;
 
 pub use cluster::{
-    BackupRecord, ClusterRecord, ClusterSpec, EncryptionSpec, NodeRecord, OperationRecord, OperationResult,
-    SpecError, roles,
+    BackupRecord, ClusterRecord, ClusterSpec, EncryptionChange, EncryptionSpec, NodeRecord, OperationRecord,
+    OperationResult, SpecError, roles,
 };
 pub use ledger::{Ledger, LedgerError};
 pub use plan::{Step, steps};

@@ -13,6 +13,12 @@ pub enum Step {
     BindIdentity,
     /// Take that back, unless another cluster needs it.
     UnbindIdentity,
+    /// Have a data volume's key wrapped by the new protector's key.
+    ChangeProtector(NodeRecord),
+    /// Have it forget the protector that was left: from here on there is no way back.
+    SettleProtector(NodeRecord),
+    /// Take back that the storage node acts as the identity of the protector that was left, unless something needs it.
+    UnbindFormerIdentity,
     /// Make a data volume.
     CreateVolume(NodeRecord),
     /// Make a temp volume, whose key lives in memory only.
@@ -46,6 +52,11 @@ pub fn steps(cluster: &ClusterRecord) -> Vec<Step> {
             plan
         }
         ClusterState::Starting => nodes().map(Step::StartInstance).chain([Step::LinkWorkers]).collect(),
+        ClusterState::Updating => {
+            // All have changed before the first forgets what it was.
+            let changed = nodes().map(Step::ChangeProtector).chain(nodes().map(Step::SettleProtector));
+            [Step::BindIdentity].into_iter().chain(changed).chain([Step::UnbindFormerIdentity]).collect()
+        }
         ClusterState::Stopping => nodes().map(Step::StopInstance).collect(),
         ClusterState::Deleting => {
             let instances = nodes().map(Step::DeleteInstance);

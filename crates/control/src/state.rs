@@ -22,6 +22,8 @@ pub enum ClusterState {
     Stopped,
     /// Being stopped.
     Stopping,
+    /// Serving, while its volumes change to another protector.
+    Updating,
 }
 
 /// What happens to a cluster.
@@ -36,6 +38,8 @@ pub enum Event {
     Start,
     /// A caller wants it stopped.
     Stop,
+    /// A caller wants another protector.
+    Update,
     /// A volume reports that its key cannot be used.
     KeyLost,
     /// All volumes and instances serve again.
@@ -52,13 +56,14 @@ pub struct TransitionError {
 
 impl ClusterState {
     /// Every state.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Creating,
         Self::Ready,
         Self::Stopping,
         Self::Stopped,
         Self::Starting,
         Self::Inaccessible,
+        Self::Updating,
         Self::Deleting,
     ];
 
@@ -67,17 +72,19 @@ impl ClusterState {
     /// # Errors
     /// The event does not fit the state.
     pub fn after(self, event: Event) -> Result<Option<Self>, TransitionError> {
-        use ClusterState::{Creating, Deleting, Inaccessible, Ready, Starting, Stopped, Stopping};
+        use ClusterState::{Creating, Deleting, Inaccessible, Ready, Starting, Stopped, Stopping, Updating};
         Ok(Some(match (self, event) {
-            (Creating | Starting, Event::Done) | (Inaccessible, Event::KeyBack) => Ready,
+            (Creating | Starting | Updating, Event::Done) | (Inaccessible, Event::KeyBack) => Ready,
             (Stopping, Event::Done) => Stopped,
             (Deleting, Event::Done) => return Ok(None),
             (Ready | Starting, Event::KeyLost) => Inaccessible,
             (Ready | Inaccessible, Event::Stop) => Stopping,
             (Stopped, Event::Start) => Starting,
-            (Creating | Ready | Stopped | Starting | Stopping | Inaccessible | Deleting, Event::Delete) => {
-                Deleting
-            }
+            (Ready, Event::Update) => Updating,
+            (
+                Creating | Ready | Stopped | Starting | Stopping | Inaccessible | Updating | Deleting,
+                Event::Delete,
+            ) => Deleting,
             (from, event) => return Err(TransitionError { from, event }),
         }))
     }
@@ -93,6 +100,7 @@ impl fmt::Display for ClusterState {
             Self::Starting => "STARTING",
             Self::Stopped => "STOPPED",
             Self::Stopping => "STOPPING",
+            Self::Updating => "UPDATING",
         })
     }
 }
@@ -104,6 +112,7 @@ impl fmt::Display for Event {
             Self::Delete => "be deleted",
             Self::Start => "be started",
             Self::Stop => "be stopped",
+            Self::Update => "change its key",
             Self::KeyLost => "lose its key",
             Self::KeyBack => "get its key back",
         })
@@ -117,7 +126,15 @@ mod tests {
     /// Every pair, so that a change of the machine shows in review.
     #[test]
     fn the_table() {
-        let events = [Event::Done, Event::Delete, Event::Start, Event::Stop, Event::KeyLost, Event::KeyBack];
+        let events = [
+            Event::Done,
+            Event::Delete,
+            Event::Start,
+            Event::Stop,
+            Event::Update,
+            Event::KeyLost,
+            Event::KeyBack,
+        ];
         let mut table = String::new();
         for state in ClusterState::ALL {
             for event in events {
@@ -132,11 +149,12 @@ mod tests {
         assert_eq!(
             table,
             "CREATING + finish -> READY\nCREATING + be deleted -> DELETING\n\
-             READY + be deleted -> DELETING\nREADY + be stopped -> STOPPING\nREADY + lose its key -> INACCESSIBLE\n\
+             READY + be deleted -> DELETING\nREADY + be stopped -> STOPPING\nREADY + change its key -> UPDATING\nREADY + lose its key -> INACCESSIBLE\n\
              STOPPING + finish -> STOPPED\nSTOPPING + be deleted -> DELETING\n\
              STOPPED + be deleted -> DELETING\nSTOPPED + be started -> STARTING\n\
              STARTING + finish -> READY\nSTARTING + be deleted -> DELETING\nSTARTING + lose its key -> INACCESSIBLE\n\
              INACCESSIBLE + be deleted -> DELETING\nINACCESSIBLE + be stopped -> STOPPING\nINACCESSIBLE + get its key back -> READY\n\
+             UPDATING + finish -> READY\nUPDATING + be deleted -> DELETING\n\
              DELETING + finish -> (gone)\nDELETING + be deleted -> DELETING\n"
         );
     }

@@ -1,7 +1,7 @@
 //! The keeper of one volume: renews its lease, erases its keys when access ends, opens it when access is back.
 
 use crate::{
-    managed::{Managed, Nudge, VolumeStatus},
+    managed::{Change, Managed, Nudge, VolumeStatus},
     node::{Node, blocking, failed, key_of, vault_of},
 };
 use custody_clients::{AccessError, VaultAccess};
@@ -16,7 +16,6 @@ use std::{
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 use tonic::Status;
 use tracing::{Instrument as _, Span};
-use zeroize::Zeroizing;
 
 /// Renewals between looks at the key's current version; events make it look at once.
 const VERSION_EVERY: u32 = 12;
@@ -33,8 +32,8 @@ pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
     } else {
         Lease::waiting(span, RevokeReason::VaultUnreachable)
     };
-    let protector = managed.protector();
-    let Some(vault) = vault_of(&protector.key) else { return };
+    let mut protector = managed.protector();
+    let Some(mut vault) = vault_of(&protector.key) else { return };
     let mut changes = node.watches.subscribe(&node, vault.as_str(), &protector.managed_identity);
     let mut nudges = managed.nudges.lock().await;
     let mut renewals = tokio::time::interval(node.config.renew_every);
@@ -61,6 +60,16 @@ pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
                 true
             }
         };
+        if let Some(Change { next, key, told }) = waiting.as_mut().and_then(|nudge| nudge.change.take()) {
+            let changed = change(&node, &managed, next, key).await;
+            if changed.is_ok() {
+                protector = managed.protector();
+                let Some(other) = vault_of(&protector.key) else { return };
+                vault = other;
+                changes = node.watches.subscribe(&node, vault.as_str(), &protector.managed_identity);
+            }
+            _ = told.send(changed);
+        }
         let span = waiting.as_ref().map_or_else(Span::none, |nudge: &Nudge| nudge.span.clone());
         // An event, or the end of the lease, must not wait for a slow vault.
         let asking = ask(&node, &managed, look_at_version).instrument(span);
@@ -110,26 +119,14 @@ async fn ask(
     let plain = access.unwrap_key(wrapped).await?;
     let mut opened = None;
     if managed.volume().is_none() {
-        let (path, options) = (managed.path.clone(), node.options.clone());
-        let key = Zeroizing::new(plain.to_vec());
-        let open = move || {
-            let key = VolumeKey::from_bytes(&key).map_err(failed)?;
-            Volume::open(&path, &key, options).map_err(|e| match e {
-                SuperblockError::RolledBack(_)
-                | SuperblockError::AnchorMissing(_)
-                | SuperblockError::AnchorDamaged(_) => {
-                    status("DATA_LOSS", "VOLUME_ROLLED_BACK", &e.to_string(), None)
-                }
-                e => status("DATA_LOSS", "VOLUME_DAMAGED", &e.to_string(), None),
-            })
-        };
         // A volume that is damaged is not open, whatever the vault says.
-        let volume = blocking(open).await.map_err(|e| AccessError::Refused {
+        let damaged = |e: Status| AccessError::Refused {
             reason: reason(&e),
             message: e.message().to_owned(),
             status: "DATA_LOSS".to_owned(),
-        })?;
-        opened = Some(volume);
+        };
+        let key = VolumeKey::from_bytes(&plain).map_err(|e| damaged(failed(e)))?;
+        opened = Some(open(node, managed, key).await.map_err(damaged)?);
     }
     let follows = !protector.key.contains("/versions/");
     if look_at_version && follows {
@@ -155,6 +152,42 @@ async fn follow(
         let moved = access.wrap_key(facts.current_version.as_str(), plain).await?;
         rewrap(managed, opened, Protector { wrapped: Some(moved), ..protector.clone() }).await;
     }
+    Ok(())
+}
+
+/// Opens the volume's file.
+async fn open(node: &Node, managed: &Arc<Managed>, key: VolumeKey) -> Result<Volume, Status> {
+    let (path, options) = (managed.path.clone(), node.options.clone());
+    blocking(move || {
+        Volume::open(&path, &key, options).map_err(|e| match e {
+            SuperblockError::RolledBack(_)
+            | SuperblockError::AnchorMissing(_)
+            | SuperblockError::AnchorDamaged(_) => {
+                status("DATA_LOSS", "VOLUME_ROLLED_BACK", &e.to_string(), None)
+            }
+            e => status("DATA_LOSS", "VOLUME_DAMAGED", &e.to_string(), None),
+        })
+    })
+    .await
+}
+
+/// Puts another protector in place of the volume's. A volume that its present protector keeps closed is opened with the key.
+async fn change(node: &Node, managed: &Arc<Managed>, next: Protector, key: VolumeKey) -> Result<(), Status> {
+    let stored = next.clone();
+    match managed.volume() {
+        Some(volume) => blocking(move || volume.change_protector(stored).map_err(failed)).await?,
+        None => {
+            let volume = open(node, managed, key).await?;
+            let volume = blocking(move || {
+                volume.change_protector(stored).map_err(failed)?;
+                Ok(volume)
+            })
+            .await?;
+            managed.put(volume);
+        }
+    }
+    tracing::info!(volume = %managed.name, custody.key.name = next.key, "the volume has another protector");
+    managed.set_protector(next);
     Ok(())
 }
 
@@ -232,7 +265,25 @@ async fn rotate_due(node: Arc<Node>, managed: Arc<Managed>) {
 /// Asks the keeper to look now, and waits until it has.
 pub(crate) async fn nudge(managed: &Managed) -> Result<(), Status> {
     let (done, looked) = tokio::sync::oneshot::channel();
-    let gone = || status("ABORTED", "VOLUME_GONE", "the volume was removed", None);
-    managed.nudge.send(Nudge { done, span: Span::current() }).await.map_err(|_| gone())?;
+    let nudge = Nudge { done, change: None, span: Span::current() };
+    managed.nudge.send(nudge).await.map_err(|_| gone())?;
     looked.await.map_err(|_| gone())
+}
+
+/// Has the keeper, which owns the lease, put another protector in place; returns when the vault was asked with it.
+pub(crate) async fn change_protector(
+    managed: &Managed,
+    next: Protector,
+    key: VolumeKey,
+) -> Result<(), Status> {
+    let (done, looked) = tokio::sync::oneshot::channel();
+    let (told, answer) = tokio::sync::oneshot::channel();
+    let nudge = Nudge { done, change: Some(Change { next, key, told }), span: Span::current() };
+    managed.nudge.send(nudge).await.map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())??;
+    looked.await.map_err(|_| gone())
+}
+
+fn gone() -> Status {
+    status("ABORTED", "VOLUME_GONE", "the volume was removed", None)
 }

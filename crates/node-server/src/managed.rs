@@ -1,5 +1,6 @@
 //! One volume: its file, whether it is open, and who wants to know.
 
+use custody_envelope::VolumeKey;
 use custody_node::{Protector, Superblock, Volume, VolumeError};
 use custody_types::VolumeName;
 use parking_lot::{Mutex, RwLock};
@@ -15,6 +16,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
+use tonic::Status;
 use tracing::Span;
 
 /// Whether a volume can be used, and why not.
@@ -38,8 +40,18 @@ impl VolumeStatus {
 pub(crate) struct Nudge {
     /// Told when it has looked.
     pub(crate) done: oneshot::Sender<()>,
+    /// A change of the volume's protector.
+    pub(crate) change: Option<Change>,
     /// The call that asks, so that the vault's answer is in its trace.
     pub(crate) span: Span,
+}
+
+/// A protector to put in place of the volume's.
+pub(crate) struct Change {
+    pub(crate) next: Protector,
+    /// Opens the volume, where the present protector does not let it be open.
+    pub(crate) key: VolumeKey,
+    pub(crate) told: oneshot::Sender<Result<(), Status>>,
 }
 
 pub(crate) struct Managed {

@@ -10,7 +10,7 @@ use custody_clients::{AccessError, Endpoint, TokenSource, VaultAccess};
 use custody_envelope::VolumeKey;
 use custody_node::{BackupStore, Protector, ProtectorKind, Superblock, Volume, VolumeOptions, anchor_path};
 use custody_rpc::status::{invalid, status};
-use custody_types::{KeyName, KeyVersionName, ManagedIdentityName, VaultName, VolumeName};
+use custody_types::{KeyName, KeyVersionName, ManagedIdentityName, VaultName, VolumeName, WrappedKey};
 use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -50,13 +50,42 @@ pub(crate) struct Node {
     pub(crate) writing: Arc<Writing>,
 }
 
+/// What shall protect a volume.
+pub(crate) struct Protection {
+    /// A key or a key version.
+    pub(crate) key: String,
+    pub(crate) managed_identity: String,
+    pub(crate) customer_managed: bool,
+    /// The request's fields of key and identity.
+    pub(crate) fields: [&'static str; 2],
+}
+
+impl Protection {
+    fn kind(&self) -> ProtectorKind {
+        if self.customer_managed { ProtectorKind::CustomerManaged } else { ProtectorKind::ServiceManaged }
+    }
+
+    /// Whether this is what protects already.
+    fn is(&self, protector: &Protector) -> bool {
+        (&self.key, &self.managed_identity, self.kind())
+            == (&protector.key, &protector.managed_identity, protector.kind)
+    }
+
+    fn protector(&self, wrapped: WrappedKey) -> Protector {
+        Protector {
+            kind: self.kind(),
+            key: self.key.clone(),
+            managed_identity: self.managed_identity.clone(),
+            wrapped: Some(wrapped),
+        }
+    }
+}
+
 /// What a caller wants made.
 pub(crate) struct NewVolume {
     pub(crate) name: VolumeName,
     pub(crate) size_bytes: u64,
-    pub(crate) key: String,
-    pub(crate) managed_identity: String,
-    pub(crate) customer_managed: bool,
+    pub(crate) protection: Protection,
     pub(crate) ephemeral: bool,
     pub(crate) source_backup: String,
 }
@@ -210,8 +239,8 @@ impl Node {
         if let Some(there) = there {
             let p = there.protector();
             let same = there.size_bytes() == new.size_bytes
-                && p.key == new.key
-                && p.managed_identity == new.managed_identity;
+                && p.key == new.protection.key
+                && p.managed_identity == new.protection.managed_identity;
             return if same {
                 Ok(there)
             } else {
@@ -238,12 +267,8 @@ impl Node {
     /// Checks the key, has a new volume key wrapped, makes the file under another name, fills it from a backup
     /// where one is given, and only then gives it its name.
     async fn make_sealed(self: &Arc<Self>, new: &NewVolume, path: &Path) -> Result<Volume, Status> {
-        let access = self.check_key(new).await?;
         let key = VolumeKey::generate().map_err(failed)?;
-        let wrapped = access.wrap_key(&new.key, key.expose_to_wrap()).await.map_err(refused)?;
-        // What the vault gave must open again, or the volume would be lost with the first restart.
-        let opened = access.unwrap_key(&wrapped).await.map_err(refused)?;
-        let key = VolumeKey::from_bytes(&opened).map_err(failed)?;
+        let (access, protector) = self.protect(&new.protection, &key).await?;
         let restore = match new.source_backup.as_str() {
             "" => None,
             backup => Some(Chain::open(self, &access, "source_backup", backup).await?),
@@ -251,14 +276,6 @@ impl Node {
         if let Some(had) = restore.as_ref().map(Chain::size_bytes).filter(|had| *had != new.size_bytes) {
             return Err(invalid("volume.size_bytes", format!("must be {had}, as the backup's volume had")));
         }
-        let kind =
-            if new.customer_managed { ProtectorKind::CustomerManaged } else { ProtectorKind::ServiceManaged };
-        let protector = Protector {
-            kind,
-            key: new.key.clone(),
-            managed_identity: new.managed_identity.clone(),
-            wrapped: Some(wrapped),
-        };
         let (partial, path, size) = (path.with_extension("partial"), path.to_owned(), new.size_bytes);
         let node = self.clone();
         blocking(move || {
@@ -279,12 +296,54 @@ impl Node {
         .await
     }
 
+    /// Checks a key, and has a volume key wrapped by it.
+    async fn protect(&self, by: &Protection, key: &VolumeKey) -> Result<(VaultAccess, Protector), Status> {
+        let access = self.check_key(by).await?;
+        let wrapped = access.wrap_key(&by.key, key.expose_to_wrap()).await.map_err(refused)?;
+        // What the vault gave must open again, or the volume would be lost with the first restart.
+        let opened = access.unwrap_key(&wrapped).await.map_err(refused)?;
+        if opened.as_slice() != key.expose_to_wrap() {
+            return Err(failed("the vault unwrapped another key than it had wrapped"));
+        }
+        Ok((access, by.protector(wrapped)))
+    }
+
+    /// Has a volume's key wrapped by another key, and puts that in place of its protector. What was wrapped by that key before
+    /// the last change, and is not settled, is taken as it is: the present key need not open, for it may be why.
+    pub(crate) async fn change_protector(&self, name: &str, by: Protection) -> Result<Arc<Managed>, Status> {
+        let managed = self.volume(name)?;
+        let _busy = self.reserve(&managed.name)?;
+        let now = managed.protector();
+        let Some(wrapped) = &now.wrapped else {
+            return Err(invalid("name", "an ephemeral volume has no protector"));
+        };
+        if by.is(&now) {
+            return Ok(managed);
+        }
+        let path = managed.path.clone();
+        let superblock =
+            blocking(move || Superblock::read(&File::open(path).map_err(failed)?).map_err(failed)).await?;
+        let (next, key) = match superblock.former.filter(|former| by.is(former)) {
+            Some(Protector { wrapped: Some(wrapped), .. }) => {
+                let access = self.check_key(&by).await?;
+                let plain = access.unwrap_key(&wrapped).await.map_err(refused)?;
+                (by.protector(wrapped), VolumeKey::from_bytes(&plain).map_err(failed)?)
+            }
+            _ => {
+                let plain = self.access(&now.managed_identity).unwrap_key(wrapped).await.map_err(refused)?;
+                let key = VolumeKey::from_bytes(&plain).map_err(failed)?;
+                (self.protect(&by, &key).await?.1, key)
+            }
+        };
+        keeper::change_protector(&managed, next, key).await?;
+        Ok(managed)
+    }
+
     /// The rules that Azure has for a key that protects a database (azure-reference 1.2).
-    async fn check_key(&self, new: &NewVolume) -> Result<VaultAccess, Status> {
-        let base = key_of(&new.key).ok_or_else(|| invalid("volume.key", "must be a key or a key version"))?;
-        new.managed_identity
-            .parse::<ManagedIdentityName>()
-            .map_err(|e| invalid("volume.managed_identity", e))?;
+    async fn check_key(&self, new: &Protection) -> Result<VaultAccess, Status> {
+        let [key_field, identity_field] = new.fields;
+        let base = key_of(&new.key).ok_or_else(|| invalid(key_field, "must be a key or a key version"))?;
+        new.managed_identity.parse::<ManagedIdentityName>().map_err(|e| invalid(identity_field, e))?;
         let access = self.access(&new.managed_identity);
         let facts = access.get_key(base.as_str()).await.map_err(refused)?;
         let unusable = |reason, why: &str| Err(status("FAILED_PRECONDITION", reason, why, None));

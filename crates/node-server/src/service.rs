@@ -3,7 +3,7 @@
 use crate::{
     backup, keeper,
     managed::Managed,
-    node::{NewVolume, Node, failed},
+    node::{NewVolume, Node, Protection, failed},
 };
 use custody_node::{ProtectorKind, VolumeError};
 use custody_proto::storage::{
@@ -115,9 +115,12 @@ impl StorageNode for StorageService {
         let new = NewVolume {
             name,
             size_bytes,
-            key: given.key,
-            managed_identity: given.managed_identity,
-            customer_managed: given.customer_managed,
+            protection: Protection {
+                key: given.key,
+                managed_identity: given.managed_identity,
+                customer_managed: given.customer_managed,
+                fields: ["volume.key", "volume.managed_identity"],
+            },
             ephemeral: given.ephemeral,
             source_backup: r.source_backup,
         };
@@ -193,6 +196,33 @@ impl StorageNode for StorageService {
         let managed = self.node.volume(&request.get_ref().name)?;
         keeper::nudge(&managed).await?;
         managed.volume().ok_or_else(|| inaccessible(&managed))?;
+        Ok(Response::new(self.view(&managed)))
+    }
+
+    async fn change_protector(
+        &self,
+        request: Request<wire::ChangeProtectorRequest>,
+    ) -> Result<Response<wire::Volume>, Status> {
+        let r = request.into_inner();
+        let by = Protection {
+            key: r.key,
+            managed_identity: r.managed_identity,
+            customer_managed: r.customer_managed,
+            fields: ["key", "managed_identity"],
+        };
+        let node = self.node.clone();
+        let changed = unhindered(async move { node.change_protector(&r.name, by).await }).await?;
+        Ok(Response::new(self.view(&changed)))
+    }
+
+    async fn settle_protector(
+        &self,
+        request: Request<wire::SettleProtectorRequest>,
+    ) -> Result<Response<wire::Volume>, Status> {
+        let managed = self.node.volume(&request.get_ref().name)?;
+        let not_now = || status("UNAVAILABLE", "VOLUME_INACCESSIBLE", "the volume is inaccessible now", None);
+        let volume = managed.volume().ok_or_else(not_now)?;
+        self.workers.run(move || volume.settle_protector().map_err(failed)).await?;
         Ok(Response::new(self.view(&managed)))
     }
 

@@ -136,6 +136,7 @@ impl Volume {
             volume_id,
             size_bytes,
             protector,
+            former: None,
             anchored,
             data_keys_retired_before: UnixMillis::default(),
             sequence: 0,
@@ -229,6 +230,29 @@ impl Volume {
     /// The file system failed; the old protector stands.
     pub fn set_protector(&self, protector: Protector) -> Result<(), SuperblockError> {
         self.update_superblock(|superblock| superblock.protector = protector)
+    }
+
+    /// Puts the protector of another key in the superblock, and keeps the one before it until
+    /// [`Volume::settle_protector`].
+    ///
+    /// # Errors
+    /// As [`Volume::set_protector`].
+    pub fn change_protector(&self, next: Protector) -> Result<(), SuperblockError> {
+        self.update_superblock(|superblock| {
+            superblock.former = Some(std::mem::replace(&mut superblock.protector, next));
+        })
+    }
+
+    /// Forgets the protector before the present one: what it wrapped stands in no copy of the superblock any more.
+    ///
+    /// # Errors
+    /// As [`Volume::set_protector`]; calling it again goes on.
+    pub fn settle_protector(&self) -> Result<(), SuperblockError> {
+        // Once for each copy.
+        for _ in 0..2 {
+            self.update_superblock(|superblock| superblock.former = None)?;
+        }
+        Ok(())
     }
 
     /// Writes a changed superblock, and tells the anchor.

@@ -280,6 +280,27 @@ fn a_protector_is_replaced_without_touching_data() {
     assert_eq!(read(&open(&path), 0, 4096), vec![5; 4096]);
 }
 
+/// After a change is settled, no copy of the superblock has what the former key wrapped.
+#[test]
+fn a_former_protector_is_kept_until_the_change_is_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, volume) = make(dir.path(), 1 << 20);
+    let former = |volume: Volume| {
+        drop(volume);
+        let found = Superblock::read(&fs::File::open(&path).unwrap()).unwrap().former;
+        let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
+        (found, text.contains("managedIdentities/m\""))
+    };
+    let next = Protector { managed_identity: "managedIdentities/next".into(), ..protector() };
+    volume.change_protector(next.clone()).unwrap();
+    assert_eq!(former(volume), (Some(protector()), true));
+    let volume = open(&path);
+    assert_eq!(volume.protector(), next);
+    volume.settle_protector().unwrap();
+    assert_eq!(former(volume), (None, false));
+    assert_eq!(open(&path).protector(), next);
+}
+
 #[test]
 fn many_writers_and_flushers_lose_nothing() {
     let dir = tempfile::tempdir().unwrap();

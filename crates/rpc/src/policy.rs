@@ -99,6 +99,7 @@ pub fn rule(method: Method) -> Rule {
         | ClusterManagerStartCluster
         | ClusterManagerStopCluster
         | ClusterManagerRewrapCluster
+        | ClusterManagerChangeEncryption
         | ClusterManagerCreateBackup
         | ClusterManagerDeleteBackup
         | ClusterManagerVerifyBackup
@@ -115,6 +116,8 @@ pub fn rule(method: Method) -> Rule {
         | StorageNodeDeleteVolume
         | StorageNodeRevalidateVolume
         | StorageNodeRewrapVolume
+        | StorageNodeChangeProtector
+        | StorageNodeSettleProtector
         | StorageNodeBackupVolume
         | StorageNodeDeleteBackup
         | StorageNodeVerifyBackup => Rule::Services(CONTROL),

@@ -197,6 +197,24 @@ impl Stage {
         )
     }
 
+    /// Changes a cluster to the customer's key, or to the service's.
+    pub(crate) async fn change_key(&self, id: &str, customer: bool) -> anyhow::Result<()> {
+        let name = format!("clusters/{id}");
+        let started = Instant::now();
+        let encryption =
+            customer.then(|| ctl::Encryption { key: KEY.to_owned(), managed_identity: IDENTITY.to_owned() });
+        let request = ctl::ChangeEncryptionRequest { name: name.clone(), encryption };
+        let operation = self.session.control("sysadmin")?.change_encryption(request).await?.into_inner();
+        cluster::wait(&self.session, operation, true).await?;
+        let (ms, key) =
+            (started.elapsed().as_millis(), self.cluster(id).await?.encryption.unwrap_or_default().key);
+        let under = if customer { KEY } else { "the service-managed key" };
+        self.check(
+            key == if customer { KEY } else { "" },
+            &format!("{name} is under {under} after {ms} ms: only wrapped keys changed"),
+        )
+    }
+
     pub(crate) async fn verify_backup(&self, backup: &str) -> anyhow::Result<()> {
         let name = format!("backups/{backup}");
         let request = ctl::VerifyBackupRequest { name: name.clone() };
