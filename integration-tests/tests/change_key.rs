@@ -1,6 +1,8 @@
 //! A cluster changes from the service-managed key to a customer's, to another customer's, and back, while it serves.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+use custody_proto::control::{ChangeEncryptionRequest, cluster_manager_client::ClusterManagerClient};
+use custody_rpc::status::reason;
 use custody_testkit::{Deployment, database_tools, eventually};
 use serde_json::Value;
 use std::{
@@ -106,6 +108,14 @@ fn from_the_services_key_to_a_customers_and_back_under_load() {
     _ = deployment.run(&["key", "enable", &second]);
     eventually("the cluster is ready", LONG, || (deployment.cluster_state("live") == "READY").then_some(()));
 
+    // Whoever runs the platform does not take the data from under the customer's key.
+    let asked = ChangeEncryptionRequest { name: "clusters/live".into(), encryption: None };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let sysadmin = runtime.block_on(async {
+        let channel = deployment.channel("control", "sysadmin").unwrap();
+        ClusterManagerClient::new(channel).change_encryption(asked).await
+    });
+    assert_eq!(reason(&sysadmin.unwrap_err()), "OFFICER_REQUIRED");
     _ = deployment.run(&["cluster", "change-key", "clusters/live"]);
     assert_eq!(cluster(&deployment)["key"], "service-managed");
     _ = deployment.run(&["key", "disable", &second]);

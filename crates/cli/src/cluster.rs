@@ -49,7 +49,8 @@ pub(crate) enum Verb {
     Stop { name: String },
     /// Moves the wrapped volume keys to the key's current version now.
     Rewrap { name: String },
-    /// Changes the cluster to another key while it serves; to the service-managed one if none is given.
+    /// Changes the cluster to another key while it serves; to the service-managed one if none is given. From a customer's
+    /// key, as the officer.
     ChangeKey {
         name: String,
         /// The customer's key or key version.
@@ -190,7 +191,12 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
         Verb::ChangeKey { name, key, identity } => {
             let encryption =
                 key.map(|key| wire::Encryption { key, managed_identity: identity.unwrap_or_default() });
-            client.change_encryption(wire::ChangeEncryptionRequest { name, encryption }).await?
+            let now = client.get_cluster(wire::GetClusterRequest { name: name.clone() }).await?.into_inner();
+            // From a customer's key only the officer takes it.
+            let under_customers = now.encryption.is_some_and(|e| !e.key.is_empty());
+            let who = if under_customers { "officer" } else { "sysadmin" };
+            let request = wire::ChangeEncryptionRequest { name, encryption };
+            session.control(who)?.change_encryption(request).await?
         }
         Verb::Delete { name } => client.delete_cluster(wire::DeleteClusterRequest { name }).await?,
         Verb::Start { name } => client.start_cluster(wire::StartClusterRequest { name }).await?,

@@ -129,15 +129,15 @@ impl Engine {
 
     /// Takes an event in from a caller, with the operation that follows it.
     pub(crate) fn request(&self, name: &str, event: Event) -> Result<OperationRecord, Status> {
-        self.request_with(name, event, |_| {})
+        self.request_with(name, event, |_| Ok(()))
     }
 
-    /// The same, with a change of the cluster's record.
+    /// The same, with a change of the cluster's record, which may be refused.
     pub(crate) fn request_with(
         &self,
         name: &str,
         event: Event,
-        change: impl FnOnce(&mut ClusterRecord),
+        change: impl FnOnce(&mut ClusterRecord) -> Result<(), Status>,
     ) -> Result<OperationRecord, Status> {
         let operation = self.new_operation(name)?;
         {
@@ -146,6 +146,7 @@ impl Engine {
             let next = cluster.state.after(event).map_err(|e| {
                 status("FAILED_PRECONDITION", "INVALID_CLUSTER_TRANSITION", &e.to_string(), None)
             })?;
+            change(&mut cluster)?;
             if let Some(before) = cluster.operation.take()
                 && let Ok(mut superseded) = self.ledger.operation(&before)
             {
@@ -160,7 +161,6 @@ impl Engine {
             cluster.state = next.unwrap_or(cluster.state);
             cluster.state_reason = String::new();
             cluster.operation = Some(operation.id.clone());
-            change(&mut cluster);
             self.ledger.update(Some(&cluster), Some(&operation)).map_err(ledger_failed)?;
         }
         self.finished.notify_waiters();

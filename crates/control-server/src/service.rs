@@ -22,7 +22,7 @@ use custody_rpc::{
     page::cut,
     status::{code_name, invalid, status},
 };
-use custody_types::{Clock as _, ClusterName, SystemClock};
+use custody_types::{Clock as _, ClusterName, Duty, SystemClock};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -222,7 +222,15 @@ impl ClusterManager for ClusterService {
         self.audited(&context, "ClusterChangeEncryption", name.as_str(), async {
             let record = self.engine.request_with(name.as_str(), Event::Update, |cluster| {
                 let from = cluster.spec.encryption.clone();
+                // Or whoever runs the platform could take the data out of the customer's hands.
+                if from.customer_managed && to != from && context.caller.duty != Duty::SecurityOfficer {
+                    let why = format!(
+                        "`{name}` is under a customer's key, which a security officer alone takes it from"
+                    );
+                    return Err(status("PERMISSION_DENIED", "OFFICER_REQUIRED", &why, None));
+                }
                 cluster.encryption_change = Some(EncryptionChange { to, from });
+                Ok(())
             })?;
             Ok(Response::new(convert::operation(&record, None)))
         })

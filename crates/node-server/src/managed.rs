@@ -178,7 +178,7 @@ impl Managed {
 
     /// Looks through the headers of the volume; answers the extents under a retired data key.
     pub(crate) fn find_retired(&self, volume: &Volume) -> Result<Vec<u32>, VolumeError> {
-        let (found, extents) = volume.retired_extents()?;
+        let (found, extents) = volume.retired_extents(|| self.volume.read().is_none())?;
         *self.rotation.lock() =
             RotationProgress { retired: u32::try_from(found.len()).unwrap_or(u32::MAX), extents };
         Ok(found)

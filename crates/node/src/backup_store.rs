@@ -123,6 +123,7 @@ impl Directory {
 }
 
 struct DirectorySink {
+    root: PathBuf,
     dir: PathBuf,
     written_out: Mutex<VecDeque<File>>,
 }
@@ -137,7 +138,7 @@ impl BackupStore for Directory {
         }
         self.remove(name)?;
         fs::create_dir_all(dir.join("data"))?;
-        Ok(Box::new(DirectorySink { dir, written_out: Mutex::default() }))
+        Ok(Box::new(DirectorySink { root: self.0.clone(), dir, written_out: Mutex::default() }))
     }
 
     fn manifest(&self, name: &str) -> io::Result<Vec<u8>> {
@@ -204,7 +205,7 @@ impl BackupSink for DirectorySink {
         file.sync_all()?;
         fs::rename(partial, self.dir.join(MANIFEST))?;
         // Its own name may be new as well, and its folder's.
-        self.dir.ancestors().take(3).try_for_each(sync_dir)
+        self.dir.ancestors().take_while(|dir| dir.starts_with(&self.root)).try_for_each(sync_dir)
     }
 }
 

@@ -137,17 +137,20 @@ impl Volume {
     }
 
     /// Extents whose data key is retired or whose rotation was cut short, and how many extents there are. Reads a header
-    /// of each.
+    /// of each, and stops early where it is told to: whoever looks holds the volume, and so its keys.
     ///
     /// # Errors
     /// The disk failed.
-    pub fn retired_extents(&self) -> Result<(Vec<u32>, u32), VolumeError> {
+    pub fn retired_extents(&self, give_up: impl Fn() -> bool) -> Result<(Vec<u32>, u32), VolumeError> {
         let before = self.data_keys_retired_before();
         let mut all: BTreeSet<u32> = self.table.lock().all().into_iter().collect();
         all.extend(self.extents.read().keys());
         let count = u32::try_from(all.len()).unwrap_or(u32::MAX);
         let mut retired = Vec::new();
         for index in all {
+            if give_up() {
+                break;
+            }
             let open = self.extents.read().get(&index).map(|extent| extent.state.read().header);
             let header = match open {
                 Some(header) => Some(header),

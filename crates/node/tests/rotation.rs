@@ -98,20 +98,24 @@ fn whole(volume: &Volume) -> bool {
 fn an_order_is_carried_out_once_and_outlives_a_restart() {
     let stage = Stage::new();
     let volume = stage.open();
-    assert_eq!(volume.retired_extents().unwrap(), (vec![], EXTENTS));
+    assert_eq!(volume.retired_extents(|| false).unwrap(), (vec![], EXTENTS));
     stage.pass(5);
     volume.retire_data_keys().unwrap();
-    assert_eq!(volume.retired_extents().unwrap(), ((0..EXTENTS).collect(), EXTENTS));
+    assert_eq!(volume.retired_extents(|| false).unwrap(), ((0..EXTENTS).collect(), EXTENTS));
     assert!(volume.rotate_due(2).unwrap());
     assert!(!volume.rotate_due(2).unwrap(), "once");
     drop(volume);
 
     let volume = stage.open();
-    assert_eq!(volume.retired_extents().unwrap().0, [0, 1, 3], "the order, and what was done, are on disk");
+    assert_eq!(
+        volume.retired_extents(|| false).unwrap().0,
+        [0, 1, 3],
+        "the order, and what was done, are on disk"
+    );
     for extent in [0, 1, 3] {
         assert!(volume.rotate_due(extent).unwrap());
     }
-    assert_eq!(volume.retired_extents().unwrap().0, Vec::<u32>::new());
+    assert_eq!(volume.retired_extents(|| false).unwrap().0, Vec::<u32>::new());
     assert_eq!(generations(&volume), [2; 4]);
     assert!(whole(&volume));
     drop(volume);
@@ -123,12 +127,12 @@ fn a_key_that_is_too_old_is_retired() {
     let stage = Stage::new();
     stage.pass(29 * DAY);
     let volume = stage.open();
-    assert_eq!(volume.retired_extents().unwrap().0, Vec::<u32>::new());
+    assert_eq!(volume.retired_extents(|| false).unwrap().0, Vec::<u32>::new());
     assert!(volume.rotate_due(1).is_ok_and(|rotated| !rotated));
     // One extent's key is younger than the others'.
     volume.rotate_extent(1).unwrap();
     stage.pass(2 * DAY);
-    assert_eq!(volume.retired_extents().unwrap().0, [0, 2, 3]);
+    assert_eq!(volume.retired_extents(|| false).unwrap().0, [0, 2, 3]);
     assert!(volume.rotate_due(0).unwrap());
     assert_eq!(generations(&volume), [2, 2, 1, 1]);
     assert!(whole(&volume));
@@ -154,7 +158,7 @@ fn a_clock_that_is_set_back_rotates_nothing_twice() {
     for extent in 0..EXTENTS {
         assert!(volume.rotate_due(extent).unwrap());
     }
-    assert_eq!(volume.retired_extents().unwrap().0, Vec::<u32>::new());
+    assert_eq!(volume.retired_extents(|| false).unwrap().0, Vec::<u32>::new());
     drop(volume);
-    assert_eq!(stage.open().retired_extents().unwrap().0, Vec::<u32>::new());
+    assert_eq!(stage.open().retired_extents(|| false).unwrap().0, Vec::<u32>::new());
 }

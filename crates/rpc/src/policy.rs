@@ -99,11 +99,12 @@ pub fn rule(method: Method) -> Rule {
         | ClusterManagerStartCluster
         | ClusterManagerStopCluster
         | ClusterManagerRewrapCluster
-        | ClusterManagerChangeEncryption
         | ClusterManagerCreateBackup
         | ClusterManagerDeleteBackup
         | ClusterManagerVerifyBackup
         | ClusterManagerCreateIdentity => Rule::Duties(&[SystemAdministrator]),
+        // Leaving a customer's key needs the officer, which the service decides.
+        ClusterManagerChangeEncryption => Rule::Duties(&[SecurityOfficer, SystemAdministrator]),
         ClusterManagerGetCluster | ClusterManagerListClusters => {
             Rule::Duties(&[SecurityOfficer, SystemAdministrator, DatabaseAdministrator, Auditor])
         }

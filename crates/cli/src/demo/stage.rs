@@ -204,7 +204,12 @@ impl Stage {
         let encryption =
             customer.then(|| ctl::Encryption { key: KEY.to_owned(), managed_identity: IDENTITY.to_owned() });
         let request = ctl::ChangeEncryptionRequest { name: name.clone(), encryption };
-        let operation = self.session.control("sysadmin")?.change_encryption(request).await?.into_inner();
+        if !customer {
+            let tried = self.session.control("sysadmin")?.change_encryption(request.clone()).await;
+            self.check(tried.is_err(), "the sysadmin may not take it from the customer's key")?;
+        }
+        let who = if customer { "sysadmin" } else { "officer" };
+        let operation = self.session.control(who)?.change_encryption(request).await?.into_inner();
         cluster::wait(&self.session, operation, true).await?;
         let (ms, key) =
             (started.elapsed().as_millis(), self.cluster(id).await?.encryption.unwrap_or_default().key);
