@@ -171,8 +171,11 @@ pub(crate) fn run(rounds: usize, seconds: u32) -> anyhow::Result<()> {
         pgbench(&bin, endpoint, &["-i", "-q", "-s", SCALE])?;
     }
     let mut seen = [const { Vec::new() }; 3];
-    for _ in 0..rounds {
-        for (endpoint, values) in endpoints.iter().zip(&mut seen) {
+    for round in 0..rounds {
+        // Each goes first in turn: what one leaves for the disk to do, the next one pays for.
+        for place in 0..endpoints.len() {
+            let at = (round + place) % endpoints.len();
+            let (Some(endpoint), Some(values)) = (endpoints.get(at), seen.get_mut(at)) else { continue };
             let load = ["-n", "-c", CLIENTS, "-j", "2", "-T", &seconds.to_string()];
             let said = pgbench(&bin, endpoint, &load)?;
             let tps = said.lines().find_map(|l| l.strip_prefix("tps = ")).context("pgbench told no tps")?;
