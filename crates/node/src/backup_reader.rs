@@ -47,6 +47,13 @@ struct Place {
     len: usize,
 }
 
+/// A chunk as it is stored, and opened; used again for each.
+#[derive(Default)]
+struct Buffers {
+    sealed: Vec<u8>,
+    plain: Zeroizing<Vec<u8>>,
+}
+
 /// A backup whose key is at hand.
 struct Reader<'a> {
     store: &'a dyn BackupStore,
@@ -90,15 +97,30 @@ impl<'a> Reader<'a> {
         if at == segment.len() { Ok((segment, places)) } else { Err(BackupError::Corrupt) }
     }
 
-    /// Opens a chunk and gives each of its records to `visit`; false from it ends the chunk.
+    /// Gives each record of a segment to `visit`, until that answers false; answers whether it never did.
+    fn visit(
+        &self,
+        index: u64,
+        buffers: &mut Buffers,
+        mut visit: impl FnMut(u32, u32, u64, &mut [u8]) -> Result<bool, BackupError>,
+    ) -> Result<bool, BackupError> {
+        let (segment, places) = self.segment(index)?;
+        for place in places {
+            if !self.records(segment.as_ref(), &place, buffers, &mut visit)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Opens a chunk and gives each of its records to `visit`, as above.
     fn records(
         &self,
         segment: &dyn Segment,
         place: &Place,
-        sealed: &mut Vec<u8>,
-        plain: &mut Zeroizing<Vec<u8>>,
-        mut visit: impl FnMut(u32, u32, u64, &mut [u8]) -> Result<bool, BackupError>,
-    ) -> Result<(), BackupError> {
+        Buffers { sealed, plain }: &mut Buffers,
+        visit: &mut impl FnMut(u32, u32, u64, &mut [u8]) -> Result<bool, BackupError>,
+    ) -> Result<bool, BackupError> {
         sealed.resize(place.len, 0);
         segment.read_exact_at(sealed, place.at).map_err(cut)?;
         self.sealer.open(place.index, place.index + 1 == self.manifest.chunks, sealed, plain)?;
@@ -119,11 +141,11 @@ impl<'a> Reader<'a> {
             let len = if kind == KIND_DATA { count as usize * BLOCK_LEN } else { 0 };
             let (data, tail) = tail.split_at_mut_checked(len).ok_or(BackupError::Corrupt)?;
             if !visit(kind, count, u64::from_le_bytes(place), data)? {
-                return Ok(());
+                return Ok(false);
             }
             rest = tail;
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -142,27 +164,17 @@ pub fn read_marks(
     key: &StreamKey,
 ) -> Result<Marks, BackupError> {
     let reader = Reader::new(from, manifest, key);
-    let (mut marks, mut sealed, mut plain) = (Marks::new(), Vec::new(), Zeroizing::default());
+    let (mut marks, mut buffers) = (Marks::new(), Buffers::default());
     for index in 0..reader.segment_count() {
-        let (segment, places) = reader.segment(index)?;
-        for place in places {
-            let mut more = true;
-            reader.records(
-                segment.as_ref(),
-                &place,
-                &mut sealed,
-                &mut plain,
-                |kind, extent, sequence, _| {
-                    more = kind == KIND_MARK;
-                    if more {
-                        marks.insert(extent, sequence);
-                    }
-                    Ok(more)
-                },
-            )?;
-            if !more {
-                return Ok(marks);
+        let marks_alone = reader.visit(index, &mut buffers, |kind, extent, sequence, _| {
+            let is_mark = kind == KIND_MARK;
+            if is_mark {
+                marks.insert(extent, sequence);
             }
+            Ok(is_mark)
+        })?;
+        if !marks_alone {
+            break;
         }
     }
     Ok(marks)
@@ -185,31 +197,19 @@ pub fn read_backup(
     }
     let segments = Mutex::new(0..reader.segment_count());
     on_every_core(|failed| {
-        let (mut sealed, mut plain) = (Vec::new(), Zeroizing::default());
+        let mut buffers = Buffers::default();
         loop {
             let next = segments.lock().next();
-            let Some(index) = next else { return Ok(()) };
-            let (segment, places) = reader.segment(index)?;
-            for place in places {
-                if failed() {
-                    return Ok(());
+            let Some(index) = next.filter(|_| !failed()) else { return Ok(()) };
+            reader.visit(index, &mut buffers, |kind, count, at, data| {
+                match kind {
+                    KIND_DATA => visit(Piece::Data(at, data))?,
+                    KIND_HOLE => visit(Piece::Hole(at, u64::from(count) * BLOCK_LEN as u64))?,
+                    KIND_MARK => {}
+                    _ => return Err(BackupError::Corrupt),
                 }
-                reader.records(
-                    segment.as_ref(),
-                    &place,
-                    &mut sealed,
-                    &mut plain,
-                    |kind, count, at, data| {
-                        match kind {
-                            KIND_DATA => visit(Piece::Data(at, data))?,
-                            KIND_HOLE => visit(Piece::Hole(at, u64::from(count) * BLOCK_LEN as u64))?,
-                            KIND_MARK => {}
-                            _ => return Err(BackupError::Corrupt),
-                        }
-                        Ok(true)
-                    },
-                )?;
-            }
+                Ok(!failed())
+            })?;
         }
     })
 }
