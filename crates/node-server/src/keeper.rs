@@ -159,14 +159,18 @@ async fn follow(
 async fn open(node: &Node, managed: &Arc<Managed>, key: VolumeKey) -> Result<Volume, Status> {
     let (path, options) = (managed.path.clone(), node.options.clone());
     blocking(move || {
-        Volume::open(&path, &key, options).map_err(|e| match e {
-            SuperblockError::RolledBack(_)
-            | SuperblockError::AnchorMissing(_)
-            | SuperblockError::AnchorDamaged(_) => {
-                status("DATA_LOSS", "VOLUME_ROLLED_BACK", &e.to_string(), None)
-            }
-            e => status("DATA_LOSS", "VOLUME_DAMAGED", &e.to_string(), None),
-        })
+        let opened = Volume::open(&path, &key, options);
+        // The state's reason is a word; what to do about it is in the text.
+        opened.inspect_err(|e| tracing::error!(error = %e, "a volume cannot be opened")).map_err(
+            |e| match e {
+                SuperblockError::RolledBack(_)
+                | SuperblockError::AnchorMissing(_)
+                | SuperblockError::AnchorDamaged(_) => {
+                    status("DATA_LOSS", "VOLUME_ROLLED_BACK", &e.to_string(), None)
+                }
+                e => status("DATA_LOSS", "VOLUME_DAMAGED", &e.to_string(), None),
+            },
+        )
     })
     .await
 }
