@@ -5,7 +5,7 @@
 use custody_proto::storage::{
     CreateVolumeRequest, Volume, WriteBlocksRequest, storage_node_client::StorageNodeClient,
 };
-use custody_testkit::{Deployment, database_tools, eventually};
+use custody_testkit::{Deployment, database_tools, eventually, postgres_programs};
 use serde_json::Value;
 use std::{
     fs,
@@ -47,11 +47,8 @@ fn run(command: &mut Command) -> Result<String, String> {
     if output.status.success() { Ok(said) } else { Err(said) }
 }
 
-/// The newest PostgreSQL's program.
 fn postgres_program(name: &str) -> PathBuf {
-    let versions = fs::read_dir("/usr/lib/postgresql").unwrap();
-    let newest = versions.filter_map(|v| v.ok()?.file_name().to_str()?.parse::<u32>().ok()).max().unwrap();
-    PathBuf::from(format!("/usr/lib/postgresql/{newest}/bin")).join(name)
+    postgres_programs().unwrap().join(name)
 }
 
 impl Bench<'_> {

@@ -84,7 +84,7 @@ impl PgBackRest {
             .args(["-d", "-o", "postgres", "-g", "postgres", "-m", "0700"])
             .arg(&data))?;
         // A server that was stopped; no byte of it is in the way of the figures but 40 MB of catalogs.
-        run(crate::database::as_postgres(&crate::database::programs()?.join("initdb"))
+        run(crate::database::as_postgres(&custody_testkit::postgres_programs()?.join("initdb"))
             .args(["-N", "--no-instructions", "--auth=trust", "-D"])
             .arg(&data))?;
         let table = |n: u64| match n {

@@ -3,7 +3,7 @@
 
 use crate::{median, peer};
 use anyhow::{Context as _, ensure};
-use custody_testkit::Deployment;
+use custody_testkit::{Deployment, postgres_programs};
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
@@ -16,16 +16,6 @@ const PASSWORD: &str = "test-Password-1";
 const CLIENTS: &str = "4";
 /// pgbench's scale: a million accounts.
 const SCALE: &str = "10";
-
-/// The newest PostgreSQL's programs.
-pub(crate) fn programs() -> anyhow::Result<PathBuf> {
-    let newest = std::fs::read_dir("/usr/lib/postgresql")
-        .context("PostgreSQL is not installed")?
-        .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok())
-        .max()
-        .context("PostgreSQL is not installed")?;
-    Ok(PathBuf::from(format!("/usr/lib/postgresql/{newest}/bin")))
-}
 
 /// A PostgreSQL on a plain file behind qemu-nbd.
 struct Plain {
@@ -56,7 +46,7 @@ fn wait_for(what: &str, mut there: impl FnMut() -> bool) -> anyhow::Result<()> {
 
 impl Plain {
     fn start(dir: &Path) -> anyhow::Result<Self> {
-        let bin = programs()?;
+        let bin = postgres_programs()?;
         std::fs::create_dir_all(dir)?;
         let image = dir.join("plain.img").display().to_string();
         peer::run(Command::new("qemu-img").args(["create", "-q", "-f", "raw", &image, "512M"]))?;
@@ -159,7 +149,7 @@ fn pgbench(bin: &Path, endpoint: &str, arguments: &[&str]) -> anyhow::Result<Str
 }
 
 pub(crate) fn run(rounds: usize, seconds: u32) -> anyhow::Result<()> {
-    let bin = programs()?;
+    let bin = postgres_programs()?;
     let deployment = Deployment::start();
     let (key, identity, _) = deployment.key_and_identity("bench");
     let customer = deployment.cluster("cmk", &key, &identity, 0);

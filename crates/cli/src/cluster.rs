@@ -126,6 +126,11 @@ pub(crate) async fn wait(
     }
 }
 
+/// What shall protect a cluster: none is the service-managed key.
+fn encryption(key: Option<String>, identity: Option<String>) -> Option<wire::Encryption> {
+    key.map(|key| wire::Encryption { key, managed_identity: identity.unwrap_or_default() })
+}
+
 fn password(file: Option<std::path::PathBuf>) -> anyhow::Result<String> {
     match file {
         Some(file) => Ok(std::fs::read_to_string(&file)
@@ -142,8 +147,7 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
     let mut client = session.control("sysadmin")?;
     let operation = match verb {
         Verb::Create { id, workers, key, identity, size_mib, password_file, from } => {
-            let encryption =
-                key.map(|key| wire::Encryption { key, managed_identity: identity.unwrap_or_default() });
+            let encryption = encryption(key, identity);
             let size = size_mib.checked_mul(1 << 20).context("--size-mib is too large")?;
             let cluster = wire::Cluster {
                 worker_count: workers,
@@ -189,8 +193,7 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
             return Ok(());
         }
         Verb::ChangeKey { name, key, identity } => {
-            let encryption =
-                key.map(|key| wire::Encryption { key, managed_identity: identity.unwrap_or_default() });
+            let encryption = encryption(key, identity);
             let now = client.get_cluster(wire::GetClusterRequest { name: name.clone() }).await?.into_inner();
             // From a customer's key only the officer takes it.
             let under_customers = now.encryption.is_some_and(|e| !e.key.is_empty());

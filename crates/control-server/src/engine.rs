@@ -28,6 +28,13 @@ pub(crate) struct Platform {
     pub(crate) service_identity: String,
 }
 
+impl Platform {
+    /// Key and identity of what is not under a customer's key.
+    pub(crate) fn service(&self) -> (&str, &str) {
+        (&self.service_key, &self.service_identity)
+    }
+}
+
 pub(crate) struct Engine {
     pub(crate) ledger: Ledger,
     pub(crate) platform: Platform,

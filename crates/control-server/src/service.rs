@@ -110,15 +110,13 @@ impl ClusterService {
     fn check(&self, r: &wire::CreateClusterRequest) -> Result<ClusterSpec, Status> {
         let given = r.cluster.clone().unwrap_or_default();
         let encryption = given.encryption.unwrap_or_default();
-        let platform = &self.engine.platform;
-        let service = (platform.service_key.as_str(), platform.service_identity.as_str());
         let mut spec = ClusterSpec::check(
             &r.cluster_id,
             given.worker_count,
             given.volume_size_bytes,
             &encryption.key,
             &encryption.managed_identity,
-            service,
+            self.engine.platform.service(),
         )
         .map_err(|e| invalid(e.field, e.why))?;
         if !PASSWORD_LEN.contains(&r.administrator_password.chars().count()) {
@@ -215,9 +213,7 @@ impl ClusterManager for ClusterService {
         let r = request.into_inner();
         let name: ClusterName = r.name.parse().map_err(|e| invalid("name", e))?;
         let asked = r.encryption.unwrap_or_default();
-        let platform = &self.engine.platform;
-        let service = (platform.service_key.as_str(), platform.service_identity.as_str());
-        let to = EncryptionSpec::check(&asked.key, &asked.managed_identity, service)
+        let to = EncryptionSpec::check(&asked.key, &asked.managed_identity, self.engine.platform.service())
             .map_err(|e| invalid(e.field, e.why))?;
         self.audited(&context, "ClusterChangeEncryption", name.as_str(), async {
             let record = self.engine.request_with(name.as_str(), Event::Update, |cluster| {

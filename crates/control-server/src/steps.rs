@@ -113,10 +113,7 @@ pub(crate) async fn carry_out(
                 customer_managed: encryption.customer_managed,
             };
             let changed = platform.storage.clone().change_protector(request).await?.into_inner();
-            nodes
-                .iter_mut()
-                .filter(|n| n.id == node.id)
-                .for_each(|n| n.key_version.clone_from(&changed.key_version));
+            take_key_version(&mut nodes, node, &changed);
         }
         Step::CreateVolume(node) => {
             let volume = Volume {
@@ -131,10 +128,7 @@ pub(crate) async fn carry_out(
             let request =
                 CreateVolumeRequest { volume_id: node.id.clone(), volume: Some(volume), source_backup };
             let made = platform.storage.clone().create_volume(request).await?.into_inner();
-            nodes
-                .iter_mut()
-                .filter(|n| n.id == node.id)
-                .for_each(|n| n.key_version.clone_from(&made.key_version));
+            take_key_version(&mut nodes, node, &made);
         }
         Step::CreateTempVolume(node) => {
             let volume = Volume { size_bytes: TEMP_LEN, ephemeral: true, ..Volume::default() };
@@ -218,6 +212,11 @@ async fn unbind(
 
 pub(crate) fn gone_is_fine(done: Result<(), Status>) -> Result<(), Status> {
     done.or_else(|e| if e.code() == Code::NotFound { Ok(()) } else { Err(e) })
+}
+
+/// Notes which version wraps a volume's key.
+fn take_key_version(nodes: &mut [NodeRecord], node: &NodeRecord, volume: &Volume) {
+    nodes.iter_mut().filter(|n| n.id == node.id).for_each(|n| n.key_version.clone_from(&volume.key_version));
 }
 
 /// Waits for an instance to serve, and notes where.

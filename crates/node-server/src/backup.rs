@@ -25,7 +25,10 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 /// A backup and all that it adds to, the full one first, with their keys.
-pub(crate) struct Chain(Arc<dyn BackupStore>, Vec<Part>);
+pub(crate) struct Chain {
+    store: Arc<dyn BackupStore>,
+    parts: Vec<Part>,
+}
 
 struct Part {
     name: String,
@@ -127,12 +130,12 @@ impl Chain {
             parts.push(Part { name, manifest, key });
         }
         parts.reverse();
-        Ok(Self(store, parts))
+        Ok(Self { store, parts })
     }
 
     /// The length of the volume that it was taken of.
     pub(crate) fn size_bytes(&self) -> u64 {
-        self.1.last().map_or(0, |part| part.manifest.size_bytes)
+        self.parts.last().map_or(0, |part| part.manifest.size_bytes)
     }
 
     /// Writes everything into a new volume and makes it durable.
@@ -147,9 +150,8 @@ impl Chain {
     }
 
     fn read(&self, visit: impl Fn(Piece<'_>) -> Result<(), VolumeError> + Sync) -> Result<(), Status> {
-        let Self(store, parts) = self;
-        for part in parts {
-            let from = (store.as_ref(), part.name.as_str());
+        for part in &self.parts {
+            let from = (self.store.as_ref(), part.name.as_str());
             read_backup(from, &part.manifest, &part.key, &visit).map_err(|e| {
                 tracing::error!(backup = part.name, error = %e, "a backup cannot be read");
                 backup_failed(e)
@@ -196,10 +198,10 @@ pub(crate) async fn begin(
         "" => None,
         name => Some(Chain::open(node, &access, "base", name).await?),
     };
-    if base.as_ref().is_some_and(|chain| chain.1.len() >= CHAIN_LEN_MAX) {
+    if base.as_ref().is_some_and(|chain| chain.parts.len() >= CHAIN_LEN_MAX) {
         return Err(too_long());
     }
-    let base = base.and_then(|chain| chain.1.into_iter().last());
+    let base = base.and_then(|chain| chain.parts.into_iter().last());
     if base.as_ref().is_some_and(|part| part.manifest.volume_id != volume.id()) {
         return Err(backup_failed(BackupError::OtherVolume));
     }

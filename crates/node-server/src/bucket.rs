@@ -1,7 +1,7 @@
 //! Backups in a bucket or a container: Azure Blob Storage, Amazon S3, and what speaks like them.
 
 use anyhow::{Context as _, bail};
-use custody_node::{BackupSink, BackupStore, Directory, Segment, SegmentWriter, segment_name};
+use custody_node::{BackupSink, BackupStore, Directory, MANIFEST_NAME, Segment, SegmentWriter, segment_name};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::{
     ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutPayload, RetryConfig, aws::AmazonS3Builder,
@@ -10,8 +10,6 @@ use object_store::{
 use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 use tokio::runtime::Runtime;
 
-/// The object whose presence makes a backup one.
-const MANIFEST: &str = "manifest.json";
 /// How long a request is tried again while the store is unreachable or asks to slow down.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -39,6 +37,7 @@ pub(crate) fn open(place: &str) -> anyhow::Result<Arc<dyn BackupStore>> {
 }
 
 /// A container or a bucket. Its calls come from threads that may block.
+#[derive(Clone)]
 struct Bucket {
     store: Arc<dyn ObjectStore>,
     root: Path,
@@ -114,7 +113,7 @@ impl Bucket {
     /// The folders in a folder, and whether it is a backup.
     fn look(&self, folder: &Path) -> io::Result<(Vec<Path>, bool)> {
         let found = self.wait(self.store.list_with_delimiter(Some(folder)))?;
-        let whole = found.objects.iter().any(|o| o.location.filename() == Some(MANIFEST));
+        let whole = found.objects.iter().any(|o| o.location.filename() == Some(MANIFEST_NAME));
         Ok((found.common_prefixes, whole))
     }
 
@@ -136,19 +135,17 @@ impl Bucket {
 
 impl BackupStore for Bucket {
     fn begin(&self, name: &str) -> io::Result<Box<dyn BackupSink>> {
-        match self.wait(self.store.head(&self.path(name, MANIFEST))) {
+        match self.wait(self.store.head(&self.path(name, MANIFEST_NAME))) {
             Ok(_) => return Err(io::ErrorKind::AlreadyExists.into()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }
         self.remove(name)?;
-        let bucket =
-            Self { store: self.store.clone(), root: self.root.clone(), requests: self.requests.clone() };
-        Ok(Box::new(Sink { bucket, backup: name.to_owned() }))
+        Ok(Box::new(Sink { bucket: self.clone(), backup: name.to_owned() }))
     }
 
     fn manifest(&self, name: &str) -> io::Result<Vec<u8>> {
-        Ok(self.get(&self.path(name, MANIFEST))?.into())
+        Ok(self.get(&self.path(name, MANIFEST_NAME))?.into())
     }
 
     fn segment(&self, name: &str, index: u64) -> io::Result<Box<dyn Segment>> {
@@ -168,7 +165,7 @@ impl BackupStore for Bucket {
     fn remove(&self, name: &str) -> io::Result<bool> {
         let folder = self.path(name, "");
         for backup in self.backups(folder.clone())? {
-            self.wait(self.store.delete(&backup.join(MANIFEST)))?;
+            self.wait(self.store.delete(&backup.join(MANIFEST_NAME)))?;
         }
         self.wait(async {
             let objects = self.store.list(Some(&folder)).map_ok(|o| o.location).boxed();
@@ -185,7 +182,7 @@ impl BackupSink for Sink {
     }
 
     fn commit(&self, manifest: &[u8]) -> io::Result<()> {
-        self.bucket.put(&self.bucket.path(&self.backup, MANIFEST), manifest.to_vec())
+        self.bucket.put(&self.bucket.path(&self.backup, MANIFEST_NAME), manifest.to_vec())
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 /// Files of a backup that are being written out; the oldest is waited for before another is begun.
 const WRITTEN_OUT_MAX: usize = 16;
 /// The object whose presence makes a backup one.
-const MANIFEST: &str = "manifest.json";
+pub const MANIFEST_NAME: &str = "manifest.json";
 
 /// A place for backups. Its calls block.
 ///
@@ -133,7 +133,7 @@ struct FileWriter<'a>(File, &'a DirectorySink);
 impl BackupStore for Directory {
     fn begin(&self, name: &str) -> io::Result<Box<dyn BackupSink>> {
         let dir = self.0.join(name);
-        if dir.join(MANIFEST).exists() {
+        if dir.join(MANIFEST_NAME).exists() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         self.remove(name)?;
@@ -142,7 +142,7 @@ impl BackupStore for Directory {
     }
 
     fn manifest(&self, name: &str) -> io::Result<Vec<u8>> {
-        fs::read(self.0.join(name).join(MANIFEST))
+        fs::read(self.0.join(name).join(MANIFEST_NAME))
     }
 
     fn segment(&self, name: &str, index: u64) -> io::Result<Box<dyn Segment>> {
@@ -161,7 +161,7 @@ impl BackupStore for Directory {
                     continue;
                 }
                 let name = if name.is_empty() { part } else { format!("{name}/{part}") };
-                if entry.path().join(MANIFEST).exists() {
+                if entry.path().join(MANIFEST_NAME).exists() {
                     found.push(name);
                 } else {
                     open.push((entry.path(), name));
@@ -203,7 +203,7 @@ impl BackupSink for DirectorySink {
         let mut file = File::create(&partial)?;
         file.write_all(manifest)?;
         file.sync_all()?;
-        fs::rename(partial, self.dir.join(MANIFEST))?;
+        fs::rename(partial, self.dir.join(MANIFEST_NAME))?;
         // Its own name may be new as well, and its folder's.
         self.dir.ancestors().take_while(|dir| dir.starts_with(&self.root)).try_for_each(sync_dir)
     }

@@ -29,7 +29,9 @@ mod write_behind;
 pub use anchor::anchor_path;
 pub use backup::{BackupError, BackupManifest, Base, Marks};
 pub use backup_reader::{Piece, read_backup, read_marks};
-pub use backup_store::{BackupSink, BackupStore, Directory, Segment, SegmentWriter, segment_name};
+pub use backup_store::{
+    BackupSink, BackupStore, Directory, MANIFEST_NAME, Segment, SegmentWriter, segment_name,
+};
 pub use backup_writer::write_backup;
 pub use error::VolumeError;
 pub use extent_budget::ExtentBudget;

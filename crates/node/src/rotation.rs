@@ -114,13 +114,8 @@ impl Volume {
     /// Data keys made before this are retired: by order, or by age.
     #[must_use]
     pub fn data_keys_retired_before(&self) -> UnixMillis {
-        let too_old = self.options.clock.now().since(UnixMillis::default()) - self.age_max();
-        let too_old = UnixMillis::default().plus(too_old);
+        let too_old = self.options.clock.now().minus(self.options.data_key_age_max);
         self.superblock.lock().data_keys_retired_before.max(too_old)
-    }
-
-    fn age_max(&self) -> Duration {
-        self.options.data_key_age_max.min(self.options.clock.now().since(UnixMillis::default()))
     }
 
     /// Retires every data key that there is. Their extents are told by [`Volume::retired_extents`] and re-encrypted by

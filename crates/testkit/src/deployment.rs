@@ -50,6 +50,24 @@ pub fn database_tools() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A directory for a deployment. Not below the target directory: the path of a Unix socket is short.
+fn own_dir() -> std::io::Result<PathBuf> {
+    Ok(tempfile::Builder::new().prefix("custody-test-").tempdir()?.keep())
+}
+
+/// Where the newest PostgreSQL's programs are.
+///
+/// # Errors
+/// It is not installed.
+pub fn postgres_programs() -> anyhow::Result<PathBuf> {
+    let newest = fs::read_dir("/usr/lib/postgresql")
+        .context("PostgreSQL is not installed")?
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .max()
+        .context("PostgreSQL is not installed")?;
+    Ok(PathBuf::from(format!("/usr/lib/postgresql/{newest}/bin")))
+}
+
 /// Waits for a condition, looking every few milliseconds.
 ///
 /// # Panics
@@ -81,9 +99,7 @@ impl Deployment {
     /// It does not come up.
     #[must_use]
     pub fn start_with(arguments: &[&str]) -> Self {
-        // Not below the target directory: the path of a Unix socket is short.
-        let dir =
-            tempfile::Builder::new().prefix("custody-test-").tempdir().expect("a temporary directory").keep();
+        let dir = own_dir().expect("a temporary directory");
         Self::start_in(dir, arguments).expect("the deployment starts")
     }
 
@@ -101,7 +117,7 @@ impl Deployment {
     /// # Errors
     /// SoftHSM is not installed, or the deployment does not come up.
     pub fn start_with_hsm(options: &[&str]) -> anyhow::Result<(Self, SoftHsm)> {
-        let dir = tempfile::Builder::new().prefix("custody-test-").tempdir()?.keep();
+        let dir = own_dir()?;
         let hsm = SoftHsm::make(&dir.join("hsm"))?;
         let deployment = Self::up(dir, |command| _ = hsm.configure(command.arg("up").args(options)))?;
         Ok((deployment, hsm))
@@ -115,7 +131,7 @@ impl Deployment {
         options: &[&str],
         environment: &[(String, String)],
     ) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("custody-test-").tempdir()?.keep();
+        let dir = own_dir()?;
         let environment = environment.iter().map(|(name, value)| (name, value));
         Self::up(dir, |command| _ = command.arg("up").args(options).envs(environment))
     }

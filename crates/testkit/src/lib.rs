@@ -6,5 +6,5 @@ pub mod memory;
 mod softhsm;
 
 pub use collector::Collector;
-pub use deployment::{Deployment, database_tools, eventually, target_program};
+pub use deployment::{Deployment, database_tools, eventually, postgres_programs, target_program};
 pub use softhsm::SoftHsm;

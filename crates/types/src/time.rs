@@ -42,6 +42,12 @@ impl UnixMillis {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
+    /// This moment less a span; 1970 where that lies before it.
+    #[must_use]
+    pub fn minus(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
+    }
+
     /// This moment plus a span.
     #[must_use]
     pub fn plus(self, span: Duration) -> Self {
