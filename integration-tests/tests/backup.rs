@@ -116,6 +116,37 @@ async fn whole_or_absent_and_gone_when_deleted() {
     assert!(refused.to_string().contains("does not exist"), "{refused}");
     let wrong = deployment.cli(&["backup", "delete", "nightly"]).unwrap_err();
     assert!(wrong.to_string().contains("`name`"), "{wrong}");
+
+    // A retention keeps, of what it keeps, all that is needed.
+    for (id, base) in
+        [("full", ""), ("monday", "backups/full"), ("tuesday", "backups/monday"), ("second", "")]
+    {
+        let base = if base.is_empty() { vec![] } else { vec!["--base", base] };
+        _ = deployment.run(&[&["backup", "create", "clusters/source", id], &base[..]].concat());
+    }
+    let names = |arguments: &[&str]| -> Vec<String> {
+        let found = deployment.run(&[&["backup"], arguments].concat());
+        let name = |b: &serde_json::Value| b.pointer("/name").unwrap().as_str().unwrap().to_owned();
+        found.as_array().unwrap().iter().map(name).collect()
+    };
+    let prune = ["prune", "clusters/source"];
+    assert_eq!(
+        names(&[&prune[..], &["--keep-last", "2"]].concat()),
+        Vec::<String>::new(),
+        "tuesday needs all"
+    );
+    let gone = ["backups/tuesday", "backups/monday", "backups/full"];
+    assert_eq!(names(&[&prune[..], &["--keep-last", "1", "--dry-run"]].concat()), gone);
+    assert_eq!(names(&["list"]).len(), 4, "nothing was removed");
+    assert_eq!(
+        names(&[&prune[..], &["--keep-days", "1"]].concat()),
+        Vec::<String>::new(),
+        "all are of today"
+    );
+    assert_eq!(names(&[&prune[..], &["--keep-last", "1"]].concat()), gone);
+    assert_eq!(names(&["list"]), ["backups/second"]);
+    let wrong = deployment.cli(&["backup", "prune", "clusters/source"]).unwrap_err();
+    assert!(wrong.to_string().contains("`keep_last`"), "{wrong}");
 }
 
 /// The data files of the parts of a backup whose place begins with `id`.

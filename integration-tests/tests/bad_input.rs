@@ -168,6 +168,7 @@ async fn create_and_wait(deployment: &Deployment, id: &str, key: &str, identity:
         }),
         administrator_password: "long-enough-1".into(),
         source_backup: String::new(),
+        restore_time: None,
     };
     let begun = ClusterManagerClient::new(channel.clone()).create_cluster(request).await.unwrap();
     let timeout = Some(prost_types::Duration { seconds: 30, nanos: 0 });

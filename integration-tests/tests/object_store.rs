@@ -2,11 +2,12 @@
 //! are found, and the store has no plaintext.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-use custody_testkit::{Deployment, database_tools};
+use custody_testkit::{Deployment, database_tools, eventually};
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
 };
 
 /// A server that a script runs, and looks into for us.
@@ -74,7 +75,8 @@ fn backups_in(kind: &str, place: &str) {
     let mut store = Store::start(kind);
     let deployment = Deployment::start_with_environment(&["--backups", place], &store.environment).unwrap();
     let refused = |arguments: &[&str]| deployment.cli(arguments).unwrap_err().to_string();
-    let made = deployment.run(&["cluster", "create", "source", "--workers", "0", "--size-mib", "512"]);
+    let new = ["cluster", "create", "source", "--workers", "0", "--size-mib", "512", "--archive-wal"];
+    let made = deployment.run(&new);
     let endpoint = made.pointer("/nodes/0/endpoint").unwrap().as_str().unwrap().to_owned();
     let fill = "CREATE TABLE t AS SELECT n, 'PLANTED-IN-THE-CLOUD' AS x FROM generate_series(1, 20000) n";
     deployment.sql(&endpoint, fill).unwrap();
@@ -102,6 +104,23 @@ fn backups_in(kind: &str, place: &str) {
     let copy = made.pointer("/nodes/0/endpoint").unwrap().as_str().unwrap().to_owned();
     assert_eq!(deployment.sql(&copy, "SELECT count(*), min(n) FROM t").unwrap(), "20001|0");
 
+    // The log goes there as well, and takes a backup on to a later moment.
+    let clock = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')";
+    deployment.sql(&endpoint, "UPDATE t SET n = -1 WHERE n = 0").unwrap();
+    let moment = deployment.sql(&endpoint, clock).unwrap();
+    deployment.sql(&endpoint, "SELECT pg_sleep(0.01); DROP TABLE t; SELECT pg_switch_wal()").unwrap();
+    let to_moment = ["cluster", "create", "later", "--workers", "0", "--size-mib", "512", "--from"];
+    let to_moment = [&to_moment[..], &["backups/hourly", "--to-time", &moment]].concat();
+    let made =
+        eventually("the log is archived", Duration::from_secs(60), || match deployment.cli(&to_moment) {
+            Err(e) if e.to_string().contains("lies beyond the archived log") => None,
+            made => Some(made.unwrap()),
+        });
+    let later = made.pointer("/nodes/0/endpoint").unwrap().as_str().unwrap().to_owned();
+    assert_eq!(deployment.sql(&later, "SELECT count(*), min(n) FROM t").unwrap(), "20001|-1");
+    assert!(store.names().iter().any(|n| n.starts_with("nightly/_wal/source-")));
+    assert_eq!(store.tell("search PLANTED"), 0);
+
     // What is altered or missing in the store is found; what a backup needs stays.
     assert!(refused(&["backup", "delete", "backups/full"]).contains("BACKUP_IN_USE"));
     let segment = names.iter().find(|n| n.contains("nightly/hourly-") && n.contains("/data/")).unwrap();
@@ -115,16 +134,17 @@ fn backups_in(kind: &str, place: &str) {
     let found = refused(&["backup", "verify", "backups/hourly"]);
     assert!(found.contains("does not authenticate"), "{found}");
 
+    _ = deployment.run(&["cluster", "delete", "clusters/source"]);
     for backup in ["backups/hourly", "backups/full"] {
         _ = deployment.run(&["backup", "delete", backup]);
     }
     assert_eq!(store.names(), Vec::<String>::new(), "nothing of a deleted backup stays");
     // Without the store no backup can be read, and volumes do not care.
-    _ = deployment.run(&["backup", "create", "clusters/source", "last"]);
+    _ = deployment.run(&["backup", "create", "clusters/copy", "last"]);
     drop(store);
     let failed = refused(&["backup", "verify", "backups/last"]);
     assert!(failed.contains("the store of backups failed"), "{failed}");
-    assert_eq!(deployment.sql(&endpoint, "SELECT count(*) FROM t").unwrap(), "20001");
+    assert_eq!(deployment.sql(&copy, "SELECT count(*) FROM t").unwrap(), "20001");
 }
 
 #[test]

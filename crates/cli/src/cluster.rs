@@ -36,6 +36,12 @@ pub(crate) enum Verb {
         /// A backup to restore: backups/ID.
         #[arg(long)]
         from: Option<String>,
+        /// A moment to take the backup on to, 2026-11-25T12:00:00.000Z: what was committed until then, and nothing later.
+        #[arg(long, requires = "from")]
+        to_time: Option<prost_types::Timestamp>,
+        /// Archives the write-ahead log beside the backups, sealed, so that each can be taken on to later moments.
+        #[arg(long)]
+        archive_wal: bool,
     },
     /// Shows a cluster.
     Get { name: String },
@@ -76,6 +82,19 @@ pub(crate) enum BackupVerb {
     Verify { name: String },
     /// Removes a backup for good.
     Delete { name: String },
+    /// Removes a cluster's backups but the newest, and those of a span before now; with a backup stays what it adds to.
+    Prune {
+        cluster: String,
+        /// Keep so many of the newest.
+        #[arg(long, default_value_t = 0)]
+        keep_last: i32,
+        /// Keep all of so many days.
+        #[arg(long, default_value_t = 0)]
+        keep_days: u32,
+        /// Only tell what would be removed.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Lists backups.
     List,
 }
@@ -90,8 +109,13 @@ fn view(c: wire::Cluster) -> Value {
     let state = state(&c);
     let encryption = c.encryption.unwrap_or_default();
     let protector = if encryption.key.is_empty() { "service-managed".to_owned() } else { encryption.key };
-    let nodes: Vec<Value> = c.nodes.iter().map(|n| json!({ "role": n.role, "endpoint": n.endpoint, "key_version": n.key_version.rsplit('/').next().unwrap_or_default() })).collect();
+    let nodes: Vec<Value> = c.nodes.iter().map(|n| json!({ "role": n.role, "endpoint": n.endpoint, "key_version": n.key_version.rsplit('/').next().unwrap_or_default(), "archived_to": time(n.wal_reaches), "archiving_failure": n.wal_failure })).collect();
     json!({ "name": c.name, "state": state, "reason": c.state_reason, "workers": c.worker_count, "key": protector, "nodes": nodes, "created": time(c.create_time) })
+}
+
+fn backup_view(b: wire::Backup) -> Value {
+    let restorable_from = if b.wal_archiving { time(b.complete_time) } else { String::new() };
+    json!({ "name": b.name, "cluster": b.cluster, "workers": b.worker_count, "base": b.base, "created": time(b.create_time), "restorable_from": restorable_from })
 }
 
 /// Waits for an operation, telling of its steps.
@@ -146,13 +170,14 @@ fn password(file: Option<std::path::PathBuf>) -> anyhow::Result<String> {
 pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
     let mut client = session.control("sysadmin")?;
     let operation = match verb {
-        Verb::Create { id, workers, key, identity, size_mib, password_file, from } => {
+        Verb::Create { id, workers, key, identity, size_mib, password_file, from, to_time, archive_wal } => {
             let encryption = encryption(key, identity);
             let size = size_mib.checked_mul(1 << 20).context("--size-mib is too large")?;
             let cluster = wire::Cluster {
                 worker_count: workers,
                 volume_size_bytes: size,
                 encryption,
+                wal_archiving: archive_wal,
                 ..wire::Cluster::default()
             };
             let request = wire::CreateClusterRequest {
@@ -160,6 +185,7 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
                 cluster: Some(cluster),
                 administrator_password: password(password_file)?,
                 source_backup: from.unwrap_or_default(),
+                restore_time: to_time,
             };
             let operation = client.create_cluster(request).await?.into_inner();
             wait(session, operation, false).await?;
@@ -229,13 +255,23 @@ pub(crate) async fn run_backup(session: &Session, verb: BackupVerb) -> anyhow::R
             client.delete_backup(wire::DeleteBackupRequest { name }).await?;
             line("done");
         }
+        BackupVerb::Prune { cluster, keep_last, keep_days, dry_run } => {
+            let keep_within = prost_types::Duration { seconds: i64::from(keep_days) * 86_400, nanos: 0 };
+            let request = wire::PruneBackupsRequest {
+                parent: cluster,
+                keep_last,
+                keep_within: Some(keep_within),
+                validate_only: dry_run,
+            };
+            let removed = client.prune_backups(request).await?.into_inner().removed;
+            many(session.format, removed.into_iter().map(backup_view).collect());
+        }
         BackupVerb::List => {
             let all = client
                 .list_backups(wire::ListBackupsRequest { page_size: 1000, page_token: String::new() })
                 .await?
                 .into_inner();
-            let view = |b: wire::Backup| json!({ "name": b.name, "cluster": b.cluster, "workers": b.worker_count, "base": b.base, "created": time(b.create_time) });
-            many(session.format, all.backups.into_iter().map(view).collect());
+            many(session.format, all.backups.into_iter().map(backup_view).collect());
         }
     }
     Ok(())

@@ -167,17 +167,28 @@ async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<(
     let dba = Dba::of(&stage.cluster("payroll").await?)?;
     stage.check(dba.accounts()? == before, "every row is there")?;
 
-    stage.scene("The sysadmin adds an increment, has it verified, and restores it to a second cluster");
+    stage.scene(
+        "The sysadmin adds an increment, and has it verified; then the DBA drops the accounts by mistake",
+    );
     dba.note("written after the full backup")?;
     stage.back_up("payroll", "hourly", "backups/nightly").await?;
     stage.verify_backup("hourly").await?;
-    let second = stage.make_cluster("payroll-restored", Some("backups/hourly")).await?;
+    dba.note("written after every backup")?;
+    let moment = dba.drop_accounts()?;
+    stage.check(dba.accounts().is_err(), "the accounts are gone")?;
+    dba.switch_wal()?;
+    stage.expect_archived("payroll", &moment).await?;
+
+    stage.scene("The sysadmin restores it to a second cluster, as it was a moment before");
+    let second = stage.make_cluster("payroll-restored", Some(("backups/hourly", moment))).await?;
     let restored = Dba::of(&second)?;
     stage.check(restored.accounts()? == before, "the restored cluster has every account")?;
     stage.check(
         restored.noted("written after the full backup")?,
         "and what was written after the full backup",
     )?;
+    stage
+        .check(restored.noted("written after every backup")?, "and after every backup: that is in the log")?;
     stage.check(restored.has(PLANTED)?, "and the secret, for those who may read it")?;
 
     stage.scene(

@@ -1,10 +1,13 @@
 //! Backups of clusters: one part for each volume, whole or absent.
 
 use crate::{
+    archives,
     engine::{Engine, RETRY, failure, ledger_failed},
     steps::gone_is_fine,
 };
-use custody_control::{BackupRecord, ClusterRecord, ClusterState, OperationRecord, OperationResult, roles};
+use custody_control::{
+    BackupRecord, ClusterRecord, ClusterState, OperationRecord, OperationResult, Retention, roles,
+};
 use custody_proto::storage::{BackupProgress, BackupVolumeRequest, DeleteBackupRequest, VerifyBackupRequest};
 use custody_rpc::status::{invalid, reason, status};
 use custody_types::{Clock as _, SystemClock};
@@ -52,7 +55,7 @@ pub(crate) fn begin(
 async fn run(
     engine: Arc<Engine>,
     cluster: ClusterRecord,
-    backup: BackupRecord,
+    mut backup: BackupRecord,
     base: Option<BackupRecord>,
     mut operation: OperationRecord,
 ) {
@@ -65,16 +68,39 @@ async fn run(
             backup: part(&backup),
             base: base.as_ref().map(part).unwrap_or_default(),
         };
-        if let Err(e) = back_up(&engine, request).await {
+        // Before the part is begun: what is archived by then is in it.
+        let archived = match &backup.wal_archive {
+            Some(archive) => archives::last_segment(&engine, archive, &node.role).await,
+            None => Ok(String::new()),
+        };
+        let done = match archived {
+            Ok(segment) => {
+                backup.wal_from.push(segment);
+                back_up(&engine, request).await
+            }
+            Err(e) => Err(e),
+        };
+        if let Err(e) = done {
             return give_up(engine, backup, operation, failure(&e)).await;
         }
     }
+    backup.complete_time = SystemClock.now();
+    operation.backup = Some(backup.clone());
     operation.step = "done".to_owned();
     operation.result = Some(OperationResult::Success);
     if let Err(e) = engine.ledger.add_backup(&backup, &operation) {
         return give_up(engine, backup, operation, failure(&ledger_failed(e))).await;
     }
     engine.finished.notify_waiters();
+    tidy_archive(&engine, &backup).await;
+}
+
+/// Removes what no backup needs of the log. What cannot be removed now is when the next backup is made or removed.
+async fn tidy_archive(engine: &Engine, backup: &BackupRecord) {
+    let Some(archive) = &backup.wal_archive else { return };
+    if let Err(e) = archives::tidy(engine, archive, backup.workers, None).await {
+        tracing::warn!(archive = archive.place, error = e.message(), "an archive of the log was not pruned");
+    }
 }
 
 /// Backs one volume up.
@@ -190,5 +216,26 @@ pub(crate) async fn delete(engine: &Engine, id: &str) -> Result<(), Status> {
         return Err(status("ABORTED", "OPERATION_IN_PROGRESS", &why, None));
     }
     remove_parts(engine, &backup).await?;
-    engine.ledger.remove_backup(id).map_err(ledger_failed)
+    engine.ledger.remove_backup(id).map_err(ledger_failed)?;
+    tidy_archive(engine, &backup).await;
+    Ok(())
+}
+
+/// Removes the backups of a cluster that a retention does not keep, and answers them. If one cannot be removed, those
+/// before it are gone, and calling it again goes on.
+pub(crate) async fn prune(
+    engine: &Engine,
+    cluster: &str,
+    retention: Retention,
+    validate_only: bool,
+) -> Result<Vec<BackupRecord>, Status> {
+    let mut backups = engine.ledger.backups().map_err(ledger_failed)?;
+    backups.retain(|b| b.cluster.as_str() == cluster);
+    let gone = retention.prunable(&backups, SystemClock.now());
+    if !validate_only {
+        for backup in &gone {
+            delete(engine, &backup.id).await?;
+        }
+    }
+    Ok(gone.into_iter().cloned().collect())
 }

@@ -62,9 +62,12 @@ pub(crate) fn cluster(c: &ClusterRecord) -> wire::Cluster {
                 temp_volume: format!("volumes/{}", n.temp_id()),
                 endpoint: n.endpoint.clone(),
                 key_version: n.key_version.clone(),
+                wal_reaches: n.wal_reaches.map(to_wire),
+                wal_failure: n.wal_failure.clone(),
             })
             .collect(),
         create_time: Some(to_wire(c.create_time)),
+        wal_archiving: c.spec.wal_archive.is_some(),
     }
 }
 
@@ -76,6 +79,8 @@ pub(crate) fn backup(b: &BackupRecord) -> wire::Backup {
         volume_size_bytes: i64::try_from(b.volume_size_bytes).unwrap_or(i64::MAX),
         create_time: Some(to_wire(b.create_time)),
         base: b.base.as_ref().map(|id| format!("backups/{id}")).unwrap_or_default(),
+        complete_time: Some(to_wire(b.complete_time)),
+        wal_archiving: b.wal_archive.is_some(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! `custody-control`: the gRPC face of the control plane.
 
+mod archives;
 mod backups;
 mod convert;
 mod engine;

@@ -1,11 +1,14 @@
 //! The ClusterManager service on the wire.
 
 use crate::{
-    backups, convert,
+    archives, backups, convert,
     engine::{Engine, ledger_failed},
 };
 use custody_audit::{Journal, Outcome, Record};
-use custody_control::{ClusterRecord, ClusterSpec, ClusterState, EncryptionChange, EncryptionSpec, Event};
+use custody_control::{
+    BackupRecord, ClusterRecord, ClusterSpec, ClusterState, EncryptionChange, EncryptionSpec, Event,
+    Retention, WalArchiveSpec,
+};
 use custody_proto::{
     audit::AuditRecord,
     control::{
@@ -21,6 +24,7 @@ use custody_rpc::{
     audit_log::Trail,
     page::cut,
     status::{code_name, invalid, status},
+    timestamp::from_wire,
 };
 use custody_types::{Clock as _, ClusterName, Duty, SystemClock};
 use std::sync::Arc;
@@ -107,7 +111,8 @@ impl ClusterService {
         .await
     }
 
-    fn check(&self, r: &wire::CreateClusterRequest) -> Result<ClusterSpec, Status> {
+    /// Checks a request; answers the backup that it is to begin with as well.
+    fn check(&self, r: &wire::CreateClusterRequest) -> Result<(ClusterSpec, Option<BackupRecord>), Status> {
         let given = r.cluster.clone().unwrap_or_default();
         let encryption = given.encryption.unwrap_or_default();
         let mut spec = ClusterSpec::check(
@@ -124,6 +129,7 @@ impl ClusterService {
         }
         spec.password_verifier =
             postgres_protocol::password::scram_sha_256(r.administrator_password.as_bytes());
+        let mut source = None;
         if !r.source_backup.is_empty() {
             let id = backup_id("source_backup", &r.source_backup)?;
             let backup = self.engine.ledger.backup(id).map_err(ledger_failed)?;
@@ -134,9 +140,10 @@ impl ClusterService {
                 );
                 return Err(invalid("source_backup", why));
             }
-            spec.source_backup = Some(backup.place);
+            spec.source_backup = Some(backup.place.clone());
+            source = Some(backup);
         }
-        Ok(spec)
+        Ok((spec, source))
     }
 }
 
@@ -147,10 +154,21 @@ impl ClusterManager for ClusterService {
         request: Request<wire::CreateClusterRequest>,
     ) -> Result<Response<Operation>, Status> {
         let context = CallContext::of(&request)?;
-        let spec = self.check(request.get_ref())?;
+        let (mut spec, source) = self.check(request.get_ref())?;
+        let archived = request.get_ref().cluster.as_ref().is_some_and(|c| c.wal_archiving);
+        let until = request.get_ref().restore_time.as_ref();
+        let until = until.map(|time| from_wire(time, "restore_time")).transpose()?;
         let name = spec.name.clone();
         self.audited(&context, "ClusterCreate", name.as_str(), async {
             let operation = self.engine.new_operation(name.as_str())?;
+            spec.wal_archive = archived.then(|| WalArchiveSpec::new(name.id(), &operation.id));
+            spec.recovery = match (until, source) {
+                (None, _) => None,
+                (Some(_), None) => return Err(invalid("source_backup", "is required with `restore_time`")),
+                (Some(time), Some(backup)) => {
+                    Some(archives::recovery(&self.engine, &backup, &operation.id, time).await?)
+                }
+            };
             let cluster = ClusterRecord::new(spec, operation.id.clone(), SystemClock.now());
             self.engine.create(&cluster, &operation)?;
             Ok(Response::new(convert::operation(&operation, None)))
@@ -291,6 +309,31 @@ impl ClusterManager for ClusterService {
         let id = backup_id("name", &name)?;
         self.audited(&context, "BackupDelete", &name, async {
             backups::delete(&self.engine, id).await.map(Response::new)
+        })
+        .await
+    }
+
+    async fn prune_backups(
+        &self,
+        request: Request<wire::PruneBackupsRequest>,
+    ) -> Result<Response<wire::PruneBackupsResponse>, Status> {
+        let context = CallContext::of(&request)?;
+        let r = request.into_inner();
+        let name: ClusterName = r.parent.parse().map_err(|e| invalid("parent", e))?;
+        let keep_last =
+            usize::try_from(r.keep_last).map_err(|_| invalid("keep_last", "must not be negative"))?;
+        let keep_within = r.keep_within.unwrap_or_default();
+        let keep_within =
+            keep_within.try_into().map_err(|_| invalid("keep_within", "must not be negative"))?;
+        let retention = Retention { keep_last, keep_within };
+        if retention.keep_last == 0 && retention.keep_within.is_zero() {
+            let why = "or `keep_within` is required: to remove every backup, delete each";
+            return Err(invalid("keep_last", why));
+        }
+        self.audited(&context, "BackupPrune", name.as_str(), async {
+            let removed = backups::prune(&self.engine, name.as_str(), retention, r.validate_only).await?;
+            let removed = removed.iter().map(convert::backup).collect();
+            Ok(Response::new(wire::PruneBackupsResponse { removed }))
         })
         .await
     }

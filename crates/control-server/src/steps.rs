@@ -1,7 +1,10 @@
 //! Carrying out one step of a plan. Each can be repeated.
 
-use crate::engine::{Engine, Platform};
-use custody_control::{ClusterRecord, EncryptionSpec, NodeRecord, Step};
+use crate::{
+    archives,
+    engine::{Engine, Platform},
+};
+use custody_control::{ClusterRecord, EncryptionSpec, NodeRecord, RecoverySpec, Step};
 use custody_proto::{
     database::{self as db, Instance, InstanceState},
     identity::{BindManagedIdentityRequest, UnbindManagedIdentityRequest},
@@ -9,6 +12,10 @@ use custody_proto::{
         ChangeProtectorRequest, CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest,
         SettleProtectorRequest, Volume, VolumeState,
     },
+};
+use custody_rpc::{
+    status::status,
+    timestamp::{from_wire, to_wire},
 };
 use tonic::{Code, Status};
 
@@ -63,6 +70,7 @@ pub(crate) fn describe(step: &Step) -> String {
         Step::StopInstance(n) => format!("stopping PostgreSQL of {}", n.role),
         Step::DeleteInstance(n) => format!("removing PostgreSQL of {}", n.role),
         Step::LinkWorkers => "telling the coordinator of its workers".to_owned(),
+        Step::DeleteWalArchive => "removing the archive of the log".to_owned(),
         _ => String::new(),
     }
 }
@@ -150,6 +158,8 @@ pub(crate) async fn carry_out(
                 volume: format!("volumes/{}", node.id),
                 temp_volume: format!("volumes/{}", node.temp_id()),
                 password_verifier: cluster.spec.password_verifier.clone(),
+                wal_archive: cluster.spec.wal_archive.as_ref().map(|a| a.of(&node.role)).unwrap_or_default(),
+                recovery: cluster.spec.recovery.as_ref().map(|r| recovery(cluster, r, node)),
                 ..Instance::default()
             };
             let request =
@@ -185,9 +195,25 @@ pub(crate) async fn carry_out(
             gone_is_fine(platform.database.clone().delete_instance(request).await.map(drop))?;
         }
         Step::LinkWorkers => link_workers(platform, cluster).await?,
+        Step::DeleteWalArchive => {
+            if let Some(archive) = &cluster.spec.wal_archive {
+                archives::tidy(engine, archive, cluster.spec.workers, Some(cluster)).await?;
+            }
+        }
         _ => {}
     }
     Ok(nodes)
+}
+
+/// What one node recovers to.
+fn recovery(cluster: &ClusterRecord, spec: &RecoverySpec, node: &NodeRecord) -> db::Recovery {
+    let place = cluster.nodes.iter().position(|n| n.id == node.id);
+    db::Recovery {
+        id: spec.id.clone(),
+        archive: spec.archive.of(&node.role),
+        target_time: Some(to_wire(spec.target_time)),
+        last_segment: place.and_then(|n| spec.last_segments.get(n)).cloned().unwrap_or_default(),
+    }
 }
 
 /// Takes back that the storage node acts as an identity, unless another cluster needs it.
@@ -221,6 +247,11 @@ fn take_key_version(nodes: &mut [NodeRecord], node: &NodeRecord, volume: &Volume
 
 /// Waits for an instance to serve, and notes where.
 fn take_endpoint(nodes: &mut [NodeRecord], node: &NodeRecord, instance: &Instance) -> Result<(), StepError> {
+    if instance.state == i32::from(InstanceState::Failed)
+        && let Some(why) = instance.state_reason.strip_prefix("RECOVERY_FAILED: ")
+    {
+        return Err(status("FAILED_PRECONDITION", "RECOVERY_FAILED", why, None).into());
+    }
     if instance.state != i32::from(InstanceState::Running) {
         return Err(StepError::NotYet);
     }
@@ -266,6 +297,11 @@ pub(crate) async fn observe(platform: &Platform, cluster: &ClusterRecord) -> Res
             .into_inner();
         seen.serving &= instance.state == i32::from(InstanceState::Running);
         node.endpoint = instance.endpoint;
+        let archiving = instance.wal_archiving.unwrap_or_default();
+        // After a restart it has archived nothing yet: what was known holds.
+        let reaches = archiving.reaches.as_ref().and_then(|t| from_wire(t, "reaches").ok());
+        node.wal_reaches = reaches.or(node.wal_reaches);
+        node.wal_failure = archiving.failure;
     }
     Ok(seen)
 }

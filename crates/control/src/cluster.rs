@@ -66,8 +66,43 @@ pub struct ClusterSpec {
     pub encryption: EncryptionSpec,
     /// The SCRAM verifier of the `dba` role.
     pub password_verifier: String,
-    /// A backup to restore: its id.
+    /// A backup to restore: its place.
     pub source_backup: Option<String>,
+    /// Where its log is archived, if it is.
+    #[serde(default)]
+    pub wal_archive: Option<WalArchiveSpec>,
+    /// The moment to take the restored backup on to.
+    #[serde(default)]
+    pub recovery: Option<RecoverySpec>,
+}
+
+/// An archive of the logs of a cluster's nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalArchiveSpec {
+    /// Unlike that of any other archive ever made: a cluster that takes the name of one that is gone does not add to the
+    /// log of that.
+    pub place: String,
+}
+
+impl WalArchiveSpec {
+    /// The archive of one node.
+    #[must_use]
+    pub fn of(&self, role: &str) -> String {
+        format!("{}/{role}", self.place)
+    }
+}
+
+/// A moment of a source's past.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoverySpec {
+    /// Unlike that of any other.
+    pub id: String,
+    /// The source's archive.
+    pub archive: WalArchiveSpec,
+    /// What was committed until then is there.
+    pub target_time: UnixMillis,
+    /// For each node, coordinator first: the last segment archived when the moment was found to be covered.
+    pub last_segments: Vec<String>,
 }
 
 /// A request for a cluster that cannot be had.
@@ -119,6 +154,8 @@ impl ClusterSpec {
             encryption,
             password_verifier: String::new(),
             source_backup: None,
+            wal_archive: None,
+            recovery: None,
         })
     }
 }
@@ -134,6 +171,12 @@ pub struct NodeRecord {
     pub endpoint: String,
     /// The version that wraps its volume key.
     pub key_version: String,
+    /// What was committed before is archived.
+    #[serde(default)]
+    pub wal_reaches: Option<UnixMillis>,
+    /// Why its log cannot be archived.
+    #[serde(default)]
+    pub wal_failure: String,
 }
 
 impl NodeRecord {
@@ -175,6 +218,8 @@ impl ClusterRecord {
             role,
             endpoint: String::new(),
             key_version: String::new(),
+            wal_reaches: None,
+            wal_failure: String::new(),
         };
         let nodes = roles(spec.workers).map(node).collect();
         Self {
@@ -225,25 +270,50 @@ pub struct BackupRecord {
     /// Who may unwrap its keys.
     #[serde(default)]
     pub managed_identity: String,
+    /// The archive that takes it on to later moments.
+    #[serde(default)]
+    pub wal_archive: Option<WalArchiveSpec>,
+    /// For each node, coordinator first: the segment that was archived last when its part began. None before it is needed.
+    #[serde(default)]
+    pub wal_from: Vec<String>,
+    /// When it was whole: the first moment that it can be taken on to.
+    #[serde(default)]
+    pub complete_time: UnixMillis,
 }
 
-/// Characters of a backup's id that its place repeats, for people who look at the disk.
+/// Characters of an id that its place repeats, for people who look at the disk.
 const PLACE_ID_LEN: usize = 40;
+
+/// A name at the storage nodes for what an operation makes.
+fn place(id: &str, operation: &str) -> String {
+    let shown: String = id.chars().take(PLACE_ID_LEN).collect();
+    format!("{shown}-{}", operation.trim_start_matches("op-"))
+}
+
+impl WalArchiveSpec {
+    /// The archive of a cluster, by id, that `operation` makes.
+    #[must_use]
+    pub fn new(cluster: &str, operation: &str) -> Self {
+        Self { place: place(cluster, operation) }
+    }
+}
 
 impl BackupRecord {
     /// A backup of `cluster` under `id`, which `operation`, by id, makes.
     #[must_use]
     pub fn new(id: &str, operation: &str, cluster: &ClusterRecord, now: UnixMillis) -> Self {
-        let shown: String = id.chars().take(PLACE_ID_LEN).collect();
         Self {
             id: id.to_owned(),
-            place: format!("{shown}-{}", operation.trim_start_matches("op-")),
+            place: place(id, operation),
             cluster: cluster.spec.name.clone(),
             workers: cluster.spec.workers,
             volume_size_bytes: cluster.spec.volume_size_bytes,
             create_time: now,
             base: None,
             managed_identity: cluster.spec.encryption.managed_identity.to_string(),
+            wal_archive: cluster.spec.wal_archive.clone(),
+            wal_from: Vec::new(),
+            complete_time: now,
         }
     }
 }

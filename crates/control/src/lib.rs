@@ -6,12 +6,14 @@
 mod cluster;
 mod ledger;
 mod plan;
+mod retention;
 mod state;
 
 pub use cluster::{
     BackupRecord, ClusterRecord, ClusterSpec, EncryptionChange, EncryptionSpec, NodeRecord, OperationRecord,
-    OperationResult, SpecError, roles,
+    OperationResult, RecoverySpec, SpecError, WalArchiveSpec, roles,
 };
 pub use ledger::{Ledger, LedgerError};
 pub use plan::{Step, steps};
+pub use retention::Retention;
 pub use state::{ClusterState, Event, TransitionError};

@@ -35,6 +35,8 @@ pub enum Step {
     DeleteInstance(NodeRecord),
     /// Tell the coordinator where its workers are.
     LinkWorkers,
+    /// Remove the archive of its log, unless a backup needs it.
+    DeleteWalArchive,
 }
 
 /// The steps of a cluster's state, in order. None for a state that waits for an event.
@@ -60,7 +62,8 @@ pub fn steps(cluster: &ClusterRecord) -> Vec<Step> {
         ClusterState::Stopping => nodes().map(Step::StopInstance).collect(),
         ClusterState::Deleting => {
             let instances = nodes().map(Step::DeleteInstance);
-            instances.chain(nodes().map(Step::DeleteVolumes)).chain([Step::UnbindIdentity]).collect()
+            let last = [Step::DeleteWalArchive, Step::UnbindIdentity];
+            instances.chain(nodes().map(Step::DeleteVolumes)).chain(last).collect()
         }
         ClusterState::Inaccessible | ClusterState::Ready | ClusterState::Stopped => Vec::new(),
     }

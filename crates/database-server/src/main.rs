@@ -2,6 +2,7 @@
 
 mod service;
 mod supervisor;
+mod wal;
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -46,6 +47,7 @@ async fn main() -> anyhow::Result<()> {
         settings.server.data.clone(),
         Installation::find().ok(),
         Storage::new(endpoint.authenticated(tokens)),
+        std::env::current_exe()?.with_file_name("custody-wal"),
     )?;
     let routes = Routes::default().add_service(service::DatabaseService::server(fleet.clone()));
     let verifier = server::verifier(&settings.server, "custody-database")?;

@@ -1,7 +1,10 @@
 //! The DatabaseNode service on the wire.
 
-use crate::supervisor::{Command, Fleet, State, View};
-use custody_database::InstanceSpec;
+use crate::{
+    supervisor::{Command, Fleet, State, Supervised, View},
+    wal::Archiving,
+};
+use custody_database::{InstanceSpec, Recovery};
 use custody_proto::database::{
     self as wire,
     database_node_server::{DatabaseNode, DatabaseNodeServer},
@@ -9,6 +12,7 @@ use custody_proto::database::{
 use custody_rpc::{
     page::cut,
     status::{internal, invalid},
+    timestamp::{from_wire, to_wire},
 };
 use custody_types::VolumeName;
 use std::sync::Arc;
@@ -25,11 +29,16 @@ impl DatabaseService {
     }
 
     fn answer(&self, id: &str) -> Result<Response<wire::Instance>, Status> {
-        Ok(Response::new(view(&self.fleet.get(id)?.view.borrow())))
+        Ok(Response::new(describe(&*self.fleet.get(id)?)))
     }
 }
 
-fn view(v: &View) -> wire::Instance {
+fn describe(supervised: &Supervised) -> wire::Instance {
+    let archiving = supervised.archiving.borrow().clone();
+    view(&supervised.view.borrow(), archiving)
+}
+
+fn view(v: &View, archiving: Archiving) -> wire::Instance {
     let state = match v.state {
         State::Starting => wire::InstanceState::Starting,
         State::Running => wire::InstanceState::Running,
@@ -47,7 +56,30 @@ fn view(v: &View) -> wire::Instance {
         state: state.into(),
         state_reason: v.reason.clone(),
         endpoint,
+        wal_archive: v.spec.archive.clone().unwrap_or_default(),
+        wal_archiving: v.spec.archive.as_ref().map(|_| wire::WalArchiving {
+            last_file: archiving.last_file,
+            reaches: archiving.reaches.map(to_wire),
+            failure: archiving.failure,
+        }),
+        recovery: None,
     }
+}
+
+fn recovery(given: wire::Recovery) -> Result<Recovery, Status> {
+    let required =
+        |field, text: &str| if text.is_empty() { Err(invalid(field, "is required")) } else { Ok(()) };
+    required("instance.recovery.id", &given.id)?;
+    required("instance.recovery.archive", &given.archive)?;
+    required("instance.recovery.last_segment", &given.last_segment)?;
+    let field = "instance.recovery.target_time";
+    let time = given.target_time.ok_or_else(|| invalid(field, "is required"))?;
+    Ok(Recovery {
+        id: given.id,
+        archive: given.archive,
+        target_time: from_wire(&time, field)?,
+        last_segment: given.last_segment,
+    })
 }
 
 fn id(name: &str) -> Result<&str, Status> {
@@ -75,6 +107,8 @@ impl DatabaseNode for DatabaseService {
             password_verifier: given.password_verifier,
             port: 0,
             wanted: true,
+            archive: Some(given.wal_archive).filter(|name| !name.is_empty()),
+            recovery: given.recovery.map(recovery).transpose()?,
         };
         self.fleet.create(spec)?;
         self.answer(&id)
@@ -93,9 +127,9 @@ impl DatabaseNode for DatabaseService {
     ) -> Result<Response<wire::ListInstancesResponse>, Status> {
         let r = request.into_inner();
         let (page, next_page_token) =
-            cut(self.fleet.list(), r.page_size, &r.page_token, |v| v.spec.id.clone())?;
+            cut(self.fleet.list(), r.page_size, &r.page_token, |s| s.view.borrow().spec.id.clone())?;
         Ok(Response::new(wire::ListInstancesResponse {
-            instances: page.iter().map(view).collect(),
+            instances: page.iter().map(|s| describe(s)).collect(),
             next_page_token,
         }))
     }

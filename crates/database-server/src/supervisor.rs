@@ -1,7 +1,8 @@
 //! One supervisor for each instance: it owns the PostgreSQL process and is the only one to start or stop it.
 
+use crate::wal::{Archiving, Carrier};
 use custody_clients::Storage;
-use custody_database::{Installation, Instance, InstanceSpec};
+use custody_database::{DatabaseError, Installation, Instance, InstanceSpec, RecoveryProgress};
 use custody_proto::storage::{VolumeState, WatchVolumeRequest};
 use custody_rpc::status::{internal, status};
 use parking_lot::Mutex;
@@ -46,6 +47,7 @@ pub(crate) enum Command {
 
 pub(crate) struct Supervised {
     pub(crate) view: watch::Receiver<View>,
+    pub(crate) archiving: watch::Receiver<Archiving>,
     pub(crate) commands: mpsc::Sender<Command>,
     task: JoinHandle<()>,
 }
@@ -55,9 +57,12 @@ pub(crate) struct Fleet {
     data: PathBuf,
     installation: Option<Installation>,
     storage: Storage,
+    wal_program: PathBuf,
     instances: Mutex<BTreeMap<String, Arc<Supervised>>>,
 }
 
+/// What the reason of an instance begins with that cannot be recovered to the time asked for.
+const RECOVERY_FAILED: &str = "RECOVERY_FAILED";
 /// Between attempts to start what could not be started.
 const RETRY: Duration = Duration::from_secs(1);
 /// Between looks at whether the server still runs.
@@ -69,8 +74,9 @@ impl Fleet {
         data: PathBuf,
         installation: Option<Installation>,
         storage: Storage,
+        wal_program: PathBuf,
     ) -> anyhow::Result<Arc<Self>> {
-        let fleet = Arc::new(Self { data, installation, storage, instances: Mutex::default() });
+        let fleet = Arc::new(Self { data, installation, storage, wal_program, instances: Mutex::default() });
         for entry in fs::read_dir(&fleet.data)?.filter_map(Result::ok) {
             if let Ok(spec) = InstanceSpec::read(&entry.path()) {
                 fleet.supervise(spec)?;
@@ -88,17 +94,21 @@ impl Fleet {
         let (sender, view) =
             watch::channel(View { spec: spec.clone(), state: State::Starting, reason: String::new() });
         let (commands, inbox) = mpsc::channel(8);
+        let (told, archiving) = watch::channel(Archiving::default());
         let supervisor = Supervisor {
             dir: self.dir(&spec.id),
             id: spec.id.clone(),
             spec,
             view: sender,
             storage: self.storage.clone(),
+            wal_program: self.wal_program.clone(),
+            archiving: told,
             instance: None,
             up: false,
+            given_up: false,
         };
         let task = tokio::spawn(supervisor.run(installation, inbox));
-        let supervised = Arc::new(Supervised { view, commands, task });
+        let supervised = Arc::new(Supervised { view, archiving, commands, task });
         self.instances.lock().insert(supervised.view.borrow().spec.id.clone(), supervised.clone());
         Ok(supervised)
     }
@@ -110,8 +120,8 @@ impl Fleet {
         })
     }
 
-    pub(crate) fn list(&self) -> Vec<View> {
-        self.instances.lock().values().map(|s| s.view.borrow().clone()).collect()
+    pub(crate) fn list(&self) -> Vec<Arc<Supervised>> {
+        self.instances.lock().values().cloned().collect()
     }
 
     /// Makes an instance, or answers the one that is there if it is the same.
@@ -125,12 +135,15 @@ impl Fleet {
             ));
         }
         if let Ok(there) = self.get(&spec.id) {
-            let same = there.view.borrow().spec.volume == spec.volume;
+            let same = {
+                let view = there.view.borrow();
+                (&view.spec.volume, &view.spec.archive) == (&spec.volume, &spec.archive)
+            };
             let exists = || {
                 status(
                     "ALREADY_EXISTS",
                     "ALREADY_EXISTS",
-                    &format!("`instances/{}` exists on another volume", spec.id),
+                    &format!("`instances/{}` exists on another volume, or with another archive", spec.id),
                     None,
                 )
             };
@@ -169,9 +182,13 @@ struct Supervisor {
     spec: InstanceSpec,
     view: watch::Sender<View>,
     storage: Storage,
+    wal_program: PathBuf,
+    archiving: watch::Sender<Archiving>,
     instance: Option<Instance>,
     /// Whether anything of it may be running.
     up: bool,
+    /// Whether it cannot be what was asked for, however often it is tried.
+    given_up: bool,
 }
 
 /// What the storage node last said of the data volume.
@@ -184,8 +201,17 @@ struct VolumeNews {
 
 impl Supervisor {
     async fn run(mut self, installation: Installation, mut inbox: mpsc::Receiver<Command>) {
+        let (dir, wal_program, progress) =
+            (self.dir.clone(), self.wal_program.clone(), RecoveryProgress::default());
+        let carrier =
+            Carrier::new(self.spec.clone(), self.storage.clone(), progress.clone(), self.archiving.clone());
+        self.instance =
+            tokio::task::spawn_blocking(move || Instance::new(dir, installation, wal_program, progress))
+                .await
+                .ok();
         let dir = self.dir.clone();
-        self.instance = tokio::task::spawn_blocking(move || Instance::new(dir, installation)).await.ok();
+        let carrying = (self.spec.archive.is_some() || self.spec.recovery.is_some())
+            .then(|| tokio::spawn(async move { carrier.run(&dir).await }));
         let (news_sender, mut news) =
             watch::channel(VolumeNews { reason: "STARTING".to_owned(), ..VolumeNews::default() });
         let watching =
@@ -241,12 +267,19 @@ impl Supervisor {
                 if self.spec.wanted {
                     self.set(State::Inaccessible, &now.reason);
                 }
-            } else if self.spec.wanted && tokio::time::Instant::now() >= retry_at && !self.running() {
+            } else if self.spec.wanted
+                && !self.given_up
+                && tokio::time::Instant::now() >= retry_at
+                && !self.running()
+            {
                 self.bring_up(&now.socket, &mut news).await;
                 retry_at = tokio::time::Instant::now() + RETRY;
             }
         }
         watching.abort();
+        if let Some(carrying) = carrying {
+            carrying.abort();
+        }
     }
 
     fn set(&self, state: State, reason: &str) {
@@ -290,6 +323,11 @@ impl Supervisor {
                 self.set(State::Running, "");
             }
             Err(_) if !news.borrow_and_update().ready => {}
+            Err(e @ DatabaseError::Recovery(_)) => {
+                tracing::error!(instance = self.id, error = %e, "PostgreSQL not recovered");
+                self.given_up = true;
+                self.set(State::Failed, &format!("{RECOVERY_FAILED}: {e}"));
+            }
             Err(e) => {
                 tracing::warn!(instance = self.id, error = %e, "PostgreSQL not started; trying again");
                 self.set(State::Failed, &e.to_string());

@@ -1,7 +1,7 @@
 //! One PostgreSQL with its two volumes.
 
 use crate::{
-    Attachment, DatabaseError, Installation, Source,
+    Attachment, DatabaseError, Installation, Recovery, RecoveryProgress, Source,
     attachment::release,
     command::run,
     filesystem::{mount, unmount},
@@ -34,21 +34,33 @@ pub struct InstanceSpec {
     pub port: u16,
     /// Whether it shall run.
     pub wanted: bool,
+    /// Where its log is archived, if it is.
+    #[serde(default)]
+    pub archive: Option<String>,
+    /// What it recovers to before it first serves; none when that is done.
+    #[serde(default)]
+    pub recovery: Option<Recovery>,
 }
 
 /// How long a server may take to end by itself at revocation, before it is killed.
 const END_GRACE: Duration = Duration::from_millis(150);
 /// How long a server may take to end at an ordinary stop.
 const STOP_GRACE: Duration = Duration::from_secs(30);
+/// How long a start, as after a crash, may take.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+/// A segment that is not full is archived after so long, if anything was written to it.
+const ARCHIVE_TIMEOUT_SECONDS: u32 = 60;
 
 /// An instance on this machine: what of it is running is in memory, everything else in its directory.
 #[derive(Debug)]
 pub struct Instance {
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
     installation: Installation,
     server: Option<Child>,
     data: Option<Attachment>,
     temp: Option<Attachment>,
+    wal_program: PathBuf,
+    pub(crate) progress: RecoveryProgress,
 }
 
 impl InstanceSpec {
@@ -77,21 +89,45 @@ impl InstanceSpec {
 }
 
 impl Instance {
-    /// Over its directory. Takes down what an earlier process left running there.
+    /// Over its directory. Takes down what an earlier process left running there. `wal_program` carries files of the log
+    /// between the server and the socket that [`Instance::wal_socket`] names.
     #[must_use]
-    pub fn new(dir: PathBuf, installation: Installation) -> Self {
-        let mut instance = Self { dir, installation, server: None, data: None, temp: None };
+    pub fn new(
+        dir: PathBuf,
+        installation: Installation,
+        wal_program: PathBuf,
+        progress: RecoveryProgress,
+    ) -> Self {
+        let mut instance =
+            Self { dir, installation, server: None, data: None, temp: None, wal_program, progress };
         instance.kill_leftover();
         instance.take_down();
         instance
     }
 
-    fn pgdata(&self) -> PathBuf {
+    pub(crate) fn pgdata(&self) -> PathBuf {
         self.dir.join("data/pgdata")
     }
 
     fn run_dir(&self) -> PathBuf {
         self.dir.join("run")
+    }
+
+    /// Where an instance's server reaches the archives of its log.
+    #[must_use]
+    pub fn wal_socket(dir: &Path) -> PathBuf {
+        dir.join("run/wal.sock")
+    }
+
+    /// A command for the server to run: a copy of the program lies where the server's user may go.
+    pub(crate) fn wal_command(&self, verb: &str, arguments: &str) -> String {
+        let quoted = |path: PathBuf| path.display().to_string().replace('%', "%%");
+        let (program, socket) = (quoted(self.own_wal_program()), quoted(Self::wal_socket(&self.dir)));
+        format!("\"{program}\" {verb} \"{socket}\" {arguments}")
+    }
+
+    fn own_wal_program(&self) -> PathBuf {
+        self.run_dir().join("custody-wal")
     }
 
     /// A file with the server's number would not do: between the start and the file, or in the middle of its write,
@@ -148,19 +184,42 @@ impl Instance {
             spec.write(&self.dir)?;
         }
         _ = fs::remove_file(self.pgdata().join("postmaster.pid"));
-        let (log, run_dir) = (self.dir.join("start.log"), self.run_dir());
-        let server = self.server.insert(self.installation.start(
-            &self.dir.join("data/pgdata"),
-            &run_dir,
-            spec.port,
-            &log,
-        )?);
-        self.installation.wait_until_serving(server, &run_dir, spec.port, &log)?;
+        let mut settings = Vec::new();
+        if spec.archive.is_some() || spec.recovery.is_some() {
+            let (program, own) = (self.wal_program.display(), self.own_wal_program());
+            run("install", &["-m", "0755", &program.to_string(), &own.display().to_string()])?;
+        }
+        if spec.archive.is_some() {
+            settings.push("archive_mode=on".to_owned());
+            settings.push(format!("archive_timeout={ARCHIVE_TIMEOUT_SECONDS}"));
+            settings.push(format!("archive_command={}", self.wal_command("put", "%f \"%p\"")));
+        }
+        if let Some(recovery) = &spec.recovery {
+            self.recover(recovery, spec.port, &settings)?;
+            spec.recovery = None;
+            spec.write(&self.dir)?;
+            self.prepare_temp()?;
+        }
+        self.run_server(&settings, spec.port, START_TIMEOUT)?;
         self.set_up_roles(spec)
     }
 
-    /// The temp volume is empty after every start of its node, and a restored database has links of another
-    /// machine: both are put right before PostgreSQL looks.
+    /// Starts the server, and waits until it serves.
+    pub(crate) fn run_server(
+        &mut self,
+        settings: &[String],
+        port: u16,
+        timeout: Duration,
+    ) -> Result<(), DatabaseError> {
+        let (log, run_dir) = (self.dir.join("start.log"), self.run_dir());
+        let started = self.installation.start(&self.pgdata(), &run_dir, port, &log, settings)?;
+        let server = self.server.insert(started);
+        self.installation.wait_until_serving(server, &run_dir, port, &log, timeout)
+    }
+
+    /// The temp volume is empty after every start of its node, and a restored database has links of another machine: both
+    /// are put right before PostgreSQL looks. Its log has no such place in it: the tablespace is made in place, and a link
+    /// takes that. With a place in it, a copy that replays the log would use the directories of its source.
     fn prepare_temp(&self) -> Result<(), DatabaseError> {
         let space = self.dir.join("temp/space");
         let folder = space.join(self.installation.tablespace_folder(&self.pgdata())?);
@@ -177,10 +236,13 @@ impl Instance {
             own(&folder)?;
         }
         for link in known {
-            if fs::read_link(&link)? != space {
-                fs::remove_file(&link)?;
-                symlink(&space, &link)?;
+            match fs::read_link(&link) {
+                Ok(there) if there == space => continue,
+                Ok(_) => fs::remove_file(&link)?,
+                // Made in place, a moment ago or by a replay. What is in it was of no use to anyone but its session.
+                Err(_) => fs::remove_dir_all(&link)?,
             }
+            symlink(&space, &link)?;
         }
         Ok(())
     }
@@ -190,8 +252,8 @@ impl Instance {
             |database: &str, text: &str| self.installation.sql(&self.run_dir(), spec.port, database, text);
         let there = |query: &str| sql("postgres", query).map(|said| !said.trim().is_empty());
         if !there("SELECT 1 FROM pg_tablespace WHERE spcname = 'custody_temp'")? {
-            let location = self.dir.join("temp/space").display().to_string().replace('\'', "''");
-            sql("postgres", &format!("CREATE TABLESPACE custody_temp LOCATION '{location}'"))?;
+            sql("postgres", "CREATE TABLESPACE custody_temp LOCATION ''")?;
+            self.prepare_temp()?;
             sql("postgres", "GRANT CREATE ON TABLESPACE custody_temp TO PUBLIC")?;
         }
         let verifier = spec.password_verifier.replace('\'', "''");
@@ -203,6 +265,10 @@ impl Instance {
         }
         if !there("SELECT 1 FROM pg_database WHERE datname = 'app'")? {
             sql("postgres", "CREATE DATABASE app OWNER dba")?;
+        }
+        if spec.archive.is_some() {
+            // Who is to know that the archive has what was committed need not wait for the timeout.
+            sql("app", "GRANT EXECUTE ON FUNCTION pg_switch_wal() TO dba")?;
         }
         Ok(())
     }
@@ -255,7 +321,7 @@ impl Instance {
         self.take_down();
     }
 
-    fn end_server(&mut self, signal: Signal, grace: Duration) {
+    pub(crate) fn end_server(&mut self, signal: Signal, grace: Duration) {
         let Some(mut server) = self.server.take() else { return };
         let Some(pid) = i32::try_from(server.id()).ok().and_then(Pid::from_raw) else { return };
         _ = kill_process(pid, signal);

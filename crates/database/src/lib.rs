@@ -8,11 +8,13 @@ mod command;
 mod filesystem;
 mod instance;
 mod postgres;
+mod recovery;
 
 pub use attachment::{Attachment, Source};
 pub use command::CommandError;
 pub use instance::{Instance, InstanceSpec};
 pub use postgres::{Installation, NoPostgres};
+pub use recovery::{Recovery, RecoveryProgress};
 
 /// An instance that could not be brought to the state wanted.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +32,9 @@ pub enum DatabaseError {
     /// PostgreSQL did not begin to serve.
     #[error("PostgreSQL did not begin to serve: {0}")]
     NotServing(String),
+    /// The moment that it shall recover to cannot be had.
+    #[error("the database cannot be recovered to the time that was asked for: {0}")]
+    Recovery(String),
     /// The file system failed.
     #[error("the database node's file system failed: {0}")]
     Io(#[from] std::io::Error),

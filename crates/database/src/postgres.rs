@@ -19,8 +19,6 @@ pub struct NoPostgres;
 
 /// The operating-system user that PostgreSQL runs as.
 const USER: &str = "postgres";
-/// How long a start, with recovery, may take.
-const START_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// An installed PostgreSQL.
 #[derive(Clone, Debug)]
@@ -93,13 +91,14 @@ impl Installation {
     }
 
     /// Starts a server. What it logs is on its own volume; only what it says before that goes to `log`, and never
-    /// a statement.
+    /// a statement. `more` settings override others.
     pub(crate) fn start(
         &self,
         data: &Path,
         run_dir: &Path,
         port: u16,
         log: &Path,
+        more: &[String],
     ) -> Result<Child, DatabaseError> {
         let log = fs::File::create(log)?;
         let settings = [
@@ -110,6 +109,7 @@ impl Installation {
             "log_directory=log".to_owned(),
             "log_min_error_statement=panic".to_owned(),
             "temp_tablespaces=custody_temp".to_owned(),
+            "allow_in_place_tablespaces=on".to_owned(),
             "shared_buffers=64MB".to_owned(),
             "dynamic_shared_memory_type=mmap".to_owned(),
             "password_encryption=scram-sha-256".to_owned(),
@@ -120,7 +120,7 @@ impl Installation {
             .arg(self.bin.join("postgres"))
             .arg("-D")
             .arg(data);
-        for setting in settings {
+        for setting in settings.iter().chain(more) {
             command.arg("-c").arg(setting);
         }
         use std::os::unix::process::CommandExt as _;
@@ -135,8 +135,9 @@ impl Installation {
         run_dir: &Path,
         port: u16,
         log: &Path,
+        timeout: Duration,
     ) -> Result<(), DatabaseError> {
-        let until = Instant::now() + START_TIMEOUT;
+        let until = Instant::now() + timeout;
         let (dir, port) = (run_dir.display().to_string(), port.to_string());
         loop {
             if run(&self.program("pg_isready"), &["-q", "-h", &dir, "-p", &port]).is_ok() {
@@ -144,7 +145,7 @@ impl Installation {
             }
             if child.try_wait()?.is_some() || Instant::now() > until {
                 let said = fs::read_to_string(log).unwrap_or_default();
-                let tail: String = said.lines().rev().take(3).collect::<Vec<_>>().join("; ");
+                let tail: String = said.lines().rev().take(8).collect::<Vec<_>>().join("; ");
                 return Err(DatabaseError::NotServing(tail));
             }
             sleep(Duration::from_millis(20));

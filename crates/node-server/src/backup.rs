@@ -40,10 +40,10 @@ struct Part {
 #[derive(Default)]
 pub(crate) struct Writing(Mutex<Vec<[String; 2]>>);
 
-struct BeingWritten(Arc<Writing>, String);
+pub(crate) struct BeingWritten(Arc<Writing>, String);
 
 impl Writing {
-    fn enter(self: &Arc<Self>, name: &str, base: &str) -> Result<BeingWritten, Status> {
+    pub(crate) fn enter(self: &Arc<Self>, name: &str, base: &str) -> Result<BeingWritten, Status> {
         let mut names = self.0.lock();
         if names.iter().any(|[n, _]| n == name) {
             return Err(in_progress());
@@ -70,10 +70,10 @@ fn is_in(backup: &str, name: &str) -> bool {
 }
 
 fn in_progress() -> Status {
-    status("ABORTED", "OPERATION_IN_PROGRESS", "the backup is being made; try again", None)
+    status("ABORTED", "OPERATION_IN_PROGRESS", "it is being made; try again", None)
 }
 
-fn backup_failed(e: BackupError) -> Status {
+pub(crate) fn backup_failed(e: BackupError) -> Status {
     match e {
         BackupError::Exists => status("ALREADY_EXISTS", "ALREADY_EXISTS", &e.to_string(), None),
         BackupError::GivenUp => status("CANCELLED", "BACKUP_INTERRUPTED", &e.to_string(), None),
@@ -296,7 +296,7 @@ fn increment_of(store: &dyn BackupStore, name: &str) -> Result<Option<String>, B
 }
 
 /// A name is an id, with one folder before it at most.
-fn check_name(field: &'static str, backup: &str) -> Result<(), Status> {
+pub(crate) fn check_name(field: &'static str, backup: &str) -> Result<(), Status> {
     let good = |part: &str| format!("volumes/{part}").parse::<VolumeName>().is_ok();
     if backup.split('/').count() <= 2 && backup.split('/').all(good) {
         return Ok(());

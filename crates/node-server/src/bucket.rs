@@ -1,11 +1,13 @@
 //! Backups in a bucket or a container: Azure Blob Storage, Amazon S3, and what speaks like them.
 
 use anyhow::{Context as _, bail};
-use custody_node::{BackupSink, BackupStore, Directory, MANIFEST_NAME, Segment, SegmentWriter, segment_name};
+use custody_node::{
+    BackupSink, BackupStore, Directory, MANIFEST_NAME, Segment, SegmentWriter, WAL_FOLDER, segment_name,
+};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::{
-    ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutPayload, RetryConfig, aws::AmazonS3Builder,
-    azure::MicrosoftAzureBuilder, path::Path,
+    ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutMode, PutPayload, RetryConfig,
+    aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, path::Path,
 };
 use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 use tokio::runtime::Runtime;
@@ -55,9 +57,10 @@ struct Sink {
 
 /// Held in memory until it is whole: an object is made in one request, and so is there or not.
 struct Writer<'a> {
-    sink: &'a Sink,
+    bucket: &'a Bucket,
     path: Path,
     bytes: Vec<u8>,
+    mode: PutMode,
 }
 
 struct Bytes(bytes::Bytes);
@@ -98,6 +101,7 @@ impl Bucket {
     fn wait<T>(&self, call: impl Future<Output = object_store::Result<T>>) -> io::Result<T> {
         self.requests.wait(call).map_err(|e| match e {
             object_store::Error::NotFound { .. } => io::Error::new(io::ErrorKind::NotFound, e),
+            object_store::Error::AlreadyExists { .. } => io::Error::new(io::ErrorKind::AlreadyExists, e),
             e => io::Error::other(e),
         })
     }
@@ -106,8 +110,12 @@ impl Bucket {
         self.wait(async { self.store.get(path).await?.bytes().await })
     }
 
-    fn put(&self, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
-        self.wait(self.store.put(path, PutPayload::from(bytes))).map(drop)
+    fn put(&self, path: &Path, bytes: Vec<u8>, mode: PutMode) -> io::Result<()> {
+        self.wait(self.store.put_opts(path, PutPayload::from(bytes), mode.into())).map(drop)
+    }
+
+    fn object(&self, path: &Path) -> io::Result<Box<dyn Segment>> {
+        Ok(Box::new(Bytes(self.get(path)?)))
     }
 
     /// The folders in a folder, and whether it is a backup.
@@ -126,7 +134,8 @@ impl Bucket {
                 found.push(folder);
             } else {
                 // Segments are looked at only where no manifest says that they are a backup's.
-                open.extend(folders.into_iter().filter(|f| f.filename() != Some("data")));
+                let no_backups = [Some("data"), Some(WAL_FOLDER)];
+                open.extend(folders.into_iter().filter(|f| !no_backups.contains(&f.filename())));
             }
         }
         Ok(found)
@@ -149,7 +158,7 @@ impl BackupStore for Bucket {
     }
 
     fn segment(&self, name: &str, index: u64) -> io::Result<Box<dyn Segment>> {
-        Ok(Box::new(Bytes(self.get(&self.path(name, &segment_name(index)))?)))
+        self.object(&self.path(name, &segment_name(index)))
     }
 
     fn names(&self) -> io::Result<Vec<String>> {
@@ -173,16 +182,54 @@ impl BackupStore for Bucket {
             Ok(!gone.is_empty())
         })
     }
+
+    fn create(&self, path: &str) -> io::Result<Box<dyn SegmentWriter + '_>> {
+        let path = self.path(path, "");
+        // It would be refused when it is finished as well: now there is less to send.
+        match self.wait(self.store.head(&path)) {
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Ok(Box::new(Writer { bucket: self, path, bytes: Vec::new(), mode: PutMode::Create }))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn open(&self, path: &str) -> io::Result<Box<dyn Segment>> {
+        self.object(&self.path(path, ""))
+    }
+
+    fn list(&self, folder: &str) -> io::Result<Vec<String>> {
+        let found = self.wait(self.store.list_with_delimiter(Some(&self.path(folder, ""))))?;
+        Ok(found.objects.iter().filter_map(|o| Some(o.location.filename()?.to_owned())).collect())
+    }
+
+    fn remove_objects(&self, paths: &[String]) -> io::Result<()> {
+        let paths: Vec<_> = paths.iter().map(|path| Ok(self.path(path, ""))).collect();
+        let gone = |e: &object_store::Error| matches!(e, object_store::Error::NotFound { .. });
+        self.wait(async {
+            let mut deleted = self.store.delete_stream(futures_util::stream::iter(paths).boxed());
+            while let Some(done) = deleted.next().await {
+                if let Err(e) = done
+                    && !gone(&e)
+                {
+                    return Err(e);
+                }
+            }
+            Ok(())
+        })
+    }
 }
 
 impl BackupSink for Sink {
     fn segment(&self, index: u64) -> io::Result<Box<dyn SegmentWriter + '_>> {
         let path = self.bucket.path(&self.backup, &segment_name(index));
-        Ok(Box::new(Writer { sink: self, path, bytes: Vec::new() }))
+        Ok(Box::new(Writer { bucket: &self.bucket, path, bytes: Vec::new(), mode: PutMode::Overwrite }))
     }
 
     fn commit(&self, manifest: &[u8]) -> io::Result<()> {
-        self.bucket.put(&self.bucket.path(&self.backup, MANIFEST_NAME), manifest.to_vec())
+        let path = self.bucket.path(&self.backup, MANIFEST_NAME);
+        self.bucket.put(&path, manifest.to_vec(), PutMode::Overwrite)
     }
 }
 
@@ -193,7 +240,7 @@ impl SegmentWriter for Writer<'_> {
     }
 
     fn finish(self: Box<Self>) -> io::Result<()> {
-        self.sink.bucket.put(&self.path, self.bytes)
+        self.bucket.put(&self.path, self.bytes, self.mode)
     }
 }
 

@@ -7,6 +7,7 @@ mod keeper;
 mod managed;
 mod node;
 mod service;
+mod wal;
 mod watch;
 
 use anyhow::Context as _;

@@ -1,7 +1,9 @@
 //! One volume: its file, whether it is open, and who wants to know.
 
+use crate::wal::WalKeys;
 use custody_envelope::VolumeKey;
 use custody_node::{Protector, Superblock, Volume, VolumeError};
+use custody_rpc::status::status;
 use custody_types::VolumeName;
 use parking_lot::{Mutex, RwLock};
 use std::{
@@ -67,6 +69,7 @@ pub(crate) struct Managed {
     /// Whether headers are to be looked through for retired data keys.
     pub(crate) look_for_retired: AtomicBool,
     rotation: Mutex<RotationProgress>,
+    pub(crate) wal_keys: WalKeys,
 }
 
 /// How many extents are under a retired data key, of how many.
@@ -99,6 +102,7 @@ impl Managed {
             task: Mutex::default(),
             look_for_retired: AtomicBool::new(true),
             rotation: Mutex::default(),
+            wal_keys: WalKeys::default(),
         }
     }
 
@@ -150,7 +154,8 @@ impl Managed {
         let taken = self.volume.write().take();
         self.status.send_replace(status);
         if let Some(volume) = taken {
-            let file = Self::last(volume).erase_keys();
+            let file = last(volume).erase_keys();
+            self.wal_keys.erase();
             self.told(file.sync_data());
         }
     }
@@ -161,15 +166,16 @@ impl Managed {
         }
     }
 
-    fn last(mut volume: Arc<Volume>) -> Volume {
-        loop {
-            match Arc::try_unwrap(volume) {
-                Ok(last) => return last,
-                // A request is still running with it; it takes no longer than its input and output.
-                Err(shared) => volume = shared,
-            }
-            std::thread::park_timeout(Duration::from_millis(1));
-        }
+    /// Why it cannot be used, for a caller.
+    pub(crate) fn refusal(&self) -> Status {
+        let reason = self.status.borrow().reason.clone();
+        let why = format!("`{}` is inaccessible: {reason}", self.name);
+        status("PERMISSION_DENIED", "VOLUME_INACCESSIBLE", &why, None)
+    }
+
+    /// Returns when it cannot be used.
+    pub(crate) async fn inaccessible(&self) {
+        _ = self.status.subscribe().wait_for(|status| !status.ready).await;
     }
 
     pub(crate) fn rotation(&self) -> RotationProgress {
@@ -199,5 +205,17 @@ impl Managed {
         if let Some(task) = task {
             task.abort();
         }
+    }
+}
+
+/// Waits for the last user of something to let go of it.
+pub(crate) fn last<T>(mut shared: Arc<T>) -> T {
+    loop {
+        match Arc::try_unwrap(shared) {
+            Ok(last) => return last,
+            // A request is still running with it; it takes no longer than its input and output.
+            Err(still) => shared = still,
+        }
+        std::thread::park_timeout(Duration::from_millis(1));
     }
 }

@@ -4,6 +4,7 @@ use crate::{
     backup, keeper,
     managed::Managed,
     node::{NewVolume, Node, Protection, failed},
+    wal,
 };
 use custody_node::{ProtectorKind, VolumeError};
 use custody_proto::storage::{
@@ -79,12 +80,6 @@ async fn unhindered<T: Send + 'static>(
     tokio::spawn(work.in_current_span()).await.map_err(|_| internal())?
 }
 
-fn inaccessible(managed: &Managed) -> Status {
-    let reason = managed.status.borrow().reason.clone();
-    let why = format!("`{}` is inaccessible: {reason}", managed.name);
-    status("PERMISSION_DENIED", "VOLUME_INACCESSIBLE", &why, None)
-}
-
 fn volume_failed(e: VolumeError) -> Status {
     match e {
         VolumeError::OutOfRange { .. } => {
@@ -102,6 +97,7 @@ impl StorageNode for StorageService {
     type WatchVolumeStream = Parts<wire::Volume>;
     type ReadBlocksStream = Parts<wire::ReadBlocksResponse>;
     type BackupVolumeStream = Parts<wire::BackupProgress>;
+    type RestoreWalStream = Parts<wire::RestoreWalResponse>;
 
     async fn create_volume(
         &self,
@@ -195,7 +191,7 @@ impl StorageNode for StorageService {
     ) -> Result<Response<wire::Volume>, Status> {
         let managed = self.node.volume(&request.get_ref().name)?;
         keeper::nudge(&managed).await?;
-        managed.volume().ok_or_else(|| inaccessible(&managed))?;
+        managed.volume().ok_or_else(|| managed.refusal())?;
         Ok(Response::new(self.view(&managed)))
     }
 
@@ -231,7 +227,7 @@ impl StorageNode for StorageService {
         request: Request<wire::RotateDataKeysRequest>,
     ) -> Result<Response<wire::Volume>, Status> {
         let managed = self.node.volume(&request.get_ref().name)?;
-        let volume = managed.volume().ok_or_else(|| inaccessible(&managed))?;
+        let volume = managed.volume().ok_or_else(|| managed.refusal())?;
         if managed.protector().key.is_empty() {
             return Err(invalid("name", "the keys of an ephemeral volume end with the node's process"));
         }
@@ -252,7 +248,7 @@ impl StorageNode for StorageService {
     ) -> Result<Response<wire::RotateExtentKeyResponse>, Status> {
         let r = request.into_inner();
         let managed = self.node.volume(&r.name)?;
-        let volume = managed.volume().ok_or_else(|| inaccessible(&managed))?;
+        let volume = managed.volume().ok_or_else(|| managed.refusal())?;
         self.workers
             .run(move || {
                 if u64::from(r.extent) * custody_node::layout::EXTENT_LEN >= volume.size_bytes() {
@@ -275,7 +271,7 @@ impl StorageNode for StorageService {
         let end = end.ok_or_else(|| {
             status("OUT_OF_RANGE", "OUT_OF_RANGE", "`length` reaches beyond the volume", Some("length"))
         })?;
-        managed.volume().ok_or_else(|| inaccessible(&managed))?;
+        managed.volume().ok_or_else(|| managed.refusal())?;
         let (sender, receiver) = tokio::sync::mpsc::channel(2);
         let workers = self.workers.clone();
         tokio::spawn(async move {
@@ -289,7 +285,7 @@ impl StorageNode for StorageService {
                         let mut data = vec![0; len];
                         managed
                             .volume()
-                            .ok_or_else(|| inaccessible(&managed))?
+                            .ok_or_else(|| managed.refusal())?
                             .read_at(at, &mut data)
                             .map_err(volume_failed)?;
                         Ok(wire::ReadBlocksResponse { data })
@@ -326,7 +322,7 @@ impl StorageNode for StorageService {
                 .run(move || {
                     target
                         .volume()
-                        .ok_or_else(|| inaccessible(&target))?
+                        .ok_or_else(|| target.refusal())?
                         .write_at(part.offset, &part.data)
                         .map_err(volume_failed)
                 })
@@ -335,9 +331,7 @@ impl StorageNode for StorageService {
         let target = managed.ok_or_else(|| invalid("name", "is required in the first message"))?;
         if flush {
             self.workers
-                .run(move || {
-                    target.volume().ok_or_else(|| inaccessible(&target))?.flush().map_err(volume_failed)
-                })
+                .run(move || target.volume().ok_or_else(|| target.refusal())?.flush().map_err(volume_failed))
                 .await?;
         }
         Ok(Response::new(wire::WriteBlocksResponse { written_bytes }))
@@ -346,9 +340,7 @@ impl StorageNode for StorageService {
     async fn flush_volume(&self, request: Request<wire::FlushVolumeRequest>) -> Result<Response<()>, Status> {
         let managed = self.node.volume(&request.get_ref().name)?;
         self.workers
-            .run(move || {
-                managed.volume().ok_or_else(|| inaccessible(&managed))?.flush().map_err(volume_failed)
-            })
+            .run(move || managed.volume().ok_or_else(|| managed.refusal())?.flush().map_err(volume_failed))
             .await
             .map(Response::new)
     }
@@ -376,5 +368,43 @@ impl StorageNode for StorageService {
     ) -> Result<Response<()>, Status> {
         let r = request.get_ref();
         backup::verify(&self.node, &r.backup, &r.managed_identity).await.map(Response::new)
+    }
+
+    async fn archive_wal(
+        &self,
+        request: Request<Streaming<wire::ArchiveWalRequest>>,
+    ) -> Result<Response<()>, Status> {
+        wal::archive(&self.node, &self.workers, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn restore_wal(
+        &self,
+        request: Request<wire::RestoreWalRequest>,
+    ) -> Result<Response<Self::RestoreWalStream>, Status> {
+        let parts = wal::restore(&self.node, &self.workers, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(parts))))
+    }
+
+    async fn get_wal_archive(
+        &self,
+        request: Request<wire::GetWalArchiveRequest>,
+    ) -> Result<Response<wire::WalArchive>, Status> {
+        wal::describe(&self.node, &self.workers, &request.get_ref().archive).await.map(Response::new)
+    }
+
+    async fn prune_wal_archive(
+        &self,
+        request: Request<wire::PruneWalArchiveRequest>,
+    ) -> Result<Response<wire::PruneWalArchiveResponse>, Status> {
+        let r = request.get_ref();
+        let removed = wal::prune(&self.node, &self.workers, &r.archive, &r.first_segment).await?;
+        Ok(Response::new(wire::PruneWalArchiveResponse { removed }))
+    }
+
+    async fn delete_wal_archive(
+        &self,
+        request: Request<wire::DeleteWalArchiveRequest>,
+    ) -> Result<Response<()>, Status> {
+        wal::delete(&self.node, &self.workers, &request.get_ref().archive).await.map(Response::new)
     }
 }

@@ -150,7 +150,7 @@ impl<'a> Reader<'a> {
 }
 
 /// What ends before it should is cut.
-fn cut(e: io::Error) -> BackupError {
+pub(crate) fn cut(e: io::Error) -> BackupError {
     if e.kind() == io::ErrorKind::UnexpectedEof { BackupError::Corrupt } else { e.into() }
 }
 

@@ -1,6 +1,6 @@
 //! Where backups are kept: objects under a backup's name. A directory is one here; object stores are others'.
 
-use crate::write_behind::WriteBehind;
+use crate::{WAL_FOLDER, write_behind::WriteBehind};
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
@@ -51,6 +51,31 @@ pub trait BackupStore: Send + Sync + fmt::Debug {
     /// # Errors
     /// The store failed; calling it again goes on.
     fn remove(&self, name: &str) -> io::Result<bool>;
+
+    /// Begins an object that is no backup's, at a path below [`WAL_FOLDER`](crate::WAL_FOLDER). It is there, whole and
+    /// durable, when it is finished.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`], here or when it is finished, or the store failed.
+    fn create(&self, path: &str) -> io::Result<Box<dyn SegmentWriter + '_>>;
+
+    /// Reads such an object.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`], or the store failed.
+    fn open(&self, path: &str) -> io::Result<Box<dyn Segment>>;
+
+    /// The names of such objects in a folder, in any order; none where there is no such folder.
+    ///
+    /// # Errors
+    /// The store failed.
+    fn list(&self, folder: &str) -> io::Result<Vec<String>>;
+
+    /// Removes such objects.
+    ///
+    /// # Errors
+    /// The store failed; calling it again goes on.
+    fn remove_objects(&self, paths: &[String]) -> io::Result<()>;
 }
 
 /// A backup that is being made. Segments may be written by several threads.
@@ -84,7 +109,7 @@ pub trait SegmentWriter {
 }
 
 /// A segment of a backup.
-pub trait Segment {
+pub trait Segment: Send {
     /// Its length in bytes.
     fn len(&self) -> u64;
 
@@ -130,6 +155,14 @@ struct DirectorySink {
 
 struct FileWriter<'a>(File, &'a DirectorySink);
 
+/// A file that gets its name when it is whole.
+struct NewFile<'a> {
+    file: File,
+    partial: PathBuf,
+    path: PathBuf,
+    root: &'a Path,
+}
+
 impl BackupStore for Directory {
     fn begin(&self, name: &str) -> io::Result<Box<dyn BackupSink>> {
         let dir = self.0.join(name);
@@ -157,7 +190,11 @@ impl BackupStore for Directory {
             for entry in fs::read_dir(dir)? {
                 let entry = entry?;
                 let Ok(part) = entry.file_name().into_string() else { continue };
-                if part.starts_with('.') || part == "data" || !entry.file_type()?.is_dir() {
+                if part.starts_with('.')
+                    || part == "data"
+                    || part == WAL_FOLDER
+                    || !entry.file_type()?.is_dir()
+                {
                     continue;
                 }
                 let name = if name.is_empty() { part } else { format!("{name}/{part}") };
@@ -186,6 +223,66 @@ impl BackupStore for Directory {
         sync_dir(&self.0)?;
         Ok(true)
     }
+
+    fn create(&self, path: &str) -> io::Result<Box<dyn SegmentWriter + '_>> {
+        let path = self.0.join(path);
+        if path.exists() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let name = path.file_name().and_then(|n| n.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
+        let partial = path.with_file_name(format!(".{name}.partial"));
+        if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
+            fs::create_dir_all(folder)?;
+            sync_up(folder, &self.0)?;
+        }
+        let file = File::create(&partial)?;
+        Ok(Box::new(NewFile { file, partial, path, root: &self.0 }))
+    }
+
+    fn open(&self, path: &str) -> io::Result<Box<dyn Segment>> {
+        let file = File::open(self.0.join(path))?;
+        let len = file.metadata()?.len();
+        Ok(Box::new((file, len)))
+    }
+
+    fn list(&self, folder: &str) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(self.0.join(folder)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let names = entries.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()));
+        names.filter(|name| name.as_ref().map_or(true, |name| !name.starts_with('.'))).collect()
+    }
+
+    fn remove_objects(&self, paths: &[String]) -> io::Result<()> {
+        for path in paths {
+            match fs::remove_file(self.0.join(path)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl SegmentWriter for NewFile<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)
+    }
+
+    /// Linked, which takes no other file's place, as a rename would.
+    fn finish(self: Box<Self>) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::hard_link(&self.partial, &self.path)?;
+        sync_dir(self.path.parent().unwrap_or(self.root))
+    }
+}
+
+impl Drop for NewFile<'_> {
+    /// The file has its own name by now, or was given up.
+    fn drop(&mut self) {
+        _ = fs::remove_file(&self.partial);
+    }
 }
 
 impl BackupSink for DirectorySink {
@@ -205,7 +302,7 @@ impl BackupSink for DirectorySink {
         file.sync_all()?;
         fs::rename(partial, self.dir.join(MANIFEST_NAME))?;
         // Its own name may be new as well, and its folder's.
-        self.dir.ancestors().take_while(|dir| dir.starts_with(&self.root)).try_for_each(sync_dir)
+        sync_up(&self.dir, &self.root)
     }
 }
 
@@ -237,6 +334,11 @@ impl Segment for (File, u64) {
     fn read_exact_at(&self, out: &mut [u8], at: u64) -> io::Result<()> {
         self.0.read_exact_at(out, at)
     }
+}
+
+/// Makes the names of a folder, and of those above it up to `root`, durable.
+fn sync_up(dir: &Path, root: &Path) -> io::Result<()> {
+    dir.ancestors().take_while(|dir| dir.starts_with(root)).try_for_each(sync_dir)
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {

@@ -23,6 +23,7 @@ mod rotation;
 mod snapshot;
 mod superblock;
 mod volume;
+mod wal_archive;
 mod write;
 mod write_behind;
 
@@ -39,3 +40,7 @@ pub use lease::{Lease, LeaseEvent, LeaseState, RevokeReason};
 pub use snapshot::Snapshot;
 pub use superblock::{Protector, ProtectorKind, Superblock, SuperblockError};
 pub use volume::{Volume, VolumeOptions};
+pub use wal_archive::{
+    NotAWalFile, SealedWal, WAL_FILE_LEN_MAX, WAL_FOLDER, WalArchive, WalFileName, WalHeader, WalObject,
+    WalReader, WalWriter,
+};

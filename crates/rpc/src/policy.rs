@@ -101,6 +101,7 @@ pub fn rule(method: Method) -> Rule {
         | ClusterManagerRewrapCluster
         | ClusterManagerCreateBackup
         | ClusterManagerDeleteBackup
+        | ClusterManagerPruneBackups
         | ClusterManagerVerifyBackup
         | ClusterManagerCreateIdentity => Rule::Duties(&[SystemAdministrator]),
         // Leaving a customer's key needs the officer, which the service decides.
@@ -121,14 +122,20 @@ pub fn rule(method: Method) -> Rule {
         | StorageNodeSettleProtector
         | StorageNodeBackupVolume
         | StorageNodeDeleteBackup
-        | StorageNodeVerifyBackup => Rule::Services(CONTROL),
+        | StorageNodeVerifyBackup
+        | StorageNodeGetWalArchive
+        | StorageNodePruneWalArchive
+        | StorageNodeDeleteWalArchive => Rule::Services(CONTROL),
         StorageNodeRotateDataKeys | StorageNodeRotateExtentKey => Rule::Duties(&[SystemAdministrator]),
         StorageNodeGetVolume | StorageNodeListVolumes => {
             Rule::Duties(&[SystemAdministrator, Auditor, Workload])
         }
-        StorageNodeWatchVolume | StorageNodeReadBlocks | StorageNodeWriteBlocks | StorageNodeFlushVolume => {
-            Rule::Services(&["principals/database"])
-        }
+        StorageNodeWatchVolume
+        | StorageNodeReadBlocks
+        | StorageNodeWriteBlocks
+        | StorageNodeFlushVolume
+        | StorageNodeArchiveWal
+        | StorageNodeRestoreWal => Rule::Services(&["principals/database"]),
 
         DatabaseNodeCreateInstance
         | DatabaseNodeDeleteInstance

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, ensure};
 use custody_proto::control::Cluster;
+use prost_types::Timestamp;
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -137,11 +138,29 @@ impl Dba {
 
     /// Writes a row that an earlier backup has not.
     pub(crate) fn note(&self, text: &str) -> anyhow::Result<()> {
-        self.sql(&format!("CREATE TABLE notes AS SELECT '{text}' AS note")).map(drop)
+        self.sql(&format!(
+            "CREATE TABLE IF NOT EXISTS notes (note text); INSERT INTO notes VALUES ('{text}')"
+        ))
+        .map(drop)
     }
 
     pub(crate) fn noted(&self, text: &str) -> anyhow::Result<bool> {
-        Ok(self.sql("SELECT note FROM notes")?.trim() == text)
+        Ok(self.sql("SELECT note FROM notes")?.lines().any(|line| line.trim() == text))
+    }
+
+    /// Drops the accounts, and answers the moment before.
+    pub(crate) fn drop_accounts(&self) -> anyhow::Result<Timestamp> {
+        let now = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')";
+        let moment = self.sql(&format!("{now}; SELECT pg_sleep(0.01); DROP TABLE pgbench_accounts"))?;
+        Ok(moment.lines().next().unwrap_or_default().trim().parse()?)
+    }
+
+    /// Has what was written so far archived now, on every node.
+    pub(crate) fn switch_wal(&self) -> anyhow::Result<()> {
+        // A transaction first: an empty segment is not switched.
+        let switch = |node: &Self| node.sql("SELECT pg_current_xact_id(); SELECT pg_switch_wal()").map(drop);
+        switch(self)?;
+        (1..=self.workers).try_for_each(|worker| switch(&self.on_worker(worker)?))
     }
 
     pub(crate) fn sort_spills(&self) -> anyhow::Result<bool> {

@@ -9,6 +9,7 @@ use crate::{
 use anyhow::{Context as _, ensure};
 use custody_proto::{control as ctl, vault as kv};
 use custody_rpc::status::reason;
+use prost_types::Timestamp;
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
@@ -120,19 +121,21 @@ impl Stage {
         Ok(())
     }
 
-    async fn create(&self, id: &str, source_backup: Option<&str>) -> anyhow::Result<ctl::Cluster> {
+    async fn create(&self, id: &str, source: Option<(&str, Timestamp)>) -> anyhow::Result<ctl::Cluster> {
         let encryption = Some(ctl::Encryption { key: KEY.to_owned(), managed_identity: IDENTITY.to_owned() });
         let cluster = ctl::Cluster {
             worker_count: 2,
             volume_size_bytes: 1 << 30,
             encryption,
+            wal_archiving: true,
             ..ctl::Cluster::default()
         };
         let request = ctl::CreateClusterRequest {
             cluster_id: id.to_owned(),
             cluster: Some(cluster),
             administrator_password: PASSWORD.to_owned(),
-            source_backup: source_backup.unwrap_or_default().to_owned(),
+            source_backup: source.map(|(backup, _)| backup.to_owned()).unwrap_or_default(),
+            restore_time: source.map(|(_, moment)| moment),
         };
         let operation = self.session.control("sysadmin")?.create_cluster(request).await?.into_inner();
         cluster::wait(&self.session, operation, true).await?;
@@ -142,10 +145,10 @@ impl Stage {
     pub(crate) async fn make_cluster(
         &self,
         id: &str,
-        source_backup: Option<&str>,
+        source: Option<(&str, Timestamp)>,
     ) -> anyhow::Result<ctl::Cluster> {
         let started = Instant::now();
-        let made = self.create(id, source_backup).await?;
+        let made = self.create(id, source).await?;
         let what = format!(
             "clusters/{id} is {} after {} ms, with {} PostgreSQL servers",
             cluster::state(&made),
@@ -217,6 +220,22 @@ impl Stage {
         self.check(
             key == if customer { KEY } else { "" },
             &format!("{name} is under {under} after {ms} ms: only wrapped keys changed"),
+        )
+    }
+
+    /// Waits until everything committed before a moment is archived.
+    pub(crate) async fn expect_archived(&self, id: &str, moment: &Timestamp) -> anyhow::Result<()> {
+        let until = Instant::now() + Duration::from_secs(60);
+        let reaches = |n: &ctl::ClusterNode| {
+            n.wal_reaches.is_some_and(|t| (t.seconds, t.nanos) > (moment.seconds, moment.nanos))
+        };
+        while !self.cluster(id).await?.nodes.iter().all(reaches) {
+            ensure!(Instant::now() < until, "CHECK FAILED: the log of clusters/{id} is not archived");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.check(
+            true,
+            "the log of all three nodes is archived beyond that moment, sealed, beside the backups",
         )
     }
 
