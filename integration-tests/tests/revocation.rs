@@ -3,7 +3,7 @@
 
 use custody_proto::{
     storage::{
-        BackupVolumeRequest, CreateVolumeRequest, GetVolumeRequest, Volume, VolumeState,
+        ArchiveWalRequest, BackupVolumeRequest, CreateVolumeRequest, GetVolumeRequest, Volume, VolumeState,
         storage_node_client::StorageNodeClient,
     },
     vault::{UnwrapKeyRequest, key_vault_client::KeyVaultClient},
@@ -22,6 +22,8 @@ use std::{
     },
     time::Duration,
 };
+use tokio::{sync::mpsc, task::JoinHandle};
+use tokio_stream::wrappers::ReceiverStream;
 
 /// As little of an NBD client as can be, so that the test sees every reply.
 struct Client(UnixStream);
@@ -124,6 +126,46 @@ async fn volume(deployment: &Deployment, size_bytes: i64) -> (String, String) {
     (key, identity)
 }
 
+/// What a stored wrapped key opens to.
+async fn unwrapped(vault: &mut KeyVaultClient<AuthenticatedChannel>, wrapped: &serde_json::Value) -> Vec<u8> {
+    let request = UnwrapKeyRequest {
+        name: wrapped["key_version"].as_str().unwrap().to_owned(),
+        algorithm: wrapped["algorithm"].as_str().unwrap().to_owned(),
+        ciphertext: serde_json::from_value(wrapped["ciphertext"].clone()).unwrap(),
+    };
+    vault.unwrap_key(request).await.unwrap().into_inner().plaintext
+}
+
+fn log_file(n: u32) -> String {
+    format!("0000000100000000{n:08}")
+}
+
+/// Sends four bytes of a file of `v`'s log; the stream stays open as long as the first of what is answered, unless that was
+/// all.
+async fn archive(
+    database: &mut StorageNodeClient<AuthenticatedChannel>,
+    n: u32,
+    content_bytes: u64,
+) -> (Option<mpsc::Sender<ArchiveWalRequest>>, JoinHandle<Result<(), tonic::Status>>) {
+    let (sender, parts) = mpsc::channel(1);
+    let part = ArchiveWalRequest {
+        name: "volumes/v".into(),
+        archive: "log".into(),
+        file: log_file(n),
+        size_bytes: 4096,
+        content_bytes,
+        written_time: Some(prost_types::Timestamp::default()),
+        data: b"part".to_vec(),
+    };
+    sender.send(part).await.unwrap();
+    let sender = (content_bytes > 4).then_some(sender);
+    let mut database = database.clone();
+    let sending = tokio::spawn(async move {
+        database.archive_wal(ReceiverStream::new(parts)).await.map(tonic::Response::into_inner)
+    });
+    (sender, sending)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn revocation_ends_reads_and_leaves_no_key_in_memory() {
     let deployment = Deployment::start();
@@ -139,14 +181,16 @@ async fn revocation_ends_reads_and_leaves_no_key_in_memory() {
     let file = fs::read(deployment.dir().join("storage/data/v.volume")).unwrap();
     let len = u32::from_le_bytes(*file[12..].first_chunk().unwrap()) as usize;
     let superblock: serde_json::Value = serde_json::from_slice(&file[24..24 + len]).unwrap();
-    let wrapped = &superblock["protector"]["wrapped"];
-    let request = UnwrapKeyRequest {
-        name: wrapped["key_version"].as_str().unwrap().to_owned(),
-        algorithm: wrapped["algorithm"].as_str().unwrap().to_owned(),
-        ciphertext: serde_json::from_value(wrapped["ciphertext"].clone()).unwrap(),
-    };
     let mut vault = KeyVaultClient::new(deployment.channel("vault", &identity).unwrap());
-    let volume_key = vault.unwrap_key(request).await.unwrap().into_inner().plaintext;
+    let volume_key = unwrapped(&mut vault, &superblock["protector"]["wrapped"]).await;
+    // A file of a log that is archived, for its key, and one whose sender has stopped in the middle.
+    let mut database = StorageNodeClient::new(deployment.channel("storage", "workload:database").unwrap());
+    archive(&mut database, 1, 4).await.1.await.unwrap().unwrap();
+    let object = fs::read(deployment.dir().join("backups/_wal/log").join(log_file(1))).unwrap();
+    let len = u32::from_le_bytes(*object[8..].first_chunk().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&object[12..12 + len]).unwrap();
+    let log_key = unwrapped(&mut vault, &header["wrapped"]).await;
+    let (_stopped, unfinished) = archive(&mut database, 2, 5).await;
     // The vault's end of this connection would keep what was sent last.
     drop(vault);
     let (wrap, dek) = keys_below(&volume_key, &file);
@@ -179,6 +223,7 @@ async fn revocation_ends_reads_and_leaves_no_key_in_memory() {
     };
     held("key that wraps data keys", &wrap);
     held("data key", &dek);
+    held("key of the log", &log_key);
 
     _ = tokio::task::block_in_place(|| deployment.run(&["key", "disable", &key]));
     for reader in readers {
@@ -186,10 +231,15 @@ async fn revocation_ends_reads_and_leaves_no_key_in_memory() {
         assert_eq!(error, 5, "EIO");
         assert_eq!(client.read(0, 512), Err(5), "on a connection that was open before");
     }
+    let refused = unfinished.await.unwrap().unwrap_err();
+    assert!(refused.message().contains("inaccessible"), "{refused}");
     let processes = ["storage", "vault", "control", "database", "identity"];
-    for (name, bytes) in
-        [("volume key", &volume_key), ("key that wraps data keys", &wrap), ("data key", &dek)]
-    {
+    for (name, bytes) in [
+        ("volume key", &volume_key),
+        ("key that wraps data keys", &wrap),
+        ("data key", &dek),
+        ("key of the log", &log_key),
+    ] {
         for process in processes {
             tokio::task::block_in_place(|| {
                 eventually(&format!("the {name} is not in the memory of {process}"), limit, || {

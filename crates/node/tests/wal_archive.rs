@@ -1,5 +1,5 @@
 //! What an archive of a write-ahead log promises: a file comes back as it was, or not at all.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use custody_envelope::StreamKey;
 use custody_node::*;
