@@ -83,6 +83,7 @@ pub(crate) fn backup_failed(e: BackupError) -> Status {
         BackupError::OtherVolume | BackupError::VolumeOlder => {
             status("FAILED_PRECONDITION", "BACKUP_BASE_UNUSABLE", &e.to_string(), None)
         }
+        BackupError::Overtaken => status("RESOURCE_EXHAUSTED", "BACKUP_OVERTAKEN", &e.to_string(), None),
         BackupError::Io(_) => {
             tracing::error!(error = %e, "the store of backups failed");
             status("UNAVAILABLE", "BACKUP_STORE_FAILED", &e.to_string(), None)
@@ -224,6 +225,7 @@ pub(crate) async fn begin(
         create_time: SystemClock.now(),
         wrapped,
         chunks: 0,
+        marks_from: None,
     };
     let name = backup.to_owned();
     let (sender, receiver) = mpsc::channel(16);

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, io};
 
 /// The format's version.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
+/// The version before, which is read: its marks and its binding come first.
+const VERSION_3: u32 = 3;
 /// Chunks in a segment, at most: few objects, and each small enough to be held in memory.
 pub(crate) const SEGMENT_CHUNKS: usize = 16;
 /// Bytes of a record's head in a chunk: kind u32, count u32, place u64.
@@ -23,6 +25,10 @@ pub(crate) const KIND_DATA: u32 = 1;
 pub(crate) const KIND_HOLE: u32 = 2;
 /// Extent `count` is backed up to its write `place`.
 pub(crate) const KIND_MARK: u32 = 3;
+/// The manifest's binding follows. The last record.
+pub(crate) const KIND_BINDING: u32 = 4;
+/// Bytes of a binding: SHA-256.
+pub(crate) const BINDING_LEN: usize = 32;
 
 /// How far each extent is backed up: an increment has the writes after it.
 pub type Marks = BTreeMap<u32, u64>;
@@ -49,6 +55,9 @@ pub struct BackupManifest {
     pub wrapped: WrappedKey,
     /// Its chunks; [`write_backup`](crate::write_backup) sets it.
     pub chunks: u64,
+    /// The chunk that its marks begin with, after all blocks; set there too. None in version 3, where they come first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub marks_from: Option<u64>,
 }
 
 /// What an increment adds to.
@@ -78,7 +87,7 @@ pub enum BackupError {
     #[error("the backup does not exist")]
     Missing,
     /// The manifest is not readable.
-    #[error("`manifest.json` is not a manifest of version {VERSION}")]
+    #[error("`manifest.json` is not a manifest of version {VERSION} or {VERSION_3}")]
     Manifest,
     /// The base is of another volume.
     #[error("the base is a backup of another volume, or of one since restored; take a full backup")]
@@ -86,6 +95,11 @@ pub enum BackupError {
     /// The volume has fewer writes than the base.
     #[error("the volume is older than the base: it was put back to an earlier state; take a full backup")]
     VolumeOlder,
+    /// Writes waited long enough for the store to take what they were about to replace.
+    #[error(
+        "the volume was written to faster than the store took the backup; try again when less is written, or with a faster store"
+    )]
+    Overtaken,
     /// The volume failed.
     #[error(transparent)]
     Volume(#[from] VolumeError),
@@ -107,8 +121,8 @@ impl BackupManifest {
     /// The format's version.
     pub const VERSION: u32 = VERSION;
 
-    /// The first bytes of the first chunk: ties the clear manifest to the sealed stream.
-    pub(crate) fn binding(&self) -> [u8; 32] {
+    /// Ties the clear manifest to the sealed stream: the last bytes of it, or the first in version 3.
+    pub(crate) fn binding(&self) -> [u8; BINDING_LEN] {
         checksum(&serde_json::to_vec(self).unwrap_or_default())
     }
 
@@ -122,6 +136,11 @@ impl BackupManifest {
             _ => e.into(),
         })?;
         let manifest: Self = serde_json::from_slice(&bytes).map_err(|_| BackupError::Manifest)?;
-        if manifest.version == VERSION { Ok(manifest) } else { Err(BackupError::Manifest) }
+        let known = match manifest.version {
+            VERSION => manifest.marks_from.is_some_and(|from| from < manifest.chunks),
+            VERSION_3 => manifest.marks_from.is_none(),
+            _ => false,
+        };
+        if known { Ok(manifest) } else { Err(BackupError::Manifest) }
     }
 }

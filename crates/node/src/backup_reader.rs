@@ -3,7 +3,8 @@
 use crate::{
     BackupStore, Segment, Volume, VolumeError,
     backup::{
-        BackupError, BackupManifest, KIND_DATA, KIND_HOLE, KIND_MARK, Marks, RECORD_LEN, SEGMENT_CHUNKS,
+        BINDING_LEN, BackupError, BackupManifest, KIND_BINDING, KIND_DATA, KIND_HOLE, KIND_MARK, Marks,
+        RECORD_LEN, SEGMENT_CHUNKS,
     },
     every_core::on_every_core,
     layout::BLOCK_LEN,
@@ -125,27 +126,44 @@ impl<'a> Reader<'a> {
         segment.read_exact_at(sealed, place.at).map_err(cut)?;
         self.sealer.open(place.index, place.index + 1 == self.manifest.chunks, sealed, plain)?;
         let mut rest = plain.as_mut_slice();
-        if place.index == 0 {
-            // Ties the clear manifest to the sealed stream.
-            let binding = self.manifest.binding();
-            let (head, tail) = rest.split_at_mut_checked(binding.len()).ok_or(BackupError::Corrupt)?;
-            if *head != binding {
-                return Err(BackupError::Corrupt);
+        let mut bound = place.index + 1 < self.manifest.chunks;
+        if self.manifest.marks_from.is_none() {
+            bound = true;
+            if place.index == 0 {
+                let (head, tail) = rest.split_at_mut_checked(BINDING_LEN).ok_or(BackupError::Corrupt)?;
+                self.check_binding(head)?;
+                rest = tail;
             }
-            rest = tail;
         }
         while !rest.is_empty() {
             let (head, tail) = rest.split_first_chunk_mut::<RECORD_LEN>().ok_or(BackupError::Corrupt)?;
             let [a, b, c, d, e, f, g, h, place @ ..] = *head;
             let (kind, count) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
-            let len = if kind == KIND_DATA { count as usize * BLOCK_LEN } else { 0 };
+            let len = match kind {
+                KIND_DATA => count as usize * BLOCK_LEN,
+                KIND_BINDING => BINDING_LEN,
+                _ => 0,
+            };
             let (data, tail) = tail.split_at_mut_checked(len).ok_or(BackupError::Corrupt)?;
+            if kind == KIND_BINDING {
+                // Once, and at the end of all.
+                if bound || !tail.is_empty() {
+                    return Err(BackupError::Corrupt);
+                }
+                self.check_binding(data)?;
+                return Ok(true);
+            }
             if !visit(kind, count, u64::from_le_bytes(place), data)? {
                 return Ok(false);
             }
             rest = tail;
         }
-        Ok(true)
+        if bound { Ok(true) } else { Err(BackupError::Corrupt) }
+    }
+
+    /// The clear manifest is the one that the sealed stream was made with.
+    fn check_binding(&self, found: &[u8]) -> Result<(), BackupError> {
+        if *found == self.manifest.binding() { Ok(()) } else { Err(BackupError::Corrupt) }
     }
 }
 
@@ -165,15 +183,17 @@ pub fn read_marks(
 ) -> Result<Marks, BackupError> {
     let reader = Reader::new(from, manifest, key);
     let (mut marks, mut buffers) = (Marks::new(), Buffers::default());
-    for index in 0..reader.segment_count() {
-        let marks_alone = reader.visit(index, &mut buffers, |kind, extent, sequence, _| {
+    let first = manifest.marks_from.unwrap_or(0) / SEGMENT_CHUNKS as u64;
+    for index in first..reader.segment_count() {
+        let more = reader.visit(index, &mut buffers, |kind, extent, sequence, _| {
             let is_mark = kind == KIND_MARK;
             if is_mark {
                 marks.insert(extent, sequence);
             }
-            Ok(is_mark)
+            // Nothing but marks comes first in version 3; later, blocks may share their segment.
+            Ok(is_mark || manifest.marks_from.is_some())
         })?;
-        if !marks_alone {
+        if !more {
             break;
         }
     }

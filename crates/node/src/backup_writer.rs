@@ -1,19 +1,20 @@
 //! Writing a backup: every core reads, seals and writes chunks, each a segment at a time.
 
 use crate::{
-    BackupSink, BackupStore, Snapshot,
+    BackupSink, BackupStore, Snapshot, Volume,
     backup::{
-        BackupError, BackupManifest, CHUNK_BLOCKS, KIND_DATA, KIND_HOLE, KIND_MARK, Marks, RECORD_LEN,
-        SEGMENT_CHUNKS,
+        BackupError, BackupManifest, CHUNK_BLOCKS, KIND_BINDING, KIND_DATA, KIND_HOLE, KIND_MARK, Marks,
+        RECORD_LEN, SEGMENT_CHUNKS,
     },
     every_core::on_every_core,
     extent::Live,
     layout::{BLOCK_LEN, EXTENT_LEN},
-    snapshot::Frozen,
+    snapshot::{Frozen, Next},
 };
 use custody_envelope::{CHUNK_HEAD_LEN, CHUNK_LEN, CHUNK_OVERHEAD_LEN, Provider, StreamKey, StreamSealer};
 use parking_lot::Mutex;
 use std::{
+    collections::VecDeque,
     io,
     ops::{ControlFlow, Range},
     sync::{
@@ -23,14 +24,20 @@ use std::{
 };
 
 /// One chunk that is still to be made.
-enum Chunk {
-    /// Records that are at hand: the manifest's binding, marks.
+enum Content {
+    /// Records that are at hand: marks, the manifest's binding.
     Plain(Vec<u8>),
     /// Blocks of an extent.
     Blocks(Arc<Frozen>, Range<usize>),
 }
 
-impl Chunk {
+struct Chunk {
+    index: u64,
+    last: bool,
+    content: Content,
+}
+
+impl Content {
     fn blocks(&self) -> u64 {
         match self {
             Self::Blocks(_, range) => range.len() as u64,
@@ -40,7 +47,8 @@ impl Chunk {
 }
 
 /// Writes a backup: all of the snapshot, or what was written after `since`. Whole or absent: a failure leaves nothing
-/// under that name. Calls `progress` with blocks done and blocks in all; it may give the backup up.
+/// under that name. Calls `progress` with blocks done and, until the last, an estimate of blocks in all; it may give the
+/// backup up.
 ///
 /// # Errors
 /// See [`BackupError`].
@@ -56,8 +64,8 @@ pub fn write_backup(
         io::ErrorKind::AlreadyExists => BackupError::Exists,
         _ => e.into(),
     })?;
-    let made = write_parts(sink.as_ref(), manifest.clone(), key, snapshot, since, &progress);
-    drop(sink);
+    let made = write_parts(sink.as_ref(), manifest, key, &snapshot, since, &progress);
+    drop((sink, snapshot));
     if made.is_err() {
         _ = store.remove(name);
     }
@@ -66,70 +74,147 @@ pub fn write_backup(
 
 fn write_parts(
     sink: &dyn BackupSink,
-    mut manifest: BackupManifest,
+    manifest: &BackupManifest,
     key: &StreamKey,
-    snapshot: Snapshot,
+    snapshot: &Snapshot,
     since: &Marks,
     progress: &(dyn Fn(u64, u64) -> ControlFlow<()> + Sync),
 ) -> Result<(), BackupError> {
-    let mut chunks = plan(snapshot.freeze(since)?);
-    (manifest.version, manifest.chunks) = (BackupManifest::VERSION, chunks.len() as u64);
-    if let Some(Chunk::Plain(first)) = chunks.first_mut() {
-        first.splice(..0, manifest.binding());
+    if !snapshot.has_all(since.keys()) {
+        return Err(BackupError::VolumeOlder);
     }
-    let (total, last) = (chunks.iter().map(Chunk::blocks).sum(), chunks.len() as u64 - 1);
-    let sealer = key.sealer(Provider::default(), manifest.backup_id);
-    let mut chunks = chunks.into_iter();
-    let segments = (0..).zip(std::iter::from_fn(move || {
-        let segment: Vec<_> = chunks.by_ref().take(SEGMENT_CHUNKS).collect();
-        (!segment.is_empty()).then_some(segment)
-    }));
-    let (segments, done) = (Mutex::new(segments), AtomicU64::new(0));
+    let manifest = BackupManifest { version: BackupManifest::VERSION, ..manifest.clone() };
+    let plan = Mutex::new(Plan::new(snapshot, since, manifest));
+    let sealer = key.sealer(Provider::default(), plan.lock().manifest.backup_id);
+    let done = AtomicU64::new(0);
     on_every_core(|failed| {
         let (mut chunk, mut sealed) = (Vec::with_capacity(4 + CHUNK_LEN + CHUNK_OVERHEAD_LEN), Vec::new());
         loop {
+            if failed() {
+                return Ok(());
+            }
             // A statement of its own, so that the lock is not held while the segment is made.
-            let next = segments.lock().next();
-            let Some((index, contents)) = next.filter(|_| !failed()) else { return Ok(()) };
+            let next = plan.lock().segment()?;
+            let Some((index, chunks)) = next else { return Ok(()) };
             let mut segment = sink.segment(index)?;
-            for (content, index) in contents.into_iter().zip(index * SEGMENT_CHUNKS as u64..) {
-                make(&content, index, index == last, &sealer, &mut chunk, &mut sealed)?;
+            for planned in chunks {
+                let blocks = planned.content.blocks();
+                make(snapshot.volume(), &planned, &sealer, &mut chunk, &mut sealed)?;
+                // Slots of an extent are given away as soon as it was read.
+                drop(planned);
                 let len = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
                 segment.write(&len.to_le_bytes())?;
                 segment.write(&chunk)?;
-                let now = done.fetch_add(content.blocks(), Ordering::Relaxed) + content.blocks();
+                let now = done.fetch_add(blocks, Ordering::Relaxed) + blocks;
                 if failed() {
                     return Ok(());
                 }
-                if progress(now, total).is_break() {
+                if progress(now, plan.lock().total()).is_break() {
                     return Err(BackupError::GivenUp);
                 }
             }
             segment.finish()?;
         }
     })?;
+    let manifest = plan.into_inner().manifest;
     Ok(sink.commit(&serde_json::to_vec(&manifest).map_err(io::Error::other)?)?)
 }
 
-/// The chunks in order: the marks, which the manifest's binding goes before, then blocks, each chunk's of one extent.
-fn plan(extents: Vec<Arc<Frozen>>) -> Vec<Chunk> {
-    let mut chunks = Vec::new();
-    let mut plain = Vec::new();
-    for frozen in &extents {
-        // The binding is as long as two records.
-        if plain.len() + 3 * RECORD_LEN > CHUNK_LEN {
-            chunks.push(Chunk::Plain(std::mem::take(&mut plain)));
+/// What is to be made, as far as it is known: extents are taken from the snapshot as there is need for them.
+struct Plan<'a> {
+    snapshot: &'a Snapshot,
+    since: &'a Marks,
+    /// Knows at the end how many chunks there are.
+    manifest: BackupManifest,
+    marks: Marks,
+    planned: VecDeque<Content>,
+    blocks: u64,
+    /// Chunks given out.
+    given: u64,
+    ended: bool,
+}
+
+impl<'a> Plan<'a> {
+    fn new(snapshot: &'a Snapshot, since: &'a Marks, manifest: BackupManifest) -> Self {
+        Self {
+            snapshot,
+            since,
+            manifest,
+            marks: Marks::new(),
+            planned: VecDeque::new(),
+            blocks: 0,
+            given: 0,
+            ended: false,
         }
-        plain.extend(record(KIND_MARK, frozen.index(), frozen.sequence));
     }
-    chunks.push(Chunk::Plain(plain));
-    for frozen in extents {
-        for start in (0..frozen.lives.len()).step_by(CHUNK_BLOCKS) {
-            let end = frozen.lives.len().min(start + CHUNK_BLOCKS);
-            chunks.push(Chunk::Blocks(frozen.clone(), start..end));
+
+    /// The chunks of the next segment; none at the end.
+    fn segment(&mut self) -> Result<Option<(u64, Vec<Chunk>)>, BackupError> {
+        while !self.ended && self.planned.len() < SEGMENT_CHUNKS {
+            match self.snapshot.next()? {
+                Next::Extent(frozen) => self.take(frozen)?,
+                Next::End => self.end(),
+                Next::Overtaken => return Err(BackupError::Overtaken),
+            }
         }
+        let count = self.planned.len().min(SEGMENT_CHUNKS);
+        let contents = self.planned.drain(..count).zip(self.given..);
+        let total = self.ended.then_some(self.manifest.chunks);
+        let chunks: Vec<_> = contents
+            .map(|(content, index)| Chunk { index, last: total == Some(index + 1), content })
+            .collect();
+        let segment = self.given / SEGMENT_CHUNKS as u64;
+        self.given += count as u64;
+        Ok((count > 0).then_some((segment, chunks)))
     }
-    chunks
+
+    /// Plans what of an extent was written after its mark. One without a mark is taken as if new: what was never
+    /// written, and holes, are zeros in its absence.
+    fn take(&mut self, mut frozen: Frozen) -> Result<(), BackupError> {
+        let index = frozen.index();
+        match self.since.get(&index) {
+            Some(mark) if *mark > frozen.sequence => return Err(BackupError::VolumeOlder),
+            Some(mark) => frozen.lives.retain(|l| l.entry.sequence > *mark),
+            None => frozen.lives.retain(|l| !l.entry.hole),
+        }
+        self.marks.insert(index, frozen.sequence);
+        let frozen = Arc::new(frozen);
+        let len = frozen.lives.len();
+        self.blocks += len as u64;
+        for start in (0..len).step_by(CHUNK_BLOCKS) {
+            let range = start..len.min(start + CHUNK_BLOCKS);
+            self.planned.push_back(Content::Blocks(frozen.clone(), range));
+        }
+        Ok(())
+    }
+
+    /// Plans the marks, and the binding of the manifest, which says by now where they begin and how many chunks there are.
+    fn end(&mut self) {
+        let room = CHUNK_LEN / RECORD_LEN;
+        let marks: Vec<_> = std::mem::take(&mut self.marks).into_iter().collect();
+        let mut chunks: Vec<Vec<u8>> = marks
+            .chunks(room)
+            .map(|some| some.iter().flat_map(|(index, to)| record(KIND_MARK, *index, *to)).collect())
+            .collect();
+        chunks.push(Vec::new());
+        self.manifest.marks_from = Some(self.given + self.planned.len() as u64);
+        self.manifest.chunks = self.given + (self.planned.len() + chunks.len()) as u64;
+        if let Some(last) = chunks.last_mut() {
+            last.extend(record(KIND_BINDING, 0, 0));
+            last.extend(self.manifest.binding());
+        }
+        self.planned.extend(chunks.into_iter().map(Content::Plain));
+        self.ended = true;
+    }
+
+    /// Blocks in all: what is known, and for the extents to come as many as those before had.
+    fn total(&self) -> u64 {
+        if self.ended {
+            return self.blocks;
+        }
+        let known = self.marks.len().max(1) as u64;
+        self.blocks / known * (self.snapshot.extents() as u64).max(known)
+    }
 }
 
 fn record(kind: u32, count: u32, place: u64) -> [u8; RECORD_LEN] {
@@ -151,18 +236,17 @@ fn data_len(run: &[Live]) -> usize {
 
 /// Reads what belongs into a chunk, and seals it.
 fn make(
-    content: &Chunk,
-    index: u64,
-    last: bool,
+    volume: &Volume,
+    planned: &Chunk,
     sealer: &StreamSealer,
     chunk: &mut Vec<u8>,
     sealed: &mut Vec<u8>,
 ) -> Result<(), BackupError> {
     chunk.clear();
     chunk.resize(CHUNK_HEAD_LEN, 0);
-    match content {
-        Chunk::Plain(bytes) => chunk.extend_from_slice(bytes),
-        Chunk::Blocks(frozen, range) => {
+    match &planned.content {
+        Content::Plain(bytes) => chunk.extend_from_slice(bytes),
+        Content::Blocks(frozen, range) => {
             for run in runs(frozen.lives.get(range.clone()).unwrap_or_default()) {
                 let Some(first) = run.first() else { continue };
                 let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
@@ -172,9 +256,9 @@ fn make(
                 chunk.extend(record(kind, count, place));
                 let start = chunk.len();
                 chunk.resize(start + data_len(run), 0);
-                frozen.open(run, sealed, chunk.get_mut(start..).unwrap_or_default())?;
+                frozen.open(volume, run, sealed, chunk.get_mut(start..).unwrap_or_default())?;
             }
         }
     }
-    Ok(sealer.seal(index, last, chunk)?)
+    Ok(sealer.seal(planned.index, planned.last, chunk)?)
 }

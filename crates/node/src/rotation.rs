@@ -70,7 +70,12 @@ impl Volume {
     ///
     /// It holds the gate alone, so that no write has a sequence number without being in the map: a client's write
     /// is either before this one and read here, or after it and newer.
-    fn reencrypt_block(&self, extent: &Extent, number: u16, buffer: &mut [u8]) -> Result<bool, VolumeError> {
+    fn reencrypt_block(
+        &self,
+        extent: &Arc<Extent>,
+        number: u16,
+        buffer: &mut [u8],
+    ) -> Result<bool, VolumeError> {
         let _alone = self.gate.write();
         let (live, current) = {
             let state = extent.state.read();

@@ -8,6 +8,7 @@ use crate::{
     extent_table::ExtentTable,
     layout::{BLOCK_LEN, EXTENT_LEN, extent_start},
     recovery::Loader,
+    snapshot::Snapshots,
     write_behind::WriteBehind,
 };
 use custody_envelope::{Provider, SEALS_PER_KEY_MAX, VolumeKey, VolumeKeys, random};
@@ -86,6 +87,7 @@ pub struct Volume {
     pub(crate) rotation_due: Mutex<Vec<u32>>,
     /// Counts what is restored to it.
     pub(crate) restored: WriteBehind,
+    pub(crate) snapshots: Snapshots,
 }
 
 impl Volume {
@@ -202,6 +204,7 @@ impl Volume {
             failed: AtomicBool::new(false),
             rotation_due: Mutex::new(Vec::new()),
             restored: WriteBehind::default(),
+            snapshots: Snapshots::default(),
         })
     }
 

@@ -136,6 +136,7 @@ impl Volume {
         let (index, first) = place(at);
         loop {
             let extent = self.for_writing(index)?;
+            self.snapshots.wait_for_room(index);
             {
                 let _gate = self.gate.read();
                 if self.store(&extent, first, data.as_deref_mut(), count)? {
@@ -150,13 +151,13 @@ impl Volume {
     /// `data` is as it was.
     pub(crate) fn store(
         &self,
-        extent: &Extent,
+        extent: &Arc<Extent>,
         first: u16,
         data: Option<&mut [u8]>,
         count: usize,
     ) -> Result<bool, VolumeError> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let Some(sealer) = reserve(extent, count, &mut scratch.runs) else { return Ok(false) };
+            let Some(sealer) = self.reserve(extent, count, &mut scratch.runs) else { return Ok(false) };
             let data = data.unwrap_or_default();
             let mut written = 0;
             let done = self.seal(extent, &sealer, first, data, scratch).and_then(|()| {
@@ -279,20 +280,26 @@ impl Volume {
             }
         }
     }
-}
 
-/// Takes slots for `count` blocks, and the key that seals now. Nothing is taken if there are too few.
-fn reserve(extent: &Extent, count: usize, runs: &mut Vec<(u16, usize)>) -> Option<Arc<Sealer>> {
-    let mut state = extent.state.write();
-    if state.slots.free_len() < count {
-        return None;
+    /// Takes slots for `count` blocks, and the key that seals now. Nothing is taken if there are too few.
+    fn reserve(
+        &self,
+        extent: &Arc<Extent>,
+        count: usize,
+        runs: &mut Vec<(u16, usize)>,
+    ) -> Option<Arc<Sealer>> {
+        let mut state = extent.state.write();
+        if state.slots.free_len() < count {
+            return None;
+        }
+        self.snapshots.before_write(extent, &mut state);
+        runs.clear();
+        let mut left = count;
+        while left > 0 {
+            let (slot, len) = state.slots.take_run(left)?;
+            runs.push((slot, len));
+            left -= len;
+        }
+        Some(state.current.clone())
     }
-    runs.clear();
-    let mut left = count;
-    while left > 0 {
-        let (slot, len) = state.slots.take_run(left)?;
-        runs.push((slot, len));
-        left -= len;
-    }
-    Some(state.current.clone())
 }

@@ -64,6 +64,7 @@ impl Stage {
                 ciphertext: vec![1],
             },
             chunks: 0,
+            marks_from: None,
         }
     }
 
@@ -134,7 +135,7 @@ fn a_backup_is_of_one_moment_and_restores_elsewhere() {
     assert!(matches!(again, Err(BackupError::Exists)));
     let read = stage.read("b1").unwrap();
     assert!(read.chunks > 0);
-    assert_eq!(BackupManifest { chunks: 0, ..read }, manifest);
+    assert_eq!(BackupManifest { chunks: 0, marks_from: None, ..read }, manifest);
     assert!(whole(&stage.restore(&[1])) == then, "what the volume held at the moment of the snapshot");
 
     let given_up = write_backup(

@@ -120,6 +120,7 @@ fn freeze() {
             ciphertext: vec![1],
         },
         chunks: 0,
+        marks_from: None,
     };
     let snapshot = Snapshot::take(Arc::new(volume)).unwrap();
     let go_on = |_, _| ControlFlow::Continue(());
@@ -151,7 +152,7 @@ fn backups_of_earlier_builds_are_restored() {
     let dir = tempfile::tempdir().unwrap();
     let mut names = store.names().unwrap();
     names.sort();
-    assert_eq!(names, ["backup-3"]);
+    assert_eq!(names, ["backup-3", "backup-4"]);
     for name in names {
         let manifest = BackupManifest::read(&store, &name).unwrap();
         let volume = Volume::create(

@@ -2,8 +2,12 @@
 //! not. A thousand cases, each of a random workload and a random choice of sectors.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
+#[path = "stage/random.rs"]
+mod random;
+
 use custody_envelope::VolumeKey;
 use custody_node::{layout::*, *};
+use random::Random;
 use std::{
     collections::BTreeSet,
     fs::{self, OpenOptions},
@@ -15,18 +19,6 @@ const SIZE: usize = 1 << 20;
 const BLOCKS: usize = SIZE / BLOCK_LEN;
 const WORKLOADS: u64 = 20;
 const CUTS: u64 = 50;
-
-/// Marsaglia's xorshift: the same cases in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % below
-    }
-}
 
 fn key() -> VolumeKey {
     VolumeKey::from_bytes(&[9; 32]).unwrap()

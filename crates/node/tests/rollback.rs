@@ -1,8 +1,12 @@
 //! A volume's file, or a part of it, put back to an earlier state.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
-use custody_envelope::VolumeKey;
+#[path = "stage/manifest.rs"]
+mod manifest;
+
+use custody_envelope::{StreamKey, VolumeKey};
 use custody_node::{layout::*, *};
+use manifest::manifest;
 use std::{
     fs::{self, OpenOptions},
     os::unix::fs::FileExt as _,
@@ -87,7 +91,16 @@ fn a_file_put_back_is_found_extent_by_extent() {
         assert!(matches!(read(&volume, extent), Err(VolumeError::RolledBack { extent: e }) if e == extent));
         assert!(volume.write_at(u64::from(extent) * EXTENT_LEN, &[3; 4096]).is_err());
     }
-    assert!(Snapshot::take(std::sync::Arc::new(volume)).is_err(), "nor is it backed up");
+    let volume = std::sync::Arc::new(volume);
+    let (manifest, store) = (manifest(1, &volume), Directory::new(stage.dir.path().to_owned()));
+    let snapshot = Snapshot::take(volume).unwrap();
+    let stream_key = StreamKey::generate().unwrap();
+    let go_on = |_, _| std::ops::ControlFlow::Continue(());
+    let made = write_backup((&store, "b"), &manifest, &stream_key, snapshot, &Marks::new(), go_on);
+    assert!(
+        matches!(made, Err(BackupError::Volume(VolumeError::RolledBack { .. }))),
+        "nor is it backed up: {made:?}"
+    );
 }
 
 #[test]

@@ -340,6 +340,17 @@ mod tests {
         store.commit(batch).unwrap();
     }
 
+    /// sled's threads let go of the file a moment after the store was dropped.
+    fn open(dir: &Path) -> Store {
+        for _ in 0..1000 {
+            match Store::open(dir) {
+                Err(StoreError::InUse(_)) => std::thread::sleep(std::time::Duration::from_millis(5)),
+                opened => return opened.unwrap(),
+            }
+        }
+        panic!("`{}` stays in use", dir.display());
+    }
+
     fn copy(from: &Path, to: &Path) {
         _ = std::fs::remove_dir_all(to);
         let done = std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap();
@@ -351,10 +362,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (home, anchor) = (dir.path().join("store"), dir.path().join("anchor"));
         let reopen = |accepted| {
-            let store = Store::open(&home).unwrap();
+            let store = open(&home);
             store.check_integrity(&KEY, &anchor, accepted).map(|()| store)
         };
-        let store = Store::open(&home).unwrap();
+        let store = open(&home);
         store.begin_integrity(&KEY, &anchor, Batch::new()).unwrap();
         put(&store, 1);
         drop(store);
@@ -362,7 +373,7 @@ mod tests {
         std::fs::copy(&anchor, dir.path().join("older-anchor")).unwrap();
 
         // Before it is checked it is read only.
-        let store = Store::open(&home).unwrap();
+        let store = open(&home);
         assert!(matches!(store.commit(Batch::new()), Err(StoreError::Locked)));
         drop(store);
         let store = reopen(None).unwrap();
@@ -420,7 +431,7 @@ mod tests {
         }
         drop(reopen(None).unwrap());
         // Under another key nothing holds.
-        let store = Store::open(&home).unwrap();
+        let store = open(&home);
         assert!(matches!(store.check_integrity(&[8; 32], &anchor, None), Err(StoreError::Altered)));
     }
 
@@ -428,7 +439,7 @@ mod tests {
     fn a_kill_between_commit_and_anchor_is_no_rollback() {
         let dir = tempfile::tempdir().unwrap();
         let (home, anchor) = (dir.path().join("store"), dir.path().join("anchor"));
-        let store = Store::open(&home).unwrap();
+        let store = open(&home);
         store.begin_integrity(&KEY, &anchor, Batch::new()).unwrap();
         for n in 1..6 {
             let before = std::fs::read(&anchor).unwrap();
@@ -438,15 +449,15 @@ mod tests {
             }
         }
         drop(store);
-        let store = Store::open(&home).unwrap();
+        let store = open(&home);
         store.check_integrity(&KEY, &anchor, None).unwrap();
         // The very first one, too: no anchor yet.
         let (home, anchor) = (dir.path().join("first"), dir.path().join("first-anchor"));
-        let store = Store::open(&home).unwrap();
+        let store = open(&home);
         store.begin_integrity(&KEY, &anchor, Batch::new()).unwrap();
         drop(store);
         std::fs::remove_file(&anchor).unwrap();
-        Store::open(&home).unwrap().check_integrity(&KEY, &anchor, None).unwrap();
+        open(&home).check_integrity(&KEY, &anchor, None).unwrap();
         // A store that was taken away is not begun anew under its anchor.
         let store = Store::open(&dir.path().join("other")).unwrap();
         let begun = store.begin_integrity(&[8; 32], &anchor, Batch::new());
