@@ -7,6 +7,7 @@ mod keeper;
 mod managed;
 mod node;
 mod service;
+mod spill;
 mod wal;
 mod watch;
 
@@ -60,6 +61,9 @@ struct Settings {
     /// How much is re-encrypted, in MiB a second: 1 to 100,000; 64 if not given.
     #[serde(default = "default_rotation_mib_per_second")]
     rotation_mib_per_second: u32,
+    /// How much may be spilled, in MiB on disk: 4096 if not given.
+    #[serde(default = "default_spill_mib")]
+    spill_mib: u32,
     /// How often the vault is asked, in milliseconds; less than the lease.
     renew_every_ms: u64,
 }
@@ -70,6 +74,10 @@ fn default_data_key_days() -> u32 {
 
 fn default_rotation_mib_per_second() -> u32 {
     64
+}
+
+fn default_spill_mib() -> u32 {
+    4096
 }
 
 #[tokio::main]
@@ -107,10 +115,12 @@ async fn main() -> anyhow::Result<()> {
             / settings.rotation_mib_per_second,
         data_key_age_max: Duration::from_secs(u64::from(settings.data_key_days) * 86_400),
         renew_every: Duration::from_millis(settings.renew_every_ms),
+        spill_bytes_max: u64::from(settings.spill_mib) << 20,
         nbd_socket: settings.nbd_socket.clone(),
         nbd_address: nbd_tcp.local_addr()?,
     })
     .await?;
+    let sweep = tokio::spawn(spill::sweep(node.clone()));
     let exports: Arc<dyn custody_nbd::Exports> = Arc::new(export::NodeExports(node.clone()));
     _ = std::fs::remove_file(&settings.nbd_socket);
     let unix = std::os::unix::net::UnixListener::bind(&settings.nbd_socket).context("nbd_socket")?;
@@ -127,6 +137,7 @@ async fn main() -> anyhow::Result<()> {
     let verifier = server::verifier(&settings.server, "custody-node")?;
     server::serve(&settings.server, routes, verifier, Some(denials()), server::terminated()).await?;
     tokio::task::spawn_blocking(move || drop((local, remote))).await?;
+    sweep.abort();
     node.close().await;
     drop(lock);
     Ok(())

@@ -8,7 +8,10 @@ use crate::{
 };
 use custody_clients::{AccessError, Endpoint, TokenSource, VaultAccess};
 use custody_envelope::VolumeKey;
-use custody_node::{BackupStore, Protector, ProtectorKind, Superblock, Volume, VolumeOptions, anchor_path};
+use custody_node::{
+    BackupStore, Protector, ProtectorKind, SpillLimits, Spills, Superblock, Volume, VolumeOptions,
+    anchor_path,
+};
 use custody_rpc::status::{invalid, status};
 use custody_types::{KeyName, KeyVersionName, ManagedIdentityName, VaultName, VolumeName, WrappedKey};
 use parking_lot::{Mutex, RwLock};
@@ -19,7 +22,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tonic::Status;
 
@@ -34,6 +37,8 @@ pub(crate) struct NodeConfig {
     /// Between two extents that are re-encrypted.
     pub(crate) extent_pace: Duration,
     pub(crate) data_key_age_max: Duration,
+    /// Bytes on disk of all spills together.
+    pub(crate) spill_bytes_max: u64,
     pub(crate) nbd_socket: PathBuf,
     pub(crate) nbd_address: SocketAddr,
 }
@@ -48,7 +53,15 @@ pub(crate) struct Node {
     access: Mutex<HashMap<String, VaultAccess>>,
     pub(crate) watches: Watches,
     pub(crate) writing: Arc<Writing>,
+    pub(crate) spills: Spills,
+    /// What moments of spills are counted from.
+    pub(crate) started: Instant,
 }
+
+/// Spills at once, at most.
+const SPILLS_MAX: usize = 10_000;
+/// How long a spill that nobody reads is kept.
+const SPILL_IDLE_MAX: Duration = Duration::from_secs(3600);
 
 /// What shall protect a volume.
 pub(crate) struct Protection {
@@ -118,7 +131,16 @@ impl Node {
     /// key is gone with the process that had it.
     pub(crate) async fn open(config: NodeConfig) -> anyhow::Result<Arc<Self>> {
         let found = fs::read_dir(&config.data)?.filter_map(Result::ok).map(|e| e.path()).collect::<Vec<_>>();
+        let spills = config.data.join("spills");
+        fs::create_dir_all(&spills)?;
+        let limits = SpillLimits {
+            bytes_max: config.spill_bytes_max,
+            count_max: SPILLS_MAX,
+            idle_max: SPILL_IDLE_MAX,
+        };
         let node = Arc::new(Self {
+            spills: Spills::open(spills, limits)?,
+            started: Instant::now(),
             watches: Watches::default(),
             writing: Arc::default(),
             options: VolumeOptions {

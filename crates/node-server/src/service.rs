@@ -4,7 +4,7 @@ use crate::{
     backup, keeper,
     managed::Managed,
     node::{NewVolume, Node, Protection, failed},
-    wal,
+    spill, wal,
 };
 use custody_node::{ProtectorKind, VolumeError};
 use custody_proto::storage::{
@@ -97,6 +97,7 @@ impl StorageNode for StorageService {
     type WatchVolumeStream = Parts<wire::Volume>;
     type ReadBlocksStream = Parts<wire::ReadBlocksResponse>;
     type BackupVolumeStream = Parts<wire::BackupProgress>;
+    type ReadSpillStream = Parts<wire::ReadSpillResponse>;
     type RestoreWalStream = Parts<wire::RestoreWalResponse>;
 
     async fn create_volume(
@@ -368,6 +369,25 @@ impl StorageNode for StorageService {
     ) -> Result<Response<()>, Status> {
         let r = request.get_ref();
         backup::verify(&self.node, &r.backup, &r.managed_identity).await.map(Response::new)
+    }
+
+    async fn write_spill(
+        &self,
+        request: Request<Streaming<wire::WriteSpillRequest>>,
+    ) -> Result<Response<wire::Spill>, Status> {
+        spill::write(&self.node, &self.workers, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn read_spill(
+        &self,
+        request: Request<wire::ReadSpillRequest>,
+    ) -> Result<Response<Self::ReadSpillStream>, Status> {
+        let parts = spill::read(&self.node, &self.workers, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(parts))))
+    }
+
+    async fn delete_spill(&self, request: Request<wire::DeleteSpillRequest>) -> Result<Response<()>, Status> {
+        spill::delete(&self.node, &request.get_ref().name).map(Response::new)
     }
 
     async fn archive_wal(

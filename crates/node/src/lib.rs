@@ -21,6 +21,7 @@ mod read;
 mod recovery;
 mod rotation;
 mod snapshot;
+mod spill;
 mod superblock;
 mod volume;
 mod wal_archive;
@@ -38,6 +39,7 @@ pub use error::VolumeError;
 pub use extent_budget::ExtentBudget;
 pub use lease::{Lease, LeaseEvent, LeaseState, RevokeReason};
 pub use snapshot::Snapshot;
+pub use spill::{SpillError, SpillId, SpillLimits, SpillWriter, Spills};
 pub use superblock::{Protector, ProtectorKind, Superblock, SuperblockError};
 pub use volume::{Volume, VolumeOptions};
 pub use wal_archive::{

@@ -134,6 +134,9 @@ pub fn rule(method: Method) -> Rule {
         | StorageNodeReadBlocks
         | StorageNodeWriteBlocks
         | StorageNodeFlushVolume
+        | StorageNodeWriteSpill
+        | StorageNodeReadSpill
+        | StorageNodeDeleteSpill
         | StorageNodeArchiveWal
         | StorageNodeRestoreWal => Rule::Services(&["principals/database"]),
 
