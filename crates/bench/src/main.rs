@@ -8,6 +8,7 @@ mod load;
 mod peer;
 mod platform;
 mod rest;
+mod revocation;
 mod storage;
 mod vault;
 
@@ -19,6 +20,7 @@ enum What {
     Backup,
     Database,
     Platform,
+    Revocation,
     Storage,
     Vault,
 }
@@ -61,6 +63,9 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted(What::Platform) {
         platform::run(arguments.rounds).await?;
+    }
+    if wanted(What::Revocation) {
+        revocation::run(arguments.rounds).await?;
     }
     Ok(())
 }
