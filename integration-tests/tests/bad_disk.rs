@@ -1,6 +1,5 @@
 //! A disk that does calls in part, interrupts them, and is slow to flush: nothing that was acknowledged is lost, and
 //! nothing fails. Judged by fio's verification, by PostgreSQL, and by a backup that is restored.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use custody_proto::storage::{CreateVolumeRequest, Volume, storage_node_client::StorageNodeClient};
 use custody_testkit::{Deployment, database_tools, eventually};
