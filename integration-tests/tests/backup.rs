@@ -2,7 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use custody_proto::storage::{
-    BackupVolumeRequest, CreateVolumeRequest, Volume, storage_node_client::StorageNodeClient,
+    BackupVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, Volume,
+    storage_node_client::StorageNodeClient,
 };
 use custody_proto::{
     control::{CreateBackupRequest, cluster_manager_client::ClusterManagerClient},
@@ -249,4 +250,67 @@ async fn a_chain_ends_before_it_cannot_be_restored() {
     assert_eq!(taken, 64);
     assert!(refused.message().contains("take a full one"), "{refused}");
     client.create_volume(create("restored", "b64")).await.unwrap();
+}
+
+/// A restore that is killed goes on where it was, into the same file, and the volume is what was backed up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_is_cut_short_goes_on() {
+    let deployment = Deployment::start();
+    let control = || StorageNodeClient::new(deployment.channel("storage", "workload:control").unwrap());
+    let create = |id: &str, source_backup: &str| CreateVolumeRequest {
+        volume_id: id.into(),
+        volume: Some(Volume {
+            size_bytes: 1 << 30,
+            key: "vaults/platform/keys/service-managed".into(),
+            managed_identity: "managedIdentities/platform".into(),
+            ..Volume::default()
+        }),
+        source_backup: source_backup.into(),
+    };
+    let qemu_io = |volume: &str, commands: &[&str]| {
+        let uri =
+            format!("nbd+unix:///{volume}?socket={}", deployment.dir().join("storage/nbd.sock").display());
+        let mut command = std::process::Command::new("qemu-io");
+        let commands = commands.iter().flat_map(|c| ["-c", c]);
+        let output = command.args(["-f", "raw"]).args(commands).arg(uri).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && !said.contains("failed"), "{volume}: {said}");
+    };
+    control().create_volume(create("v", "")).await.unwrap();
+    qemu_io("v", &["write -P 0x5a 0 300M", "write -P 0xa5 300M 300M", "flush"]);
+    let request =
+        BackupVolumeRequest { name: "volumes/v".into(), backup: "full".into(), base: String::new() };
+    let mut progress = control().backup_volume(request).await.unwrap().into_inner();
+    while progress.message().await.unwrap().is_some() {}
+
+    let mut client = control();
+    let restoring = tokio::spawn(async move { client.create_volume(create("w", "full")).await });
+    let partial = deployment.dir().join("storage/data/w.partial");
+    tokio::task::block_in_place(|| {
+        eventually("something of the restore is noted", Duration::from_secs(60), || {
+            let head = fs::File::open(&partial).ok().and_then(|file| {
+                let mut head = vec![0; 64 << 10];
+                std::os::unix::fs::FileExt::read_exact_at(&file, &mut head, 0).ok()?;
+                Some(head)
+            });
+            let noted = b"\"restoring\":{\"chain\"";
+            head?.windows(noted.len()).any(|w| w == noted).then_some(())
+        });
+        deployment.kill("storage");
+    });
+    assert!(restoring.await.unwrap().is_err(), "it was cut short");
+    assert!(partial.exists());
+    let made = control().create_volume(create("w", "full")).await.unwrap().into_inner();
+    assert_eq!(made.name, "volumes/w");
+    let log = fs::read_to_string(deployment.dir().join("logs/storage.log")).unwrap();
+    assert!(log.contains("the restore goes on where it was cut short"), "it began again");
+    qemu_io("w", &["read -P 0x5a 0 300M", "read -P 0xa5 300M 300M", "read -P 0 600M 24M"]);
+    assert!(!partial.exists());
+
+    // What is not gone on with is removed with the volume that it should have been.
+    fs::copy(deployment.dir().join("storage/data/w.volume"), deployment.dir().join("storage/data/x.partial"))
+        .unwrap();
+    let delete = |name: &str| DeleteVolumeRequest { name: name.into() };
+    control().delete_volume(delete("volumes/x")).await.unwrap();
+    assert_eq!(control().delete_volume(delete("volumes/x")).await.unwrap_err().code(), tonic::Code::NotFound);
 }

@@ -5,10 +5,10 @@ use crate::{
     node::{Node, blocking, failed, key_of, refused},
 };
 use custody_clients::VaultAccess;
-use custody_envelope::{OpenError, StreamKey, random};
+use custody_envelope::{OpenError, StreamKey, checksum, random};
 use custody_node::{
-    BackupError, BackupManifest, BackupStore, Base, Marks, Piece, Snapshot, Volume, VolumeError, read_backup,
-    read_marks, write_backup,
+    BackupError, BackupManifest, BackupStore, Base, Marks, Piece, Restoring, Snapshot, Volume, read_backup,
+    read_backup_from, read_marks, write_backup,
 };
 use custody_proto::storage::BackupProgress;
 use custody_rpc::status::{invalid, status};
@@ -92,6 +92,8 @@ pub(crate) fn backup_failed(e: BackupError) -> Status {
     }
 }
 
+/// Segments between two notes of how far a restore has come: a quarter of a GiB.
+const NOTE_EVERY: u64 = 16;
 /// Backups that one needs for a restore, itself among them, at most.
 const CHAIN_LEN_MAX: usize = 64;
 
@@ -139,26 +141,50 @@ impl Chain {
         self.parts.last().map_or(0, |part| part.manifest.size_bytes)
     }
 
-    /// Writes everything into a new volume and makes it durable.
+    /// Which backups it is of.
+    pub(crate) fn id(&self) -> [u8; 32] {
+        let ids: Vec<u8> = self.parts.iter().flat_map(|part| part.manifest.backup_id).collect();
+        checksum(&ids)
+    }
+
+    /// Writes everything into a new volume, or what is left of it into one whose restore was cut short, and makes it
+    /// durable.
     pub(crate) fn fill(&self, volume: &Volume) -> Result<(), Status> {
-        self.read(|piece| volume.restore(piece))?;
-        volume.flush().map_err(failed)
+        let noted = volume.restoring().filter(|noted| noted.chain == self.id());
+        let begun = noted.map_or((0, 0), |noted| (noted.part, noted.segment));
+        for (number, part) in (0..).zip(&self.parts).skip(begun.0 as usize) {
+            let first = if number == begun.0 { begun.1 } else { 0 };
+            let noted = Mutex::new(first);
+            let note = |segment| {
+                // One at a time, and nobody waits for it.
+                let Some(mut noted) = noted.try_lock().filter(|noted| segment >= **noted + NOTE_EVERY) else {
+                    return Ok(());
+                };
+                *noted = segment;
+                volume.set_restoring(Some(Restoring { chain: self.id(), part: number, segment }))
+            };
+            let from = (self.store.as_ref(), part.name.as_str());
+            let restore = |piece: Piece<'_>| volume.restore(piece);
+            read_backup_from(from, &part.manifest, &part.key, first, restore, note)
+                .map_err(|e| part.unreadable(e))?;
+        }
+        volume.set_restoring(None).map_err(failed)
     }
 
     /// Reads everything, and answers whether it authenticates.
     pub(crate) fn verify(&self) -> Result<(), Status> {
-        self.read(|_| Ok(()))
-    }
-
-    fn read(&self, visit: impl Fn(Piece<'_>) -> Result<(), VolumeError> + Sync) -> Result<(), Status> {
         for part in &self.parts {
             let from = (self.store.as_ref(), part.name.as_str());
-            read_backup(from, &part.manifest, &part.key, &visit).map_err(|e| {
-                tracing::error!(backup = part.name, error = %e, "a backup cannot be read");
-                backup_failed(e)
-            })?;
+            read_backup(from, &part.manifest, &part.key, |_| Ok(())).map_err(|e| part.unreadable(e))?;
         }
         Ok(())
+    }
+}
+
+impl Part {
+    fn unreadable(&self, e: BackupError) -> Status {
+        tracing::error!(backup = self.name, error = %e, "a backup cannot be read");
+        backup_failed(e)
     }
 }
 

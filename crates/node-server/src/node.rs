@@ -24,7 +24,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tonic::Status;
+use tonic::{Code, Status};
 
 pub(crate) struct NodeConfig {
     pub(crate) data: PathBuf,
@@ -155,7 +155,8 @@ impl Node {
         });
         for path in found {
             match path.extension().and_then(|e| e.to_str()) {
-                Some("partial") => node.remove_volume(&path)?,
+                // What of a restore was noted is gone on with, when it is asked for again.
+                Some("partial") if restoring(&path).is_none() => node.remove_volume(&path)?,
                 Some("volume") => node.adopt(&path)?,
                 _ => {}
             }
@@ -289,8 +290,7 @@ impl Node {
     /// Checks the key, has a new volume key wrapped, makes the file under another name, fills it from a backup
     /// where one is given, and only then gives it its name.
     async fn make_sealed(self: &Arc<Self>, new: &NewVolume, path: &Path) -> Result<Volume, Status> {
-        let key = VolumeKey::generate().map_err(failed)?;
-        let (access, protector) = self.protect(&new.protection, &key).await?;
+        let access = self.check_key(&new.protection).await?;
         let restore = match new.source_backup.as_str() {
             "" => None,
             backup => Some(Chain::open(self, &access, "source_backup", backup).await?),
@@ -299,18 +299,37 @@ impl Node {
             return Err(invalid("volume.size_bytes", format!("must be {had}, as the backup's volume had")));
         }
         let (partial, path, size) = (path.with_extension("partial"), path.to_owned(), new.size_bytes);
+        let unfinished = match &restore {
+            Some(chain) => self.unfinished(new, chain, &access, &partial).await?,
+            None => None,
+        };
+        let begun = match unfinished {
+            Some(volume) => Ok(volume),
+            None => {
+                let key = VolumeKey::generate().map_err(failed)?;
+                let protector = wrap(&access, &new.protection, &key).await?;
+                Err((key, protector))
+            }
+        };
         let node = self.clone();
         blocking(move || {
-            _ = node.remove_volume(&partial);
-            let made =
-                Volume::create(&partial, size, &key, protector, node.options.clone()).map_err(failed)?;
+            let made = match begun {
+                Ok(volume) => volume,
+                Err((key, protector)) => {
+                    _ = node.remove_volume(&partial);
+                    Volume::create(&partial, size, &key, protector, node.options.clone()).map_err(failed)?
+                }
+            };
             let filled = restore.map_or(Ok(()), |r| r.fill(&made)).and_then(|()| {
                 fs::rename(&partial, &path).map_err(failed)?;
                 let parent = path.parent().unwrap_or_else(|| Path::new("."));
                 File::open(parent).and_then(|d| d.sync_all()).map_err(failed)
             });
             if let Err(e) = filled {
-                _ = node.remove_volume(&partial);
+                // A store that is away now may be there later.
+                if e.code() != Code::Unavailable {
+                    _ = node.remove_volume(&partial);
+                }
                 return Err(e);
             }
             Ok(made)
@@ -318,16 +337,35 @@ impl Node {
         .await
     }
 
-    /// Checks a key, and has a volume key wrapped by it.
-    async fn protect(&self, by: &Protection, key: &VolumeKey) -> Result<(VaultAccess, Protector), Status> {
-        let access = self.check_key(by).await?;
-        let wrapped = access.wrap_key(&by.key, key.expose_to_wrap()).await.map_err(refused)?;
-        // What the vault gave must open again, or the volume would be lost with the first restart.
-        let opened = access.unwrap_key(&wrapped).await.map_err(refused)?;
-        if opened.as_slice() != key.expose_to_wrap() {
-            return Err(failed("the vault unwrapped another key than it had wrapped"));
-        }
-        Ok((access, by.protector(wrapped)))
+    /// The volume of a restore of the same that was cut short, if one can be gone on with.
+    async fn unfinished(
+        &self,
+        new: &NewVolume,
+        chain: &Chain,
+        access: &VaultAccess,
+        partial: &Path,
+    ) -> Result<Option<Volume>, Status> {
+        let (path, options) = (partial.to_owned(), self.options.clone());
+        let Some(superblock) = blocking(move || Ok(restoring(&path))).await? else { return Ok(None) };
+        let same = superblock.restoring.as_ref().is_some_and(|noted| noted.chain == chain.id())
+            && superblock.size_bytes == new.size_bytes
+            && new.protection.is(&superblock.protector);
+        let Some(wrapped) = superblock.protector.wrapped.filter(|_| same) else { return Ok(None) };
+        let plain = access.unwrap_key(&wrapped).await.map_err(refused)?;
+        let key = VolumeKey::from_bytes(&plain).map_err(failed)?;
+        let (path, name) = (partial.to_owned(), new.name.clone());
+        blocking(move || match Volume::open(&path, &key, options) {
+            Ok(volume) => {
+                let noted = volume.restoring();
+                tracing::info!(volume = %name, ?noted, "the restore goes on where it was cut short");
+                Ok(Some(volume))
+            }
+            Err(e) => {
+                tracing::warn!(volume = %name, error = %e, "the restore begins again");
+                Ok(None)
+            }
+        })
+        .await
     }
 
     /// Has a volume's key wrapped by another key, and puts that in place of its protector. What was wrapped by that key before
@@ -354,7 +392,8 @@ impl Node {
             _ => {
                 let plain = self.access(&now.managed_identity).unwrap_key(wrapped).await.map_err(refused)?;
                 let key = VolumeKey::from_bytes(&plain).map_err(failed)?;
-                (self.protect(&by, &key).await?.1, key)
+                let access = self.check_key(&by).await?;
+                (wrap(&access, &by, &key).await?, key)
             }
         };
         keeper::change_protector(&managed, next, key).await?;
@@ -389,7 +428,10 @@ impl Node {
 
     /// Closes and removes a volume. Its wrapped key goes with its file: what was in it cannot be opened any more.
     pub(crate) async fn delete(self: &Arc<Self>, name: &str) -> Result<(), Status> {
-        let managed = self.volume(name)?;
+        let managed = match self.volume(name) {
+            Ok(managed) => managed,
+            Err(e) => return self.delete_unfinished(name).await.and_then(|gone| gone.then_some(()).ok_or(e)),
+        };
         let _busy = self.reserve(&managed.name)?;
         managed.stop_task();
         self.volumes.write().remove(&managed.name);
@@ -397,6 +439,19 @@ impl Node {
         blocking(move || {
             managed.close(VolumeStatus::inaccessible("DELETED"));
             node.remove_volume(&managed.path).map_err(failed)
+        })
+        .await
+    }
+
+    /// Removes what a restore that was cut short has left. False where there is nothing.
+    async fn delete_unfinished(self: &Arc<Self>, name: &str) -> Result<bool, Status> {
+        let name: VolumeName = name.parse().map_err(|e| invalid("name", e))?;
+        let _busy = self.reserve(&name)?;
+        let (node, partial) = (self.clone(), self.config.data.join(format!("{}.partial", name.id())));
+        blocking(move || match node.remove_volume(&partial) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(failed(e)),
         })
         .await
     }
@@ -412,6 +467,23 @@ impl Node {
             .await;
         }
     }
+}
+
+/// Has a volume key wrapped by a key that was checked.
+async fn wrap(access: &VaultAccess, by: &Protection, key: &VolumeKey) -> Result<Protector, Status> {
+    let wrapped = access.wrap_key(&by.key, key.expose_to_wrap()).await.map_err(refused)?;
+    // What the vault gave must open again, or the volume would be lost with the first restart.
+    let opened = access.unwrap_key(&wrapped).await.map_err(refused)?;
+    if opened.as_slice() != key.expose_to_wrap() {
+        return Err(failed("the vault unwrapped another key than it had wrapped"));
+    }
+    Ok(by.protector(wrapped))
+}
+
+/// The superblock of a volume file whose restore was cut short after something was noted of it.
+fn restoring(path: &Path) -> Option<Superblock> {
+    let superblock = Superblock::read(&File::open(path).ok()?).ok()?;
+    superblock.restoring.is_some().then_some(superblock)
 }
 
 /// The key of a key or of a key version.

@@ -11,7 +11,7 @@ use crate::{
 };
 use custody_envelope::{CHUNK_LEN, CHUNK_OVERHEAD_LEN, Provider, StreamKey, StreamSealer};
 use parking_lot::Mutex;
-use std::io;
+use std::{collections::BTreeSet, io};
 use zeroize::Zeroizing;
 
 /// What a backup says of a range of the volume.
@@ -211,17 +211,39 @@ pub fn read_backup(
     key: &StreamKey,
     visit: impl Fn(Piece<'_>) -> Result<(), VolumeError> + Sync,
 ) -> Result<(), BackupError> {
+    read_backup_from(from, manifest, key, 0, visit, |_| Ok(()))
+}
+
+/// As [`read_backup`], from a segment on; `read_before` is told, now and then, of a segment before which every one was read:
+/// a caller that has noted it may begin there when it reads the same backup again.
+///
+/// # Errors
+/// See [`BackupError`].
+pub fn read_backup_from(
+    from: (&dyn BackupStore, &str),
+    manifest: &BackupManifest,
+    key: &StreamKey,
+    first: u64,
+    visit: impl Fn(Piece<'_>) -> Result<(), VolumeError> + Sync,
+    read_before: impl Fn(u64) -> Result<(), VolumeError> + Sync,
+) -> Result<(), BackupError> {
     let reader = Reader::new(from, manifest, key);
     if manifest.chunks == 0 {
         return Err(BackupError::Corrupt);
     }
-    let segments = Mutex::new(0..reader.segment_count());
+    // The segments to come, and those that are being read.
+    let segments = Mutex::new((first..reader.segment_count(), BTreeSet::new()));
     on_every_core(|failed| {
         let mut buffers = Buffers::default();
         loop {
-            let next = segments.lock().next();
+            let next = {
+                let mut segments = segments.lock();
+                let next = segments.0.next();
+                segments.1.extend(next);
+                next
+            };
             let Some(index) = next.filter(|_| !failed()) else { return Ok(()) };
-            reader.visit(index, &mut buffers, |kind, count, at, data| {
+            let whole = reader.visit(index, &mut buffers, |kind, count, at, data| {
                 match kind {
                     KIND_DATA => visit(Piece::Data(at, data))?,
                     KIND_HOLE => visit(Piece::Hole(at, u64::from(count) * BLOCK_LEN as u64))?,
@@ -230,6 +252,15 @@ pub fn read_backup(
                 }
                 Ok(!failed())
             })?;
+            if !whole {
+                return Ok(());
+            }
+            let before = {
+                let mut segments = segments.lock();
+                segments.1.remove(&index);
+                segments.1.first().copied().unwrap_or(segments.0.start)
+            };
+            read_before(before)?;
         }
     })
 }

@@ -30,7 +30,7 @@ mod write_behind;
 
 pub use anchor::anchor_path;
 pub use backup::{BackupError, BackupManifest, Base, Marks};
-pub use backup_reader::{Piece, read_backup, read_marks};
+pub use backup_reader::{Piece, read_backup, read_backup_from, read_marks};
 pub use backup_store::{
     BackupSink, BackupStore, Directory, MANIFEST_NAME, Segment, SegmentWriter, segment_name,
 };
@@ -40,7 +40,7 @@ pub use extent_budget::ExtentBudget;
 pub use lease::{Lease, LeaseEvent, LeaseState, RevokeReason};
 pub use snapshot::Snapshot;
 pub use spill::{SpillError, SpillId, SpillLimits, SpillWriter, Spills};
-pub use superblock::{Protector, ProtectorKind, Superblock, SuperblockError};
+pub use superblock::{Protector, ProtectorKind, Restoring, Superblock, SuperblockError};
 pub use volume::{Volume, VolumeOptions};
 pub use wal_archive::{
     NotAWalFile, SealedWal, WAL_FILE_LEN_MAX, WAL_FOLDER, WalArchive, WalFileName, WalHeader, WalObject,

@@ -56,9 +56,23 @@ pub struct Superblock {
     /// Data keys made before this are retired: what they seal is re-encrypted.
     #[serde(default)]
     pub data_keys_retired_before: UnixMillis,
+    /// How far its restore has come, while it is not whole.
+    #[serde(default)]
+    pub restoring: Option<Restoring>,
     /// Counts the superblock's writes.
     #[serde(skip)]
     pub sequence: u64,
+}
+
+/// How far the restore of a volume has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restoring {
+    /// Which backups are restored: a checksum of their ids, in the order in which they are read.
+    pub chain: [u8; 32],
+    /// The one of them that is read now.
+    pub part: u32,
+    /// Its segments before this one are restored, and durable.
+    pub segment: u64,
 }
 
 /// A volume file whose superblock cannot be used.

@@ -1,7 +1,7 @@
 //! A sealed volume: making, opening and finding its parts. Its data path is in `read.rs`, `write.rs` and `flush.rs`.
 
 use crate::{
-    Protector, ProtectorKind, Superblock, SuperblockError, VolumeError,
+    Protector, ProtectorKind, Restoring, Superblock, SuperblockError, VolumeError,
     anchor::{Anchor, AnchorError, Counter, anchor_path},
     extent::Extent,
     extent_budget::{ExtentBudget, ExtentMap},
@@ -141,6 +141,7 @@ impl Volume {
             former: None,
             anchored,
             data_keys_retired_before: UnixMillis::default(),
+            restoring: None,
             sequence: 0,
         };
         // Both copies, so that one damaged copy never loses a volume.
@@ -256,6 +257,23 @@ impl Volume {
             self.update_superblock(|superblock| superblock.former = None)?;
         }
         Ok(())
+    }
+
+    /// How far its restore has come, if it is not whole.
+    #[must_use]
+    pub fn restoring(&self) -> Option<Restoring> {
+        self.superblock.lock().restoring.clone()
+    }
+
+    /// Notes how far its restore has come: a crash does not begin before that again. None when it is whole.
+    ///
+    /// # Errors
+    /// As [`Volume::flush`], or the note was not written.
+    pub fn set_restoring(&self, to: Option<Restoring>) -> Result<(), VolumeError> {
+        // What the note speaks of is durable before it.
+        self.flush()?;
+        self.update_superblock(|superblock| superblock.restoring = to)
+            .map_err(|e| VolumeError::Io(std::io::Error::other(e)))
     }
 
     /// Writes a changed superblock, and tells the anchor.
