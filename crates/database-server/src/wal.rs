@@ -191,10 +191,10 @@ impl Carrier {
                 stream.write_all(&part.data).await?;
                 sent += part.data.len();
             }
-            match parts.message().await.map_err(failed)? {
-                Some(next) => part = next,
-                None => break,
+            if part.complete {
+                break;
             }
+            part = parts.message().await.map_err(failed)?.context("the storage node ended")?;
         }
         stream.write_all(&[0; 4]).await?;
         stream.flush().await?;

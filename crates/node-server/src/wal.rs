@@ -180,7 +180,7 @@ pub(crate) async fn archive(
     let first = next(&mut parts).await?.ok_or_else(|| invalid("name", "is required in the first message"))?;
     let managed = node.volume(&first.name)?;
     let arriving = Arriving::check(&first)?;
-    let _turn = node.writing.enter(&format!("{WAL_FOLDER}/{}/{}", arriving.archive, arriving.file), "")?;
+    let turn = node.writing.enter(&format!("{WAL_FOLDER}/{}/{}", arriving.archive, arriving.file), "")?;
     let there = arriving.there(node, workers).await?;
     // A server that ended before it noted that a file is archived archives it again.
     let key = match &there {
@@ -190,6 +190,8 @@ pub(crate) async fn archive(
     let (sender, parts_in) = mpsc::channel(2);
     let (store, target) = (node.config.backups.clone(), managed.clone());
     let taking = workers.run(move || {
+        // Also when the caller has gone, and asks again while this one ends.
+        let _turn = turn;
         let done = match there {
             Some(object) => arriving.compare(&target, object, &key, parts_in),
             None => arriving.seal(&target, store.as_ref(), key, parts_in),
@@ -350,23 +352,27 @@ pub(crate) async fn restore(
                 let more = reader.next(&mut part).map_err(|e| archive_failed(&name, e))?;
                 Ok((reader, more.then_some(part)))
             });
-            let part = match read.await {
-                Ok((_, None)) => return,
+            let (next, part) = match read.await {
+                Ok((_, None)) => {
+                    let complete = true;
+                    (None, Ok(RestoreWalResponse { size_bytes, complete, ..RestoreWalResponse::default() }))
+                }
                 Ok((back, Some(mut part))) => {
-                    reader = back;
+                    let data = std::mem::take(&mut *part);
                     let size_bytes = std::mem::take(&mut size_bytes);
-                    Ok(RestoreWalResponse { size_bytes, data: std::mem::take(&mut *part) })
+                    (Some(back), Ok(RestoreWalResponse { size_bytes, data, complete: false }))
                 }
-                Err(e) => {
-                    _ = sender.send(Err(e)).await;
-                    return;
-                }
+                Err(e) => (None, Err(e)),
             };
             // No slow caller keeps the key when access ends.
             tokio::select! {
                 biased;
                 () = managed.inaccessible() => return,
                 sent = sender.send(part) => if sent.is_err() { return },
+            }
+            match next {
+                Some(next) => reader = next,
+                None => return,
             }
         }
     });

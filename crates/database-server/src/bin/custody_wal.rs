@@ -16,22 +16,24 @@ use std::{
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// Tells PostgreSQL that there is no such file: the end of the log.
 const MISSING: u8 = 1;
+/// Tells PostgreSQL that a file is not archived; it tries again, and counts it in `pg_stat_archiver`.
+const NOT_ARCHIVED: u8 = 1;
 /// Tells PostgreSQL that a file could not be read, which is not the end of the log: above 125, a recovery ends.
-const FAILED: u8 = 200;
+const NOT_READ: u8 = 200;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["put", socket, file, path] => put(socket, file, path),
-        ["get", socket, file, path] => get(socket, file, path),
-        _ => Err(io::Error::other("usage: custody-wal put|get SOCKET FILE PATH")),
+    let (done, failed) = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["put", socket, file, path] => (put(socket, file, path), NOT_ARCHIVED),
+        ["get", socket, file, path] => (get(socket, file, path), NOT_READ),
+        _ => (Err(io::Error::other("usage: custody-wal put|get SOCKET FILE PATH")), NOT_ARCHIVED),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(MISSING),
         Err(e) => {
             _ = writeln!(io::stderr(), "custody-wal: {e}");
-            ExitCode::from(FAILED)
+            ExitCode::from(failed)
         }
     }
 }
