@@ -1,5 +1,4 @@
 //! Archiving over gRPC: the same again is no error, another file of that name is; one at a time; whole or not at all.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use custody_proto::storage::{
     ArchiveWalRequest, CreateVolumeRequest, RestoreWalRequest, Volume, storage_node_client::StorageNodeClient,
