@@ -103,6 +103,14 @@ pub(crate) struct NewVolume {
     pub(crate) source_backup: String,
 }
 
+/// What a volume that is to be made begins with.
+enum Begun {
+    /// The file of a restore that was cut short.
+    Unfinished(Box<Volume>),
+    /// A key, and what protects it.
+    Anew(VolumeKey, Protector),
+}
+
 struct Busy<'a>(&'a Node, VolumeName);
 
 impl Drop for Busy<'_> {
@@ -304,18 +312,18 @@ impl Node {
             None => None,
         };
         let begun = match unfinished {
-            Some(volume) => Ok(volume),
+            Some(volume) => Begun::Unfinished(Box::new(volume)),
             None => {
                 let key = VolumeKey::generate().map_err(failed)?;
                 let protector = wrap(&access, &new.protection, &key).await?;
-                Err((key, protector))
+                Begun::Anew(key, protector)
             }
         };
         let node = self.clone();
         blocking(move || {
             let made = match begun {
-                Ok(volume) => volume,
-                Err((key, protector)) => {
+                Begun::Unfinished(volume) => *volume,
+                Begun::Anew(key, protector) => {
                     _ = node.remove_volume(&partial);
                     Volume::create(&partial, size, &key, protector, node.options.clone()).map_err(failed)?
                 }

@@ -1,14 +1,21 @@
 //! What backups promise: of one moment, whole or refused, and increments that add up.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "stage/manifest.rs"]
+mod manifest;
+#[path = "stage/volume.rs"]
+mod volume;
+
 use custody_envelope::{StreamKey, VolumeKey};
 use custody_node::{layout::EXTENT_LEN, *};
+use manifest::manifest;
 use std::{
     fs,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
 };
+use volume::volume;
 
 const SIZE: u64 = 40 << 20;
 
@@ -20,13 +27,7 @@ struct Stage {
 }
 
 fn make(path: &Path) -> Volume {
-    let protector = Protector {
-        kind: ProtectorKind::CustomerManaged,
-        key: "vaults/v/keys/k".into(),
-        managed_identity: "managedIdentities/m".into(),
-        wrapped: None,
-    };
-    Volume::create(path, SIZE, &VolumeKey::generate().unwrap(), protector, VolumeOptions::default()).unwrap()
+    volume(path, SIZE, VolumeOptions::default())
 }
 
 impl Stage {
@@ -50,22 +51,8 @@ impl Stage {
     }
 
     fn manifest(&self, id: u8, base: Option<(&str, u8)>) -> BackupManifest {
-        BackupManifest {
-            version: BackupManifest::VERSION,
-            backup_id: [id; 16],
-            source: "volumes/v".into(),
-            volume_id: self.volume.id(),
-            base: base.map(|(backup, id)| Base { backup: backup.into(), backup_id: [id; 16] }),
-            size_bytes: SIZE,
-            create_time: custody_types::UnixMillis::from_secs(1),
-            wrapped: custody_types::WrappedKey {
-                key_version: "vaults/v/keys/k/versions/00000000000000000000000000000000".parse().unwrap(),
-                algorithm: custody_types::WrapAlgorithm::RsaOaep256,
-                ciphertext: vec![1],
-            },
-            chunks: 0,
-            marks_from: None,
-        }
+        let base = base.map(|(backup, id)| Base { backup: backup.into(), backup_id: [id; 16] });
+        BackupManifest { base, ..manifest(id, &self.volume) }
     }
 
     fn write(

@@ -3,8 +3,15 @@
 //! `CUSTODY_FREEZE=1` writes those of a format that is new; what is there is never written over.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
+#[path = "stage/manifest.rs"]
+mod manifest;
+#[path = "stage/protector.rs"]
+mod protector;
+
 use custody_envelope::{StreamKey, VolumeKey};
 use custody_node::{layout::*, *};
+use manifest::manifest;
+use protector::protector;
 use std::{
     fs::{self, OpenOptions},
     ops::ControlFlow,
@@ -25,15 +32,6 @@ fn key() -> VolumeKey {
 
 fn stream_key() -> StreamKey {
     StreamKey::from_bytes(&[8; 32]).unwrap()
-}
-
-fn protector() -> Protector {
-    Protector {
-        kind: ProtectorKind::CustomerManaged,
-        key: "vaults/v/keys/k".into(),
-        managed_identity: "managedIdentities/m".into(),
-        wrapped: None,
-    }
 }
 
 /// What the frozen volume holds: blocks, a hole among them, a block under an older data key, a part of a block, and a write
@@ -106,22 +104,7 @@ fn freeze() {
     if frozen().join(&name).exists() {
         return;
     }
-    let manifest = BackupManifest {
-        version: BackupManifest::VERSION,
-        backup_id: [7; 16],
-        source: "volumes/v".into(),
-        volume_id: volume.id(),
-        base: None,
-        size_bytes: SIZE,
-        create_time: custody_types::UnixMillis::from_secs(1),
-        wrapped: custody_types::WrappedKey {
-            key_version: "vaults/v/keys/k/versions/00000000000000000000000000000000".parse().unwrap(),
-            algorithm: custody_types::WrapAlgorithm::RsaOaep256,
-            ciphertext: vec![1],
-        },
-        chunks: 0,
-        marks_from: None,
-    };
+    let manifest = manifest(7, &volume);
     let snapshot = Snapshot::take(Arc::new(volume)).unwrap();
     let go_on = |_, _| ControlFlow::Continue(());
     let store = Directory::new(frozen());

@@ -2,11 +2,14 @@
 //! not. A thousand cases, each of a random workload and a random choice of sectors.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
+#[path = "stage/protector.rs"]
+mod protector;
 #[path = "stage/random.rs"]
 mod random;
 
 use custody_envelope::VolumeKey;
 use custody_node::{layout::*, *};
+use protector::protector;
 use random::Random;
 use std::{
     collections::BTreeSet,
@@ -78,13 +81,7 @@ fn a_thousand_power_cuts_lose_nothing_that_was_flushed_and_tear_nothing() {
     for seed in 1..=WORKLOADS {
         let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let path = dir.path().join(format!("{seed}"));
-        let protector = Protector {
-            kind: ProtectorKind::CustomerManaged,
-            key: "vaults/v/keys/k".into(),
-            managed_identity: "managedIdentities/m".into(),
-            wrapped: None,
-        };
-        let volume = Volume::create(&path, SIZE as u64, &key(), protector, options(&path)).unwrap();
+        let volume = Volume::create(&path, SIZE as u64, &key(), protector(), options(&path)).unwrap();
         let mut model = vec![0; SIZE];
         for _ in 0..random.next(4) {
             (0..random.next(12)).for_each(|_| change(&mut random, &volume, &mut model));

@@ -1,9 +1,13 @@
 //! Data keys are retired by order, by age and when they are used; what they sealed is re-encrypted, once.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "stage/protector.rs"]
+mod protector;
+
 use custody_envelope::VolumeKey;
 use custody_node::{layout::EXTENT_LEN, *};
 use custody_types::{Clock, UnixMillis};
+use protector::protector;
 use std::{
     path::Path,
     sync::{
@@ -39,14 +43,8 @@ impl Stage {
     fn new() -> Self {
         let clock = SetClock(Arc::new(AtomicU64::new(1000 * DAY)));
         let stage = Self { dir: tempfile::tempdir().unwrap(), clock };
-        let protector = Protector {
-            kind: ProtectorKind::CustomerManaged,
-            key: "vaults/v/keys/k".into(),
-            managed_identity: "managedIdentities/m".into(),
-            wrapped: None,
-        };
         let size = u64::from(EXTENTS) * EXTENT_LEN;
-        let volume = Volume::create(&stage.path(), size, &key(), protector, stage.options()).unwrap();
+        let volume = Volume::create(&stage.path(), size, &key(), protector(), stage.options()).unwrap();
         for extent in 0..EXTENTS {
             volume.write_at(u64::from(extent) * EXTENT_LEN + 5, &[extent as u8 + 1; 30_000]).unwrap();
         }

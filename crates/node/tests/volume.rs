@@ -1,9 +1,13 @@
 //! What a sealed volume promises, on real files.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "stage/protector.rs"]
+mod protector;
+
 use custody_envelope::VolumeKey;
 use custody_node::{layout::*, *};
 use proptest::prelude::*;
+use protector::protector;
 use std::{
     fs,
     os::unix::fs::FileExt as _,
@@ -14,15 +18,6 @@ const KEY: [u8; 32] = [9; 32];
 
 fn key() -> VolumeKey {
     VolumeKey::from_bytes(&KEY).unwrap()
-}
-
-fn protector() -> Protector {
-    Protector {
-        kind: ProtectorKind::CustomerManaged,
-        key: "vaults/v/keys/k".into(),
-        managed_identity: "managedIdentities/m".into(),
-        wrapped: None,
-    }
 }
 
 fn make(dir: &Path, size: u64) -> (PathBuf, Volume) {
