@@ -218,8 +218,9 @@ pub(crate) async fn begin(
     }
     let volume = managed.volume().ok_or_else(|| inaccessible(&managed))?;
     let protector = managed.protector();
-    let key_name =
-        key_of(&protector.key).ok_or_else(|| invalid("name", "an ephemeral volume is not backed up"))?;
+    if key_of(&protector.key).is_none() {
+        return Err(invalid("name", "an ephemeral volume is not backed up"));
+    }
     let access = node.access(&protector.managed_identity);
     let base = match base_name {
         "" => None,
@@ -233,10 +234,7 @@ pub(crate) async fn begin(
         return Err(backup_failed(BackupError::OtherVolume));
     }
     // A backup has a key of its own, wrapped by the KEK version of this moment.
-    let key = StreamKey::generate().map_err(failed)?;
-    let target =
-        if protector.key.contains("/versions/") { protector.key.clone() } else { key_name.to_string() };
-    let wrapped = access.wrap_key(&target, key.expose_to_wrap()).await.map_err(refused)?;
+    let (key, wrapped) = node.new_stream_key(&protector).await?;
     let mut backup_id = [0; 16];
     random(&mut backup_id).map_err(failed)?;
     let manifest = BackupManifest {

@@ -114,8 +114,13 @@ impl Bucket {
         self.wait(self.store.put_opts(path, PutPayload::from(bytes), mode.into())).map(drop)
     }
 
-    fn object(&self, path: &Path) -> io::Result<Box<dyn Segment>> {
-        Ok(Box::new(Bytes(self.get(path)?)))
+    /// Fails where there is an object already.
+    fn absent(&self, path: &Path) -> io::Result<()> {
+        match self.wait(self.store.head(path)) {
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e),
+        }
     }
 
     /// The folders in a folder, and whether it is a backup.
@@ -144,11 +149,7 @@ impl Bucket {
 
 impl BackupStore for Bucket {
     fn begin(&self, name: &str) -> io::Result<Box<dyn BackupSink>> {
-        match self.wait(self.store.head(&self.path(name, MANIFEST_NAME))) {
-            Ok(_) => return Err(io::ErrorKind::AlreadyExists.into()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
-        }
+        self.absent(&self.path(name, MANIFEST_NAME))?;
         self.remove(name)?;
         Ok(Box::new(Sink { bucket: self.clone(), backup: name.to_owned() }))
     }
@@ -158,7 +159,7 @@ impl BackupStore for Bucket {
     }
 
     fn segment(&self, name: &str, index: u64) -> io::Result<Box<dyn Segment>> {
-        self.object(&self.path(name, &segment_name(index)))
+        self.open(&format!("{name}/{}", segment_name(index)))
     }
 
     fn names(&self) -> io::Result<Vec<String>> {
@@ -186,17 +187,12 @@ impl BackupStore for Bucket {
     fn create(&self, path: &str) -> io::Result<Box<dyn SegmentWriter + '_>> {
         let path = self.path(path, "");
         // It would be refused when it is finished as well: now there is less to send.
-        match self.wait(self.store.head(&path)) {
-            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                Ok(Box::new(Writer { bucket: self, path, bytes: Vec::new(), mode: PutMode::Create }))
-            }
-            Err(e) => Err(e),
-        }
+        self.absent(&path)?;
+        Ok(Box::new(Writer { bucket: self, path, bytes: Vec::new(), mode: PutMode::Create }))
     }
 
     fn open(&self, path: &str) -> io::Result<Box<dyn Segment>> {
-        self.object(&self.path(path, ""))
+        Ok(Box::new(Bytes(self.get(&self.path(path, ""))?)))
     }
 
     fn list(&self, folder: &str) -> io::Result<Vec<String>> {

@@ -8,6 +8,7 @@ mod managed;
 mod node;
 mod service;
 mod spill;
+mod upload;
 mod wal;
 mod watch;
 

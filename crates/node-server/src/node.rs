@@ -7,7 +7,7 @@ use crate::{
     watch::Watches,
 };
 use custody_clients::{AccessError, Endpoint, TokenSource, VaultAccess};
-use custody_envelope::VolumeKey;
+use custody_envelope::{StreamKey, VolumeKey};
 use custody_node::{
     BackupStore, Protector, ProtectorKind, SpillLimits, Spills, Superblock, Volume, VolumeOptions,
     anchor_path,
@@ -247,6 +247,17 @@ impl Node {
                 VaultAccess::new(&self.config.vault, tokens)
             })
             .clone()
+    }
+
+    /// A new key for what is stored beside a volume, and that key wrapped by the volume's KEK, in its version of this moment.
+    pub(crate) async fn new_stream_key(
+        &self,
+        protector: &Protector,
+    ) -> Result<(StreamKey, WrappedKey), Status> {
+        let key = StreamKey::generate().map_err(failed)?;
+        let access = self.access(&protector.managed_identity);
+        let wrapped = access.wrap_key(&protector.key, key.expose_to_wrap()).await.map_err(refused)?;
+        Ok((key, wrapped))
     }
 
     fn reserve(&self, name: &VolumeName) -> Result<Busy<'_>, Status> {

@@ -1,6 +1,9 @@
 //! Spills on the wire.
 
-use crate::node::{Node, failed};
+use crate::{
+    node::{Node, failed},
+    upload::next,
+};
 use custody_node::{SpillError, SpillId};
 use custody_proto::storage::{ReadSpillRequest, ReadSpillResponse, Spill, WriteSpillRequest};
 use custody_rpc::{
@@ -61,16 +64,7 @@ pub(crate) async fn write(
     });
     let feeding = async move {
         loop {
-            let late = |_| {
-                status(
-                    "DEADLINE_EXCEEDED",
-                    "UPLOAD_TIMEOUT",
-                    "the next part did not come; send it again",
-                    None,
-                )
-            };
-            let part = tokio::time::timeout(PART_TIMEOUT, parts.message()).await.map_err(late);
-            let part = match part.and_then(|part| part) {
+            let part = match next(&mut parts, PART_TIMEOUT).await {
                 Ok(None) => return,
                 Ok(Some(message)) => Ok(Zeroizing::new(message.data)),
                 Err(e) => Err(e),

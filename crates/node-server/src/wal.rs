@@ -4,6 +4,7 @@ use crate::{
     backup::{backup_failed, check_name},
     managed::{Managed, last},
     node::{Node, failed, key_of, refused},
+    upload::next,
 };
 use custody_envelope::StreamKey;
 use custody_node::{
@@ -147,13 +148,10 @@ async fn key_to_seal(node: &Node, managed: &Managed) -> Result<Arc<WalKey>, Stat
     if let Some(key) = managed.wal_keys.sealing.get().filter(|key| key.seals_for(&protector)) {
         return Ok(key);
     }
-    let key_name = key_of(&protector.key)
-        .ok_or_else(|| invalid("name", "the log of an ephemeral volume is not archived"))?;
-    let target =
-        if protector.key.contains("/versions/") { protector.key.clone() } else { key_name.to_string() };
-    let key = StreamKey::generate().map_err(failed)?;
-    let access = node.access(&protector.managed_identity);
-    let wrapped = access.wrap_key(&target, key.expose_to_wrap()).await.map_err(refused)?;
+    if key_of(&protector.key).is_none() {
+        return Err(invalid("name", "the log of an ephemeral volume is not archived"));
+    }
+    let (key, wrapped) = node.new_stream_key(&protector).await?;
     let key = WalKey::new(key, wrapped);
     managed.wal_keys.sealing.keep(managed, &key)?;
     Ok(key)
@@ -177,7 +175,9 @@ pub(crate) async fn archive(
     workers: &Workers,
     mut parts: Streaming<ArchiveWalRequest>,
 ) -> Result<(), Status> {
-    let first = next(&mut parts).await?.ok_or_else(|| invalid("name", "is required in the first message"))?;
+    let first = next(&mut parts, PART_TIMEOUT)
+        .await?
+        .ok_or_else(|| invalid("name", "is required in the first message"))?;
     let managed = node.volume(&first.name)?;
     let arriving = Arriving::check(&first)?;
     let turn = node.writing.enter(&format!("{WAL_FOLDER}/{}/{}", arriving.archive, arriving.file), "")?;
@@ -222,21 +222,9 @@ async fn feed(
         part = tokio::select! {
             biased;
             () = managed.inaccessible() => Err(managed.refusal()),
-            message = next(parts) => message.map(|m| m.map(|m| m.data)),
+            message = next(parts, PART_TIMEOUT) => message.map(|m| m.map(|m| m.data)),
         };
     }
-}
-
-async fn next(parts: &mut Streaming<ArchiveWalRequest>) -> Result<Option<ArchiveWalRequest>, Status> {
-    let late = |_| {
-        status(
-            "DEADLINE_EXCEEDED",
-            "UPLOAD_TIMEOUT",
-            "the next part of the file did not come; send it again",
-            None,
-        )
-    };
-    tokio::time::timeout(PART_TIMEOUT, parts.message()).await.map_err(late)?
 }
 
 impl Arriving {

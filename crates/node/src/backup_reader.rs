@@ -126,14 +126,12 @@ impl<'a> Reader<'a> {
         segment.read_exact_at(sealed, place.at).map_err(cut)?;
         self.sealer.open(place.index, place.index + 1 == self.manifest.chunks, sealed, plain)?;
         let mut rest = plain.as_mut_slice();
-        let mut bound = place.index + 1 < self.manifest.chunks;
-        if self.manifest.marks_from.is_none() {
-            bound = true;
-            if place.index == 0 {
-                let (head, tail) = rest.split_at_mut_checked(BINDING_LEN).ok_or(BackupError::Corrupt)?;
-                self.check_binding(head)?;
-                rest = tail;
-            }
+        let first_binds = self.manifest.marks_from.is_none();
+        let bound = first_binds || place.index + 1 < self.manifest.chunks;
+        if first_binds && place.index == 0 {
+            let (head, tail) = rest.split_at_mut_checked(BINDING_LEN).ok_or(BackupError::Corrupt)?;
+            self.check_binding(head)?;
+            rest = tail;
         }
         while !rest.is_empty() {
             let (head, tail) = rest.split_first_chunk_mut::<RECORD_LEN>().ok_or(BackupError::Corrupt)?;

@@ -179,9 +179,7 @@ impl BackupStore for Directory {
     }
 
     fn segment(&self, name: &str, index: u64) -> io::Result<Box<dyn Segment>> {
-        let file = File::open(self.0.join(name).join(segment_name(index)))?;
-        let len = file.metadata()?.len();
-        Ok(Box::new((file, len)))
+        self.open(&format!("{name}/{}", segment_name(index)))
     }
 
     fn names(&self) -> io::Result<Vec<String>> {

@@ -83,18 +83,23 @@ fn write_parts(
     if !snapshot.has_all(since.keys()) {
         return Err(BackupError::VolumeOlder);
     }
+    let sealer = key.sealer(Provider::default(), manifest.backup_id);
     let manifest = BackupManifest { version: BackupManifest::VERSION, ..manifest.clone() };
     let plan = Mutex::new(Plan::new(snapshot, since, manifest));
-    let sealer = key.sealer(Provider::default(), plan.lock().manifest.backup_id);
-    let done = AtomicU64::new(0);
+    let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
     on_every_core(|failed| {
         let (mut chunk, mut sealed) = (Vec::with_capacity(4 + CHUNK_LEN + CHUNK_OVERHEAD_LEN), Vec::new());
         loop {
             if failed() {
                 return Ok(());
             }
-            // A statement of its own, so that the lock is not held while the segment is made.
-            let next = plan.lock().segment()?;
+            // A block of its own, so that the lock is not held while the segment is made.
+            let next = {
+                let mut plan = plan.lock();
+                let next = plan.segment()?;
+                total.store(plan.total(), Ordering::Relaxed);
+                next
+            };
             let Some((index, chunks)) = next else { return Ok(()) };
             let mut segment = sink.segment(index)?;
             for planned in chunks {
@@ -109,7 +114,7 @@ fn write_parts(
                 if failed() {
                     return Ok(());
                 }
-                if progress(now, plan.lock().total()).is_break() {
+                if progress(now, total.load(Ordering::Relaxed)).is_break() {
                     return Err(BackupError::GivenUp);
                 }
             }
@@ -192,18 +197,15 @@ impl<'a> Plan<'a> {
     fn end(&mut self) {
         let room = CHUNK_LEN / RECORD_LEN;
         let marks: Vec<_> = std::mem::take(&mut self.marks).into_iter().collect();
-        let mut chunks: Vec<Vec<u8>> = marks
-            .chunks(room)
-            .map(|some| some.iter().flat_map(|(index, to)| record(KIND_MARK, *index, *to)).collect())
-            .collect();
-        chunks.push(Vec::new());
         self.manifest.marks_from = Some(self.given + self.planned.len() as u64);
-        self.manifest.chunks = self.given + (self.planned.len() + chunks.len()) as u64;
-        if let Some(last) = chunks.last_mut() {
-            last.extend(record(KIND_BINDING, 0, 0));
-            last.extend(self.manifest.binding());
+        for some in marks.chunks(room) {
+            let records = some.iter().flat_map(|(index, to)| record(KIND_MARK, *index, *to));
+            self.planned.push_back(Content::Plain(records.collect()));
         }
-        self.planned.extend(chunks.into_iter().map(Content::Plain));
+        // With the one of the binding.
+        self.manifest.chunks = self.given + self.planned.len() as u64 + 1;
+        let binding = [&record(KIND_BINDING, 0, 0)[..], &self.manifest.binding()].concat();
+        self.planned.push_back(Content::Plain(binding));
         self.ended = true;
     }
 

@@ -7,7 +7,6 @@ use crate::{
 };
 use custody_types::UnixMillis;
 use std::{
-    collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -143,8 +142,7 @@ impl Volume {
     /// The disk failed.
     pub fn retired_extents(&self, give_up: impl Fn() -> bool) -> Result<(Vec<u32>, u32), VolumeError> {
         let before = self.data_keys_retired_before();
-        let mut all: BTreeSet<u32> = self.table.lock().all().into_iter().collect();
-        all.extend(self.extents.read().keys());
+        let all = self.known_extents();
         let count = u32::try_from(all.len()).unwrap_or(u32::MAX);
         let mut retired = Vec::new();
         for index in all {

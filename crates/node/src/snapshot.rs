@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -147,9 +147,8 @@ impl Snapshot {
     /// The disk failed.
     pub fn take(volume: Arc<Volume>) -> Result<Self, VolumeError> {
         let alone = volume.gate.write();
-        let mut untouched: BTreeSet<u32> = volume.table.lock().all().into_iter().collect();
         // What is not flushed is in memory alone, and stays there until it is.
-        untouched.extend(volume.extents.read().keys());
+        let untouched = volume.known_extents();
         let extents = untouched.len();
         let places = Places { untouched, copied: BTreeMap::new(), overtaken: false };
         let kept = Arc::new(Kept(Mutex::new(places), Condvar::new()));
@@ -231,25 +230,26 @@ impl fmt::Debug for Snapshot {
 pub(crate) struct Snapshots {
     /// Whether there is any: all that a write looks at while there is none. The gate orders it.
     any: std::sync::atomic::AtomicBool,
-    all: Mutex<Vec<Weak<Kept>>>,
+    all: Mutex<Vec<Arc<Kept>>>,
 }
 
 impl Snapshots {
     fn add(&self, kept: &Arc<Kept>) {
         let mut all = self.all.lock();
-        all.push(Arc::downgrade(kept));
+        all.push(kept.clone());
         self.any.store(true, Ordering::Release);
     }
 
     fn remove(&self, kept: &Arc<Kept>) {
         let mut all = self.all.lock();
-        all.retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(kept)));
+        all.retain(|other| !Arc::ptr_eq(other, kept));
         self.any.store(!all.is_empty(), Ordering::Release);
     }
 
     fn each(&self, act: impl FnMut(Arc<Kept>)) {
         if self.any.load(Ordering::Acquire) {
-            let all: Vec<_> = self.all.lock().iter().filter_map(Weak::upgrade).collect();
+            // A copy: a write may wait in there.
+            let all = self.all.lock().clone();
             all.into_iter().for_each(act);
         }
     }

@@ -15,7 +15,7 @@ use custody_envelope::{Provider, SEALS_PER_KEY_MAX, VolumeKey, VolumeKeys, rando
 use custody_types::{Clock, SystemClock, UnixMillis};
 use parking_lot::{Mutex, RwLock};
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     fs::{File, OpenOptions},
     os::unix::fs::OpenOptionsExt as _,
@@ -332,6 +332,13 @@ impl Volume {
             Some(end) if end <= self.size_bytes => Ok(()),
             _ => Err(VolumeError::OutOfRange { offset, len, volume_len: self.size_bytes }),
         }
+    }
+
+    /// Every extent that there is: on disk, or so far in memory alone.
+    pub(crate) fn known_extents(&self) -> BTreeSet<u32> {
+        let mut known: BTreeSet<u32> = self.table.lock().all().into_iter().collect();
+        known.extend(self.extents.read().keys());
+        known
     }
 
     /// The extent if it exists, loading it if it must.
