@@ -1,5 +1,6 @@
 //! Certificates: loading them, and the principal that one names.
 
+use custody_proof::{Authority, HolderKey};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig, crypto::aws_lc_rs::default_provider,
     server::WebPkiClientVerifier,
@@ -10,10 +11,8 @@ use std::{
     sync::Arc,
 };
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
-use x509_parser::{extensions::GeneralName, prelude::FromDer as _, prelude::X509Certificate};
 
-/// How a principal stands in a certificate: a URI among the subject's alternative names.
-const URI_PREFIX: &str = "custody:";
+pub use custody_proof::principal_of;
 
 /// Certificates that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +81,24 @@ impl Credentials {
         }
     }
 
+    /// The key of the own certificate, for what this process states of itself.
+    ///
+    /// # Errors
+    /// There is no certificate, or it does not parse.
+    pub fn holder_key(&self) -> Result<HolderKey, TlsError> {
+        let (certificate, key) =
+            self.own.as_ref().ok_or_else(|| TlsError::Unusable("no certificate".to_owned()))?;
+        HolderKey::from_pem(certificate, key).map_err(|e| TlsError::Unusable(e.to_string()))
+    }
+
+    /// Whom to believe that a certificate is another process's.
+    ///
+    /// # Errors
+    /// Its certificate does not parse.
+    pub fn authority(&self) -> Result<Authority, TlsError> {
+        Authority::from_pem(&self.ca).map_err(|e| TlsError::Unusable(e.to_string()))
+    }
+
     fn parts(
         &self,
     ) -> Result<(RootCertStore, Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
@@ -147,17 +164,4 @@ impl Credentials {
             .map(Arc::new)
             .map_err(|e| bad(&e))
     }
-}
-
-/// The principal that a verified certificate names, if it names exactly one.
-#[must_use]
-pub fn principal_of(certificate: &[u8]) -> Option<String> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    let names = parsed.subject_alternative_name().ok()??;
-    let mut found = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => uri.strip_prefix(URI_PREFIX),
-        _ => None,
-    });
-    let first = found.next()?.to_owned();
-    found.next().is_none().then_some(first)
 }
