@@ -3,7 +3,7 @@
 use prost::Message as _;
 use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf};
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "custody/audit/v1/audit_log.proto",
     "custody/control/v1/cluster_manager.proto",
     "custody/database/v1/database_node.proto",
@@ -11,12 +11,13 @@ const FILES: [&str; 9] = [
     "custody/storage/v1/storage_node.proto",
     "custody/vault/v1/access_control.proto",
     "custody/vault/v1/key_vault.proto",
+    "custody/vault/v1/lease_manager.proto",
     "custody/vault/v1/seal.proto",
     "google/longrunning/operations.proto",
 ];
 
 /// Messages that carry secrets: they get no `Debug` of their own, so that printing one shows nothing.
-const SECRET: [&str; 15] = [
+const SECRET: [&str; 17] = [
     "custody.control.v1.CreateClusterRequest",
     "custody.identity.v1.CreatePrincipalResponse",
     "custody.identity.v1.IssueTokenRequest",
@@ -28,7 +29,9 @@ const SECRET: [&str; 15] = [
     "custody.vault.v1.DecryptResponse",
     "custody.vault.v1.EncryptRequest",
     "custody.vault.v1.GetRandomBytesResponse",
+    "custody.vault.v1.Holding",
     "custody.vault.v1.ImportKeyRequest",
+    "custody.vault.v1.RenewLeasesRequest",
     "custody.vault.v1.UnsealVaultRequest",
     "custody.vault.v1.UnwrapKeyResponse",
     "custody.vault.v1.WrapKeyRequest",

@@ -14,7 +14,7 @@ use custody_proto::{
     storage::storage_node_client::StorageNodeClient,
     vault::{
         access_control_client::AccessControlClient, key_vault_client::KeyVaultClient,
-        seal_manager_client::SealManagerClient,
+        lease_manager_client::LeaseManagerClient, seal_manager_client::SealManagerClient,
     },
 };
 
@@ -22,6 +22,8 @@ use custody_proto::{
 pub type Vault = KeyVaultClient<AuthenticatedChannel>;
 /// A client of a vault's access control.
 pub type Access = AccessControlClient<AuthenticatedChannel>;
+/// Leases on what keys of a vault open, and proof of where they have ended.
+pub type Leases = LeaseManagerClient<AuthenticatedChannel>;
 /// Seals of the vault.
 pub type Seals = SealManagerClient<AuthenticatedChannel>;
 /// A client of the identity service.

@@ -30,15 +30,18 @@ pub enum AccessError {
 
 impl AccessError {
     fn from_status(status: Status) -> Self {
-        match status.code() {
+        Self::new(status.code(), reason(&status), status.message().to_owned())
+    }
+
+    /// What an error of the vault says of access.
+    #[must_use]
+    pub fn new(code: Code, reason: String, message: String) -> Self {
+        match code {
             Code::PermissionDenied | Code::FailedPrecondition | Code::NotFound | Code::InvalidArgument => {
-                Self::Refused {
-                    reason: reason(&status),
-                    message: status.message().to_owned(),
-                    status: custody_rpc::status::code_name(status.code()).to_owned(),
-                }
+                let status = custody_rpc::status::code_name(code).to_owned();
+                Self::Refused { reason, message, status }
             }
-            _ => Self::Unreachable(status.message().to_owned()),
+            _ => Self::Unreachable(message),
         }
     }
 }
@@ -84,6 +87,14 @@ impl VaultAccess {
     #[must_use]
     pub fn client(&self) -> Vault {
         self.client.clone()
+    }
+
+    /// A token of the identity, for a call that several identities make together.
+    ///
+    /// # Errors
+    /// See [`AccessError`].
+    pub async fn token(&self) -> Result<String, AccessError> {
+        self.tokens.text().await.map_err(AccessError::from_status)
     }
 
     fn client_for_keys(&self) -> Vault {

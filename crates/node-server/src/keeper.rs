@@ -1,6 +1,7 @@
-//! The keeper of one volume: renews its lease, erases its keys when access ends, opens it when access is back.
+//! The keeper of one volume: renews its lease, erases its keys when it ends, opens it when access is back.
 
 use crate::{
+    leases::{Granted, Moment},
     managed::{Change, Managed, Nudge, VolumeStatus},
     node::{Node, blocking, failed, key_of, vault_of},
 };
@@ -8,12 +9,13 @@ use custody_clients::{AccessError, VaultAccess};
 use custody_envelope::VolumeKey;
 use custody_node::{Lease, LeaseEvent, LeaseState, Protector, RevokeReason, SuperblockError, Volume};
 use custody_rpc::status::{reason, status};
+use custody_types::{Clock as _, KeyVersionName, SystemClock, WrappedKey};
 use std::{
     collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
-use tokio::{task::JoinHandle, time::MissedTickBehavior};
+use tokio::task::JoinHandle;
 use tonic::Status;
 use tracing::{Instrument as _, Span};
 
@@ -21,77 +23,93 @@ use tracing::{Instrument as _, Span};
 const VERSION_EVERY: u32 = 12;
 /// Between looks at which data keys have become too old.
 const LOOK_FOR_RETIRED_EVERY: Duration = Duration::from_secs(3600);
+/// A lease is renewed no more often than this.
+const RENEW_EVERY_MIN: Duration = Duration::from_millis(100);
+/// After a vault that could not be asked, before it is asked again.
+const RETRY_EVERY: Duration = Duration::from_millis(500);
+/// A wait for a lease's end is cut into pieces of this length: a machine that slept through it wakes with keys that are
+/// too old, and timers that do not know.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// What woke a keeper.
+enum Woken {
+    /// The lease is to be renewed.
+    Due,
+    /// Something in the vault may have changed, or somebody wants it looked at.
+    Asked(Option<Nudge>),
+    /// Time has passed.
+    Tick,
+}
+
+/// A volume as its keeper sees it.
+struct Keeper {
+    node: Arc<Node>,
+    managed: Arc<Managed>,
+    protector: Protector,
+    lease: Lease,
+    /// When the vault is next asked, by the monotonic clock.
+    ask_at: Duration,
+    until_version: u32,
+}
 
 /// Runs until the volume is removed.
 pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
-    let started = Instant::now();
-    let open = managed.volume().is_some();
-    let span = node.config.lease;
-    let mut lease = if open {
-        Lease::granted(Duration::ZERO, span)
-    } else {
-        Lease::waiting(span, RevokeReason::VaultUnreachable)
-    };
-    let mut protector = managed.protector();
+    let granted = managed.lease.lock().as_ref().map(|granted| granted.until);
+    let protector = managed.protector();
     let Some(mut vault) = vault_of(&protector.key) else { return };
-    let mut changes = node.watches.subscribe(&node, vault.as_str(), &protector.managed_identity);
+    let mut keeper = Keeper {
+        lease: match granted {
+            Some(until) => Lease::granted(until),
+            None => Lease::waiting(RevokeReason::VaultUnreachable),
+        },
+        protector,
+        ask_at: Duration::ZERO,
+        until_version: 0,
+        node,
+        managed,
+    };
+    let (node, managed) = (keeper.node.clone(), keeper.managed.clone());
+    let mut changes = node.watches.subscribe(&node, vault.as_str(), &keeper.protector.managed_identity);
     let mut nudges = managed.nudges.lock().await;
-    let mut renewals = tokio::time::interval(node.config.renew_every);
-    renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut until_version = 0;
     let mut rotation = None;
     let mut looked = Instant::now();
     loop {
-        let mut waiting = None;
         // Whatever wakes it, the answer is the same: ask the vault. Only its answer counts.
-        let look_at_version = tokio::select! {
-            _ = renewals.tick() => {
-                until_version = if until_version == 0 { VERSION_EVERY } else { until_version - 1 };
-                until_version == 0
-            }
+        let woken = tokio::select! {
+            woken = keeper.time_passes() => woken,
             changed = changes.changed() => {
                 if changed.is_err() {
-                    changes = node.watches.subscribe(&node, vault.as_str(), &protector.managed_identity);
+                    let identity = &keeper.protector.managed_identity;
+                    changes = node.watches.subscribe(&node, vault.as_str(), identity);
                 }
-                true
+                Woken::Asked(None)
             }
-            nudge = nudges.recv() => {
-                waiting = nudge;
-                true
+            nudge = nudges.recv() => Woken::Asked(nudge),
+        };
+        let (mut waiting, look_at_version) = match woken {
+            Woken::Tick => {
+                keeper.apply(LeaseEvent::Tick, None, node.leases.now()).await;
+                continue;
             }
+            Woken::Due => {
+                keeper.until_version =
+                    if keeper.until_version == 0 { VERSION_EVERY } else { keeper.until_version - 1 };
+                (None, keeper.until_version == 0)
+            }
+            Woken::Asked(nudge) => (nudge, true),
         };
         if let Some(Change { next, key, told }) = waiting.as_mut().and_then(|nudge| nudge.change.take()) {
             let changed = change(&node, &managed, next, key).await;
             if changed.is_ok() {
-                protector = managed.protector();
-                let Some(other) = vault_of(&protector.key) else { return };
+                keeper.protector = managed.protector();
+                let Some(other) = vault_of(&keeper.protector.key) else { return };
                 vault = other;
-                changes = node.watches.subscribe(&node, vault.as_str(), &protector.managed_identity);
+                changes = node.watches.subscribe(&node, vault.as_str(), &keeper.protector.managed_identity);
             }
             _ = told.send(changed);
         }
         let span = waiting.as_ref().map_or_else(Span::none, |nudge: &Nudge| nudge.span.clone());
-        // An event, or the end of the lease, must not wait for a slow vault.
-        let asking = ask(&node, &managed, look_at_version).instrument(span);
-        let asked = tokio::time::timeout(node.config.lease, asking).await;
-        let (event, opened) = match asked {
-            Ok(Ok(opened)) => (LeaseEvent::Granted, opened),
-            Ok(Err(AccessError::Refused { reason, .. })) => (LeaseEvent::Refused(reason), None),
-            Ok(Err(_)) | Err(_) => (LeaseEvent::Unreachable, None),
-        };
-        lease.apply(started.elapsed(), event);
-        match lease.state() {
-            LeaseState::Revoked(reason) => {
-                revoke(&managed, reason).await;
-                node.access(&protector.managed_identity).forget_keys();
-            }
-            _ => {
-                if let Some(volume) = opened {
-                    managed.put(volume);
-                    tracing::info!(volume = %managed.name, "volume open");
-                }
-            }
-        }
+        keeper.ask(look_at_version).instrument(span).await;
         if looked.elapsed() >= LOOK_FOR_RETIRED_EVERY {
             looked = Instant::now();
             managed.look_for_retired.store(true, Ordering::Release);
@@ -106,17 +124,108 @@ pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
     }
 }
 
-/// Unwraps the volume key: proof of access now. Opens the volume if it is closed, and follows the key to a new
-/// version if it must.
+impl Keeper {
+    /// How long keys may still be held.
+    fn left(&self) -> Option<Duration> {
+        match self.lease.state() {
+            LeaseState::Held { until } => Some(until.saturating_sub(SystemClock.monotonic())),
+            _ => None,
+        }
+    }
+
+    /// Returns when the vault is to be asked, or the lease may have ended.
+    async fn time_passes(&self) -> Woken {
+        let now = SystemClock.monotonic();
+        let due = self.ask_at.saturating_sub(now);
+        let end = self.left().map_or(due, |left| left.min(SLEEP_MAX));
+        tokio::time::sleep(due.min(end)).await;
+        if due <= end { Woken::Due } else { Woken::Tick }
+    }
+
+    /// Asks the vault, but no longer than the lease lasts: its end must not wait for a slow vault. A volume that is
+    /// being opened is waited for, since nothing can be said of its keys meanwhile; nobody can use it before.
+    async fn ask(&mut self, look_at_version: bool) {
+        let asking = ask(&self.node, &self.managed, look_at_version);
+        let asked = match self.left() {
+            Some(left) => tokio::time::timeout(left, asking).await,
+            None => Ok(asking.await),
+        };
+        let noticed = self.node.leases.now();
+        let now = SystemClock.monotonic();
+        let every = self.node.config.renew_every;
+        let (event, opened) = match asked {
+            Ok(Ok((granted, opened))) => {
+                let renew_after = granted.renew_after.min(every).max(RENEW_EVERY_MIN);
+                self.ask_at = self.node.together(now, renew_after);
+                let until = granted.until;
+                *self.managed.lease.lock() = Some(granted);
+                (LeaseEvent::Granted(until), opened)
+            }
+            Ok(Err(AccessError::Refused { reason, .. })) => {
+                self.ask_at = self.node.together(now, every);
+                (LeaseEvent::Refused(reason), None)
+            }
+            Ok(Err(_)) | Err(_) => {
+                self.ask_at = now + RETRY_EVERY.min(every);
+                (LeaseEvent::Unreachable, None)
+            }
+        };
+        self.apply(event, opened, noticed).await;
+    }
+
+    /// Takes in what was learned: erases, or lets the volume be used.
+    async fn apply(&mut self, event: LeaseEvent, opened: Option<Volume>, noticed: Moment) {
+        self.lease.apply(SystemClock.monotonic(), event);
+        match self.lease.state() {
+            LeaseState::Revoked(reason) => {
+                drop(opened);
+                self.revoke(&reason.clone(), noticed).await;
+            }
+            _ => {
+                if let Some(volume) = opened {
+                    self.managed.put(volume);
+                    tracing::info!(volume = %self.managed.name, "volume open");
+                }
+            }
+        }
+    }
+
+    async fn revoke(&self, reason: &RevokeReason, noticed: Moment) {
+        let (node, managed) = (self.node.clone(), self.managed.clone());
+        let status = VolumeStatus::inaccessible(&reason.to_string());
+        let lease = managed.lease.lock().take();
+        if managed.volume().is_none() && lease.is_none() {
+            managed.status.send_if_modified(|s| std::mem::replace(s, status.clone()) != status);
+            return;
+        }
+        tracing::warn!(volume = %managed.name, %reason, "access revoked; erasing keys");
+        node.access(&self.protector.managed_identity).forget_keys();
+        let reason = reason.to_string();
+        _ = blocking(move || {
+            let file = managed.erase(status);
+            if let Some(lease) = lease {
+                node.leases.report(&lease, &reason, noticed);
+            }
+            if let Some(file) = file {
+                managed.settle(&file);
+            }
+            Ok(())
+        })
+        .await;
+    }
+}
+
+/// Asks for the lease: access now. Opens the volume if it is closed, and follows the key to a new version if it must.
 async fn ask(
     node: &Node,
     managed: &Arc<Managed>,
     look_at_version: bool,
-) -> Result<Option<Volume>, AccessError> {
+) -> Result<(Granted, Option<Volume>), AccessError> {
     let protector = managed.protector();
     let access = node.access(&protector.managed_identity);
-    let Some(wrapped) = &protector.wrapped else { return Ok(None) };
-    let plain = access.unwrap_key(wrapped).await?;
+    let nothing = || AccessError::Unreachable("the volume has no wrapped key".to_owned());
+    let wrapped = protector.wrapped.as_ref().ok_or_else(nothing)?;
+    let mut granted = node.leases.ask(&access, &managed.name, &wrapped.key_version).await?;
     let mut opened = None;
     if managed.volume().is_none() {
         // A volume that is damaged is not open, whatever the vault says.
@@ -125,34 +234,46 @@ async fn ask(
             message: e.message().to_owned(),
             status: "DATA_LOSS".to_owned(),
         };
+        // Kept from here on: what a failure leaves in memory is answered for.
+        *managed.lease.lock() = Some(granted.clone());
+        let plain = access.unwrap_key(wrapped).await?;
         let key = VolumeKey::from_bytes(&plain).map_err(|e| damaged(failed(e)))?;
         opened = Some(open(node, managed, key).await.map_err(damaged)?);
+        // The connection that brought the key keeps what it received last.
+        access.forget_keys();
     }
     let follows = !protector.key.contains("/versions/");
     if look_at_version && follows {
-        // The key has just opened: a new version that cannot be followed takes nothing away, and is tried again.
-        if let Err(e) = follow(&access, managed, opened.as_ref(), &protector, &plain).await {
-            tracing::warn!(volume = %managed.name, error = %e, "the key's current version was not followed");
+        // The key may be held: a new version that cannot be followed takes nothing away, and is tried again.
+        match follow(&access, managed, opened.as_ref(), &protector, wrapped).await {
+            Ok(None) => {}
+            Ok(Some(version)) => granted = node.leases.ask(&access, &managed.name, &version).await?,
+            Err(e) => {
+                tracing::warn!(volume = %managed.name, error = %e, "the key's current version was not followed")
+            }
         }
     }
-    Ok(opened)
+    Ok((granted, opened))
 }
 
-/// Moves the wrapped volume key to the key's current version, where that is another one and may be used.
+/// Moves the wrapped volume key to the key's current version, where that is another one and may be used; answers it.
 async fn follow(
     access: &VaultAccess,
     managed: &Arc<Managed>,
     opened: Option<&Volume>,
     protector: &Protector,
-    plain: &[u8],
-) -> Result<(), AccessError> {
-    let (Some(key), Some(wrapped)) = (key_of(&protector.key), &protector.wrapped) else { return Ok(()) };
+    wrapped: &WrappedKey,
+) -> Result<Option<KeyVersionName>, AccessError> {
+    let Some(key) = key_of(&protector.key) else { return Ok(None) };
     let facts = access.get_key(key.as_str()).await?;
-    if facts.active && facts.current_version != wrapped.key_version {
-        let moved = access.wrap_key(facts.current_version.as_str(), plain).await?;
-        rewrap(managed, opened, Protector { wrapped: Some(moved), ..protector.clone() }).await;
+    if !facts.active || facts.current_version == wrapped.key_version {
+        return Ok(None);
     }
-    Ok(())
+    let plain = access.unwrap_key(wrapped).await?;
+    let moved = access.wrap_key(facts.current_version.as_str(), &plain).await;
+    access.forget_keys();
+    let stored = rewrap(managed, opened, Protector { wrapped: Some(moved?), ..protector.clone() }).await;
+    Ok(stored.then_some(facts.current_version))
 }
 
 /// Opens the volume's file.
@@ -195,41 +316,28 @@ async fn change(node: &Node, managed: &Arc<Managed>, next: Protector, key: Volum
     Ok(())
 }
 
-/// Puts the new protector on disk. A failure changes nothing, and the next look tries again.
-async fn rewrap(managed: &Arc<Managed>, opened: Option<&Volume>, next: Protector) {
+/// Puts the new protector on disk; answers whether it is there. A failure changes nothing, and the next look tries again.
+async fn rewrap(managed: &Arc<Managed>, opened: Option<&Volume>, next: Protector) -> bool {
     let done = match (opened, managed.volume()) {
         (Some(volume), _) => volume.set_protector(next.clone()).map_err(failed),
         (None, Some(volume)) => {
             let next = next.clone();
             blocking(move || volume.set_protector(next).map_err(failed)).await
         }
-        (None, None) => return,
+        (None, None) => return false,
     };
     match done {
         Ok(()) => {
             let version = next.wrapped.as_ref().map(|w| w.key_version.to_string()).unwrap_or_default();
             tracing::info!(volume = %managed.name, custody.key.version = version, "volume key re-wrapped");
             managed.set_protector(next);
+            true
         }
         Err(e) => {
-            tracing::error!(volume = %managed.name, error = e.message(), "the re-wrapped key was not stored")
+            tracing::error!(volume = %managed.name, error = e.message(), "the re-wrapped key was not stored");
+            false
         }
     }
-}
-
-async fn revoke(managed: &Arc<Managed>, reason: &RevokeReason) {
-    let status = VolumeStatus::inaccessible(&reason.to_string());
-    if managed.volume().is_none() {
-        managed.status.send_if_modified(|s| std::mem::replace(s, status.clone()) != status);
-        return;
-    }
-    tracing::warn!(volume = %managed.name, %reason, "access revoked; erasing keys");
-    let closing = managed.clone();
-    _ = blocking(move || {
-        closing.revoke(status);
-        Ok(())
-    })
-    .await;
 }
 
 /// Rotates data keys that are due, at the node's rate: first those of extents that are in use, then the others whose

@@ -4,6 +4,7 @@ mod backup;
 mod bucket;
 mod export;
 mod keeper;
+mod leases;
 mod managed;
 mod node;
 mod service;
@@ -19,6 +20,7 @@ use custody_rpc::{
     ServerSettings, authentication::DenialSink, hardening, server, settings, tls::principal_of,
     workers::Workers,
 };
+use leases::Leases;
 use node::{Node, NodeConfig};
 use serde::Deserialize;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -53,7 +55,7 @@ struct Settings {
     nbd_socket: PathBuf,
     /// Where to serve NBD over TLS; port 0 takes a free one.
     nbd_listen: SocketAddr,
-    /// How long keys are held without the vault's answer, in milliseconds: 1,000 to 3,600,000.
+    /// How long keys are held without the vault's answer, in milliseconds: 1,000 to 3,600,000. A key's owner may allow less.
     lease_ms: u64,
     /// How long a data key seals before what it sealed is re-encrypted, in days: 1 to 730, which is also the default
     /// (NIST SP 800-57 part 1, table 1).
@@ -105,13 +107,16 @@ async fn main() -> anyhow::Result<()> {
         format!("the data directory `{}` is in use by another process", settings.server.data.display())
     })?;
     let nbd_tcp = std::net::TcpListener::bind(settings.nbd_listen).context("nbd_listen")?;
-    let node = Node::open(NodeConfig {
+    let vault = custody_rpc::Endpoint::new(&settings.vault, &credentials, Duration::from_secs(3))?;
+    let identity = server::identity_endpoint(&settings.server)?;
+    let lease = Duration::from_millis(settings.lease_ms);
+    let leases = Leases::start(&vault, &identity, credentials.holder_key()?, lease)?;
+    let config = NodeConfig {
         data: settings.server.data.clone(),
         anchors,
         backups: bucket::open(&settings.backups).context("backups")?,
-        identity: server::identity_endpoint(&settings.server)?,
-        vault: custody_rpc::Endpoint::new(&settings.vault, &credentials, Duration::from_secs(3))?,
-        lease: Duration::from_millis(settings.lease_ms),
+        identity,
+        vault,
         extent_pace: Duration::from_secs(custody_node::layout::EXTENT_LEN >> 20)
             / settings.rotation_mib_per_second,
         data_key_age_max: Duration::from_secs(u64::from(settings.data_key_days) * 86_400),
@@ -119,8 +124,8 @@ async fn main() -> anyhow::Result<()> {
         spill_bytes_max: u64::from(settings.spill_mib) << 20,
         nbd_socket: settings.nbd_socket.clone(),
         nbd_address: nbd_tcp.local_addr()?,
-    })
-    .await?;
+    };
+    let node = Node::open(config, leases).await?;
     let sweep = tokio::spawn(spill::sweep(node.clone()));
     let exports: Arc<dyn custody_nbd::Exports> = Arc::new(export::NodeExports(node.clone()));
     _ = std::fs::remove_file(&settings.nbd_socket);

@@ -1,12 +1,13 @@
 //! One volume: its file, whether it is open, and who wants to know.
 
-use crate::wal::WalKeys;
+use crate::{leases::Granted, wal::WalKeys};
 use custody_envelope::VolumeKey;
 use custody_node::{Protector, Superblock, Volume, VolumeError};
 use custody_rpc::status::status;
 use custody_types::VolumeName;
 use parking_lot::{Mutex, RwLock};
 use std::{
+    fs::File,
     path::PathBuf,
     sync::{
         Arc,
@@ -70,6 +71,8 @@ pub(crate) struct Managed {
     pub(crate) look_for_retired: AtomicBool,
     rotation: Mutex<RotationProgress>,
     pub(crate) wal_keys: WalKeys,
+    /// The lease that the keys are held under.
+    pub(crate) lease: Mutex<Option<Granted>>,
 }
 
 /// How many extents are under a retired data key, of how many.
@@ -103,6 +106,7 @@ impl Managed {
             look_for_retired: AtomicBool::new(true),
             rotation: Mutex::default(),
             wal_keys: WalKeys::default(),
+            lease: Mutex::default(),
         }
     }
 
@@ -144,20 +148,25 @@ impl Managed {
         if let Some(volume) = self.volume() {
             self.told(volume.settle_down());
         }
-        self.revoke(status);
+        if let Some(file) = self.erase(status) {
+            self.settle(&file);
+        }
     }
 
     /// Takes the keys out of memory at once: no new request finds the volume, the running ones end, and the last
-    /// handle erases the keys. Blocks until they are gone; only then is what was written made durable, since a slow
-    /// disk must not keep keys. Recovery reads it.
-    pub(crate) fn revoke(&self, status: VolumeStatus) {
+    /// handle erases the keys. Blocks until they are gone. What was written is made durable after that, by
+    /// [`Managed::settle`], since a slow disk must not keep keys. Recovery reads it.
+    pub(crate) fn erase(&self, status: VolumeStatus) -> Option<File> {
         let taken = self.volume.write().take();
         self.status.send_replace(status);
-        if let Some(volume) = taken {
-            let file = last(volume).erase_keys();
-            self.wal_keys.erase();
-            self.told(file.sync_data());
-        }
+        let file = last(taken?).erase_keys();
+        self.wal_keys.erase();
+        Some(file)
+    }
+
+    /// The last flush.
+    pub(crate) fn settle(&self, file: &File) {
+        self.told(file.sync_data());
     }
 
     fn told(&self, flushed: Result<(), impl std::fmt::Display>) {

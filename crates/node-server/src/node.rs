@@ -3,6 +3,7 @@
 use crate::{
     backup::{Chain, Writing},
     keeper,
+    leases::{Granted, Leases},
     managed::{Managed, VolumeStatus},
     watch::Watches,
 };
@@ -13,7 +14,9 @@ use custody_node::{
     anchor_path,
 };
 use custody_rpc::status::{invalid, status};
-use custody_types::{KeyName, KeyVersionName, ManagedIdentityName, VaultName, VolumeName, WrappedKey};
+use custody_types::{
+    Clock as _, KeyName, KeyVersionName, ManagedIdentityName, SystemClock, VaultName, VolumeName, WrappedKey,
+};
 use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -32,7 +35,6 @@ pub(crate) struct NodeConfig {
     pub(crate) backups: Arc<dyn BackupStore>,
     pub(crate) identity: Endpoint,
     pub(crate) vault: Endpoint,
-    pub(crate) lease: Duration,
     pub(crate) renew_every: Duration,
     /// Between two extents that are re-encrypted.
     pub(crate) extent_pace: Duration,
@@ -52,10 +54,13 @@ pub(crate) struct Node {
     busy: Mutex<Vec<VolumeName>>,
     access: Mutex<HashMap<String, VaultAccess>>,
     pub(crate) watches: Watches,
+    pub(crate) leases: Leases,
     pub(crate) writing: Arc<Writing>,
     pub(crate) spills: Spills,
     /// What moments of spills are counted from.
     pub(crate) started: Instant,
+    /// What moments of renewals are counted from: nodes differ in it, so that they do not all ask at once.
+    grid: Duration,
 }
 
 /// Spills at once, at most.
@@ -137,7 +142,7 @@ pub(crate) fn failed(e: impl std::fmt::Display) -> Status {
 impl Node {
     /// Finds the volumes on disk. Sealed ones wait for the vault; ephemeral ones are made anew, empty, since their
     /// key is gone with the process that had it.
-    pub(crate) async fn open(config: NodeConfig) -> anyhow::Result<Arc<Self>> {
+    pub(crate) async fn open(config: NodeConfig, leases: Leases) -> anyhow::Result<Arc<Self>> {
         let found = fs::read_dir(&config.data)?.filter_map(Result::ok).map(|e| e.path()).collect::<Vec<_>>();
         let spills = config.data.join("spills");
         fs::create_dir_all(&spills)?;
@@ -149,7 +154,9 @@ impl Node {
         let node = Arc::new(Self {
             spills: Spills::open(spills, limits)?,
             started: Instant::now(),
+            grid: SystemClock.monotonic(),
             watches: Watches::default(),
+            leases,
             writing: Arc::default(),
             options: VolumeOptions {
                 data_key_age_max: config.data_key_age_max,
@@ -260,6 +267,13 @@ impl Node {
         Ok((key, wrapped))
     }
 
+    /// The last moment until `after` from now at which all volumes of the node that renew so often do it together.
+    pub(crate) fn together(&self, now: Duration, after: Duration) -> Duration {
+        let since = (now + after).saturating_sub(self.grid).as_nanos();
+        let past = since % after.as_nanos().max(1);
+        (now + after).saturating_sub(Duration::from_nanos(u64::try_from(past).unwrap_or(0)))
+    }
+
     fn reserve(&self, name: &VolumeName) -> Result<Busy<'_>, Status> {
         let mut busy = self.busy.lock();
         if busy.contains(name) {
@@ -296,19 +310,31 @@ impl Node {
         }
         Superblock::check_size(new.size_bytes).map_err(|e| invalid("volume.size_bytes", e))?;
         let path = self.config.data.join(format!("{}.volume", new.name.id()));
-        let volume = if new.ephemeral {
+        let (volume, lease) = if new.ephemeral {
             let (node, path, size) = (self.clone(), path.clone(), new.size_bytes);
-            blocking(move || node.make_ephemeral(&path, size).map_err(failed)).await?
+            (blocking(move || node.make_ephemeral(&path, size).map_err(failed)).await?, None)
         } else {
-            self.make_sealed(&new, &path).await?
+            let mut lease = None;
+            let made = self.make_sealed(&new, &path, &mut lease).await;
+            if let (Err(_), Some(lease)) = (&made, &lease) {
+                self.leases.report(lease, "RELEASED", self.leases.now());
+            }
+            (made?, lease)
         };
         tracing::info!(volume = %new.name, "volume made");
-        Ok(self.install(Managed::open(new.name, path, volume)))
+        let managed = Managed::open(new.name, path, volume);
+        *managed.lease.lock() = lease;
+        Ok(self.install(managed))
     }
 
     /// Checks the key, has a new volume key wrapped, makes the file under another name, fills it from a backup
     /// where one is given, and only then gives it its name.
-    async fn make_sealed(self: &Arc<Self>, new: &NewVolume, path: &Path) -> Result<Volume, Status> {
+    async fn make_sealed(
+        self: &Arc<Self>,
+        new: &NewVolume,
+        path: &Path,
+        lease: &mut Option<Granted>,
+    ) -> Result<Volume, Status> {
         let access = self.check_key(&new.protection).await?;
         let restore = match new.source_backup.as_str() {
             "" => None,
@@ -330,6 +356,13 @@ impl Node {
                 Begun::Anew(key, protector)
             }
         };
+        let opens = match &begun {
+            Begun::Unfinished(volume) => volume.protector().wrapped,
+            Begun::Anew(_, protector) => protector.wrapped.clone(),
+        };
+        if let Some(wrapped) = opens {
+            *lease = Some(self.leases.ask(&access, &new.name, &wrapped.key_version).await.map_err(refused)?);
+        }
         let node = self.clone();
         blocking(move || {
             let made = match begun {
@@ -457,9 +490,17 @@ impl Node {
         let node = self.clone();
         blocking(move || {
             managed.close(VolumeStatus::inaccessible("DELETED"));
+            node.release(&managed);
             node.remove_volume(&managed.path).map_err(failed)
         })
         .await
+    }
+
+    /// Says that the keys of a volume that was closed are gone.
+    fn release(&self, managed: &Managed) {
+        if let Some(lease) = managed.lease.lock().take() {
+            self.leases.report(&lease, "RELEASED", self.leases.now());
+        }
     }
 
     /// Removes what a restore that was cut short has left. False where there is nothing.
@@ -476,15 +517,18 @@ impl Node {
     }
 
     /// Flushes and closes everything.
-    pub(crate) async fn close(&self) {
+    pub(crate) async fn close(self: &Arc<Self>) {
         for managed in self.volumes() {
             managed.stop_task();
+            let node = self.clone();
             _ = blocking(move || {
                 managed.close(VolumeStatus::inaccessible("SHUTDOWN"));
+                node.release(&managed);
                 Ok(())
             })
             .await;
         }
+        self.leases.last_words().await;
     }
 }
 

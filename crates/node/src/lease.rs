@@ -25,8 +25,8 @@ impl fmt::Display for RevokeReason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeaseEvent {
-    /// The vault unwrapped the key.
-    Granted,
+    /// The vault granted a lease, or renewed it, until this moment of the monotonic clock.
+    Granted(Duration),
     /// The vault answered and refused.
     Refused(String),
     /// No answer, or one that says nothing of access.
@@ -51,21 +51,20 @@ pub enum LeaseState {
 /// A lease on the use of one protector.
 #[derive(Clone, Debug)]
 pub struct Lease {
-    span: Duration,
     state: LeaseState,
 }
 
 impl Lease {
-    /// A lease granted at `now`, a moment of the monotonic clock.
+    /// A lease that holds until a moment of the monotonic clock.
     #[must_use]
-    pub fn granted(now: Duration, span: Duration) -> Self {
-        Self { span, state: LeaseState::Held { until: now + span } }
+    pub fn granted(until: Duration) -> Self {
+        Self { state: LeaseState::Held { until } }
     }
 
     /// A lease that has yet to be granted.
     #[must_use]
-    pub fn waiting(span: Duration, reason: RevokeReason) -> Self {
-        Self { span, state: LeaseState::Revoked(reason) }
+    pub fn waiting(reason: RevokeReason) -> Self {
+        Self { state: LeaseState::Revoked(reason) }
     }
 
     /// Where it stands.
@@ -78,7 +77,11 @@ impl Lease {
     /// has changed.
     pub fn apply(&mut self, now: Duration, event: LeaseEvent) -> bool {
         let next = match (&self.state, event) {
-            (_, LeaseEvent::Granted) => LeaseState::Held { until: now + self.span },
+            // An answer that took longer than what it grants grants nothing.
+            (_, LeaseEvent::Granted(until)) if now >= until => {
+                LeaseState::Revoked(RevokeReason::VaultUnreachable)
+            }
+            (_, LeaseEvent::Granted(until)) => LeaseState::Held { until },
             (_, LeaseEvent::Refused(reason)) => LeaseState::Revoked(RevokeReason::Refused(reason)),
             (LeaseState::Held { until }, LeaseEvent::Unreachable | LeaseEvent::Tick) if now >= *until => {
                 LeaseState::Revoked(RevokeReason::VaultUnreachable)
@@ -102,11 +105,11 @@ mod tests {
 
     #[test]
     fn a_blip_within_the_lease_changes_nothing() {
-        let mut lease = Lease::granted(s(0), s(10));
+        let mut lease = Lease::granted(s(10));
         for now in 1..10 {
             assert!(!lease.apply(s(now), LeaseEvent::Unreachable));
         }
-        assert!(!lease.apply(s(9), LeaseEvent::Granted));
+        assert!(!lease.apply(s(9), LeaseEvent::Granted(s(19))));
         assert!(!lease.apply(s(18), LeaseEvent::Tick));
         assert!(lease.apply(s(19), LeaseEvent::Tick));
         assert_eq!(lease.state(), &LeaseState::Revoked(RevokeReason::VaultUnreachable));
@@ -114,11 +117,12 @@ mod tests {
 
     #[test]
     fn a_refusal_revokes_at_once_and_a_grant_restores() {
-        let mut lease = Lease::granted(s(0), s(10));
+        let mut lease = Lease::granted(s(10));
         assert!(lease.apply(s(1), LeaseEvent::Refused("KEY_SUSPENDED".into())));
         assert!(!lease.apply(s(2), LeaseEvent::Refused("PERMISSION_DENIED".into())));
         assert!(!lease.apply(s(3), LeaseEvent::Unreachable), "an unreachable vault gives nothing back");
-        assert!(lease.apply(s(4), LeaseEvent::Granted));
+        assert!(!lease.apply(s(4), LeaseEvent::Granted(s(4))), "what had run out before it came");
+        assert!(lease.apply(s(4), LeaseEvent::Granted(s(14))));
         assert_eq!(lease.state(), &LeaseState::Held { until: s(14) });
     }
 }

@@ -66,7 +66,9 @@ pub mod custody {
                 DecryptResponse,
                 EncryptRequest,
                 GetRandomBytesResponse,
+                Holding,
                 ImportKeyRequest,
+                RenewLeasesRequest,
                 UnsealVaultRequest,
                 UnwrapKeyResponse,
                 WrapKeyRequest

@@ -87,6 +87,17 @@ pub fn rule(method: Method) -> Rule {
         | AccessControlApproveApproval
         | AccessControlRejectApproval => Rule::Duties(EVERYONE),
 
+        LeaseManagerRenewLeases | LeaseManagerReportErasures => Rule::Duties(&[Workload]),
+        LeaseManagerListLeases
+        | LeaseManagerGetLeasePolicy
+        | LeaseManagerUpdateLeasePolicy
+        | LeaseManagerRevokeKey
+        | LeaseManagerReinstateKey
+        | LeaseManagerGetRevocation
+        | LeaseManagerListRevocations
+        | LeaseManagerWatchRevocation
+        | LeaseManagerGetProofKey => Rule::Duties(EVERYONE),
+
         SealManagerGetSeal => Rule::Duties(EVERYONE),
         SealManagerSealVault | SealManagerUnsealVault | SealManagerChangeSeal | SealManagerRotateRootKey => {
             Rule::Duties(OFFICER)

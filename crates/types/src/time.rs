@@ -1,10 +1,8 @@
 //! Points in time, and the clock that the domain is given.
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use std::{
-    sync::OnceLock,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -60,7 +58,7 @@ pub trait Clock: Send + Sync + 'static {
     /// The wall clock. Whoever administers the machine can set it.
     fn now(&self) -> UnixMillis;
 
-    /// Time since some moment of this process; nobody can set it.
+    /// Time since some moment before; nobody can set it, and it goes on while the machine sleeps.
     fn monotonic(&self) -> Duration;
 }
 
@@ -75,7 +73,9 @@ impl Clock for SystemClock {
     }
 
     fn monotonic(&self) -> Duration {
-        static START: OnceLock<Instant> = OnceLock::new();
-        START.get_or_init(Instant::now).elapsed()
+        // What holds for a bounded time, a lease for example, ends for a machine that slept through it.
+        let now = clock_gettime(ClockId::Boottime);
+        let nanos = u32::try_from(now.tv_nsec).unwrap_or(0);
+        Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), nanos)
     }
 }

@@ -2,6 +2,7 @@
 
 mod access;
 mod convert;
+mod leases;
 mod seal;
 mod service;
 mod trail;
@@ -19,7 +20,9 @@ use custody_vault::{
     Call, IfExists, Material, NewAssignment, Particulars, RateLimits, SealSettings, Token, TokenSettings,
     Vault, VaultOptions, VaultParameters,
 };
+
 use custody_vault_rest::{Face, FaceSettings};
+use leases::LeaseService;
 use seal::SealService;
 use serde::Deserialize;
 use service::KeyVaultService;
@@ -101,7 +104,8 @@ async fn main() -> anyhow::Result<()> {
     let (events, _) = tokio::sync::broadcast::channel(1024);
     let sender = events.clone();
     let token = settings.hsm.clone().map(Token::open).transpose().context("`hsm`")?.map(Arc::new);
-    let options = VaultOptions { limits: settings.limits, token, ..VaultOptions::default() };
+    let authority = Some(server::credentials(&settings.server)?.authority()?);
+    let options = VaultOptions { limits: settings.limits, token, authority, ..VaultOptions::default() };
     let seal = SealSettings {
         key_file: settings.root_key.clone(),
         anchor: settings.anchor.clone().unwrap_or_else(|| settings.server.data.join("anchor")),
@@ -116,6 +120,7 @@ async fn main() -> anyhow::Result<()> {
         make_service_key(&vault, service).context("the service-managed key cannot be made")?;
     }
     let ticking = tokio::spawn(tick(vault.clone()));
+    let closing = tokio::spawn(leases::close_due(vault.clone()));
     let workers = Workers::new(JOBS_MAX);
     let compute = Compute::start()?;
     let trail = Arc::new(trail::VaultTrail(vault.clone()));
@@ -131,7 +136,8 @@ async fn main() -> anyhow::Result<()> {
         None => None,
     };
     let routes = Routes::default()
-        .add_service(KeyVaultService::server(vault.clone(), events, workers.clone(), compute))
+        .add_service(KeyVaultService::server(vault.clone(), events.clone(), workers.clone(), compute))
+        .add_service(LeaseService::server(vault.clone(), events, verifier.clone(), workers.clone()))
         .add_service(AccessControlService::server(vault.clone(), workers.clone()))
         .add_service(SealService::server(vault.clone(), workers.clone()))
         .add_service(AuditLogService::server(trail, workers));
@@ -144,6 +150,7 @@ async fn main() -> anyhow::Result<()> {
     )
     .await?;
     ticking.abort();
+    closing.abort();
     if let Some(https) = https {
         https.abort();
     }

@@ -15,7 +15,7 @@ use custody_rpc::{
 };
 use custody_types::{Clock as _, Protection, SignatureAlgorithm, SystemClock, WrapAlgorithm};
 use custody_vault::{
-    Admission, Call, Event, IfExists, Material, Particulars, Vault, VaultError, VaultParameters,
+    Admission, Call, Event, EventType, IfExists, Material, Particulars, Vault, VaultError, VaultParameters,
     gate::{Operation, op},
 };
 use std::{pin::Pin, sync::Arc, time::Duration};
@@ -443,6 +443,8 @@ impl KeyVault for KeyVaultService {
                         () = sender.closed() => return,
                     };
                     match received {
+                        // What holders answer is no change of a key: it would have every holder ask again.
+                        Ok(event) if event.kind == EventType::RevocationChanged => {}
                         Ok(event) if in_vault(&event.resource, &parent) => break convert::event(event),
                         Ok(_) => {}
                         Err(RecvError::Lagged(_)) => {

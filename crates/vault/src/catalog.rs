@@ -1,8 +1,9 @@
 //! All vaults, keys and versions in memory, as of the last commit.
 
 use crate::{
-    Approval, RotationPolicy, VaultError,
+    Approval, LeasePolicy, RotationPolicy, VaultError,
     agenda::Agenda,
+    leases::LEASE_POLICIES,
     record::{KeyRecord, KeyView, VaultRecord, Version, VersionRecord, VersionView},
     rotation,
     uses::{BUDGETS, USES, UseCounts, Uses},
@@ -36,6 +37,7 @@ pub(crate) struct Catalog {
     pub(crate) retired: BTreeSet<String>,
     pub(crate) approvals: BTreeMap<String, Approval>,
     pub(crate) policies: BTreeMap<KeyName, RotationPolicy>,
+    pub(crate) lease_policies: BTreeMap<KeyName, LeasePolicy>,
     pub(crate) agenda: Agenda,
 }
 
@@ -55,6 +57,9 @@ impl Catalog {
         }
         for (_, policy) in store.scan::<RotationPolicy>(POLICIES, "")? {
             catalog.policies.insert(policy.key.clone(), policy);
+        }
+        for (_, policy) in store.scan::<LeasePolicy>(LEASE_POLICIES, "")? {
+            catalog.lease_policies.insert(policy.key.clone(), policy);
         }
         for (_, key) in store.scan::<KeyRecord>(KEYS, "")? {
             catalog.put_key(key, now);

@@ -22,12 +22,34 @@ pub enum EventType {
     Purged,
     /// A key was recovered.
     Recovered,
+    /// A revocation's holder has answered, or it was closed.
+    RevocationChanged,
     /// A vault was sealed, or the deployment.
     Sealed,
     /// A vault was unsealed, or the deployment.
     Unsealed,
     /// Attributes changed.
     Updated,
+}
+
+impl EventType {
+    /// As it stands in what is stored and signed.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::AccessChanged => "ACCESS_CHANGED",
+            Self::ApprovalRequested => "APPROVAL_REQUESTED",
+            Self::Deleted => "DELETED",
+            Self::Expired => "EXPIRED",
+            Self::NearExpiry => "NEAR_EXPIRY",
+            Self::NewVersionCreated => "NEW_VERSION_CREATED",
+            Self::Purged => "PURGED",
+            Self::Recovered => "RECOVERED",
+            Self::RevocationChanged => "REVOCATION_CHANGED",
+            Self::Sealed => "SEALED",
+            Self::Unsealed => "UNSEALED",
+            Self::Updated => "UPDATED",
+        }
+    }
 }
 
 /// A change that has been committed.

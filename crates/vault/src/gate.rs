@@ -9,7 +9,7 @@ use crate::{
 };
 use custody_audit::{Journal, Outcome, Pending, Record};
 use custody_authz::{Assignments, Decision};
-use custody_types::{Clock, Duty, Permission};
+use custody_types::{Caller, Clock, Duty, Permission};
 use parking_lot::RwLock;
 use std::{
     fmt,
@@ -195,7 +195,12 @@ impl Gate {
 
     /// Whether the caller may, without recording: to filter lists inside an operation that is recorded.
     pub(crate) fn may(&self, call: &Call, permission: Permission, resource: &str) -> bool {
-        self.assignments.read().decide(&call.caller, permission, resource, self.clock.now()) != Decision::Deny
+        self.allows(&call.caller, permission, resource)
+    }
+
+    /// Whether role assignments allow it now, without recording.
+    pub(crate) fn allows(&self, caller: &Caller, permission: Permission, resource: &str) -> bool {
+        self.assignments.read().decide(caller, permission, resource, self.clock.now()) != Decision::Deny
     }
 }
 
@@ -260,6 +265,22 @@ operations! {
     WrapKey = "KeyWrap", WrapKey;
     /// Unwraps.
     UnwrapKey = "KeyUnwrap", UnwrapKey;
+    /// Grants a lease on what a key opens, or renews it.
+    RenewLease = "KeyLeaseRenew", UnwrapKey;
+    /// Lists leases.
+    ListLeases = "KeyLeaseList", AccessRead;
+    /// Reads how long a key may be held.
+    GetLeasePolicy = "KeyLeasePolicyGet", Get;
+    /// Sets how long a key may be held.
+    SetLeasePolicy = "KeyLeasePolicySet", Update;
+    /// Disables all versions and ends the leases on them.
+    RevokeKey = "KeyRevoke", Update;
+    /// Enables again what was revoked.
+    ReinstateKey = "KeyReinstate", Update;
+    /// Reads a revocation.
+    GetRevocation = "KeyRevocationGet", AccessRead;
+    /// Lists revocations.
+    ListRevocations = "KeyRevocationList", AccessRead;
     /// Watches changes.
     WatchKeys = "KeyWatch", Get;
     /// Gives a role.

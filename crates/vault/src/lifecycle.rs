@@ -5,6 +5,7 @@ use crate::{
     approval::SecondOfficer,
     catalog::{KEYS, POLICIES, RETIRED, VERSIONS},
     gate::{Permit, op},
+    leases::LEASE_POLICIES,
     record::{Deletion, KeyRecord},
 };
 use custody_audit::{Outcome, Record};
@@ -95,13 +96,14 @@ impl Vault {
         }
         let mut batch = Batch::new();
         batch.delete(KEYS, name.as_str()).put(RETIRED, name.as_str(), &true);
-        batch.delete(POLICIES, name.as_str());
+        batch.delete(POLICIES, name.as_str()).delete(LEASE_POLICIES, name.as_str());
         for version in &key.versions {
             batch.delete(VERSIONS, version.as_str());
         }
         self.commit_approved(batch, agreed, |catalog| {
             catalog.keys.remove(name);
             catalog.policies.remove(name);
+            catalog.lease_policies.remove(name);
             catalog.agenda.set(name, None);
             catalog.retired.insert(name.to_string());
             for version in &key.versions {

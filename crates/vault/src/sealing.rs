@@ -4,15 +4,23 @@ use crate::{
     Call, EventType, Vault, VaultError,
     catalog::{Catalog, VERSIONS},
     gate::{Permit, op},
+    leases::Register,
     seal::{
         Made, Means, NewSeal, OWN, Passphrase, SEALS, SYSTEM, SealError, SealRecord, SealType, Share,
         SystemSeal, VaultKeys, VaultSeal, combine, load_key_file,
     },
 };
 use custody_envelope::{SealingKey, random};
+use custody_proof::SigningKey;
 use custody_store::Batch;
 use custody_types::{KeyVersionName, Permission, UnixMillis, VaultName};
-use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use zeroize::Zeroizing;
 
 /// Time in which all shares must be given.
@@ -20,6 +28,9 @@ const ATTEMPT_TIME: Duration = Duration::from_secs(600);
 /// Versions whose private halves are sealed anew in one commit.
 const RESEAL_LEN: usize = 64;
 const INTEGRITY: &[u8] = b"the store's integrity key";
+const SIGNING: &[u8] = b"the key that signs leases and revocations";
+/// Its name in what it signs.
+const SIGNER: &str = "custody-vault";
 
 /// Where what the seal needs lies.
 #[derive(Clone, Debug)]
@@ -125,18 +136,39 @@ impl Vault {
         self.gate.is_sealed()
     }
 
+    /// Why nothing is done while the deployment is sealed: that it has yet to be unsealed is an outage, that an officer has sealed
+    /// it is an answer.
+    pub(crate) fn sealed_error(&self) -> VaultError {
+        if self.sealed_by_officer.load(Ordering::Acquire) {
+            VaultError::VaultSealed("the deployment".to_owned())
+        } else {
+            VaultError::Sealed
+        }
+    }
+
+    /// What the gate's refusal means to a holder of leases.
+    #[must_use]
+    pub fn lease_refusal(&self, refused: VaultError) -> VaultError {
+        if matches!(refused, VaultError::Sealed) { self.sealed_error() } else { refused }
+    }
+
     /// Makes the root key of a new store, under the default seal.
     pub(crate) fn initialise(&self) -> Result<(), VaultError> {
         let root = SealingKey::generate()?;
         let mut integrity = Zeroizing::new([0; 32]);
         random(&mut *integrity)?;
         let made = self.make_seal(SYSTEM, &root, &NewSeal::Default)?;
-        let system =
-            SystemSeal { seal: made.record, generation: 1, integrity: root.seal(INTEGRITY, &*integrity)? };
+        let (signer, signing) = new_signer(&root)?;
+        let system = SystemSeal {
+            seal: made.record,
+            generation: 1,
+            integrity: root.seal(INTEGRITY, &*integrity)?,
+            signing,
+        };
         let mut batch = Batch::new();
         batch.put(SEALS, SYSTEM, &system);
         self.store.begin_integrity(&integrity, &self.seal_settings.anchor, batch)?;
-        self.keyring.set_root(root, Arc::new(made.seal_key));
+        self.keyring.set_root(root, Arc::new(made.seal_key), signer);
         self.gate.set_sealed(false);
         Ok(())
     }
@@ -182,7 +214,7 @@ impl Vault {
     /// Opens the root key, checks the store with it, and lets calls pass.
     fn open_system(&self, seal_key: SealingKey) -> Result<(), VaultError> {
         let _one_at_a_time = self.changes.lock();
-        let system = self.system()?;
+        let mut system = self.system()?;
         let root = system.seal.open(SYSTEM, &seal_key)?;
         let integrity = root.open(INTEGRITY, &system.integrity).map_err(|_| SealError::WrongKey)?;
         let integrity: &[u8; 32] = integrity.as_slice().try_into().map_err(|_| SealError::WrongKey)?;
@@ -194,14 +226,30 @@ impl Vault {
             let generations = seal.open(&name, None, &root)?;
             self.keyring.put(&name, VaultKeys { generations, own: None });
         }
-        self.keyring.set_root(root, Arc::new(seal_key));
+        let signer = if system.signing.is_empty() {
+            let (signer, signing) = new_signer(&root)?;
+            system.signing = signing;
+            let mut batch = Batch::new();
+            batch.put(SEALS, SYSTEM, &system);
+            self.store.commit(batch)?;
+            signer
+        } else {
+            let seed = root.open(SIGNING, &system.signing).map_err(|_| SealError::WrongKey)?;
+            Arc::new(SigningKey::from_seed(SIGNER, &seed).map_err(|_| VaultError::Backend)?)
+        };
+        self.keyring.set_root(root, Arc::new(seal_key), signer);
         if self.catalog.read().vaults.is_empty() {
             // What was read once is what the store holds: nobody else writes to it while this process has it.
             let (catalog, assignments) = Catalog::load(&self.store, self.now())?;
             *self.catalog.write() = catalog;
             *self.gate.assignments.write() = assignments;
+            *self.leases.lock() = Register::load(&self.store, self.clock.monotonic())?;
         }
         self.gate.set_sealed(false);
+        self.sealed_by_officer.store(false, Ordering::Release);
+        // What ended access may have been the last thing that this process's predecessor did.
+        let opened = self.end_leases("STARTED", None);
+        self.save_revocations(opened);
         Ok(())
     }
 
@@ -353,14 +401,18 @@ impl Vault {
                     return Err(VaultError::Precondition { name: "seal".to_owned(), why });
                 }
                 self.gate.set_sealed(true);
+                self.sealed_by_officer.store(true, Ordering::Release);
                 let _one_at_a_time = self.changes.lock();
                 if let Err(e) = self.save_uses() {
                     tracing::warn!(error = %e, "the last counts of uses are lost; sealed all the same");
                 }
+                // What waits for answers is on disk before the store takes nothing any more.
+                let opened = self.end_leases(EventType::Sealed.name(), None);
+                self.announce(EventType::Sealed, "seal");
+                self.save_revocations(opened);
                 self.store.lock();
                 self.keyring.clear();
                 self.catalog.write().forget_private("");
-                self.tell(EventType::Sealed, "seal");
                 self.system_seal()
             }),
             Target::Vault(vault) => self.gate.run::<op::SealVault, _>(call, vault.as_str(), |_| {
@@ -470,17 +522,22 @@ impl Vault {
     ) -> Result<(), VaultError> {
         let _one_at_a_time = self.changes.lock();
         let (old, _) = self.keyring.root()?;
+        let signer = self.keyring.signer()?;
         let system = self.system()?;
-        let integrity = old.open(INTEGRITY, &system.integrity).map_err(|_| SealError::WrongKey)?;
-        let integrity = root.seal(INTEGRITY, &integrity)?;
+        let moved = |place, sealed: &[u8]| -> Result<Vec<u8>, VaultError> {
+            let plain = old.open(place, sealed).map_err(|_| SealError::WrongKey)?;
+            Ok(root.seal(place, &plain)?)
+        };
+        let (integrity, signing) = (moved(INTEGRITY, &system.integrity)?, moved(SIGNING, &system.signing)?);
+        let generation = system.generation + 1;
         let mut batch = Batch::new();
-        batch.put(SEALS, SYSTEM, &SystemSeal { seal, generation: system.generation + 1, integrity });
+        batch.put(SEALS, SYSTEM, &SystemSeal { seal, generation, integrity, signing });
         for (name, mut stored) in self.store.scan::<VaultSeal>(SEALS, "vaults/")? {
             stored.move_to(&name.parse()?, &old, &root)?;
             batch.put(SEALS, &name, &stored);
         }
         self.store.commit(batch)?;
-        self.keyring.set_root(root, seal_key);
+        self.keyring.set_root(root, seal_key, signer);
         Ok(())
     }
 
@@ -541,6 +598,13 @@ impl Vault {
             self.commit(batch, |catalog| moved.into_iter().for_each(|record| catalog.put_version(record)))?;
         }
     }
+}
+
+/// A new key for leases and revocations, and its seed under the root key.
+fn new_signer(root: &SealingKey) -> Result<(Arc<SigningKey>, Vec<u8>), VaultError> {
+    let seed = SigningKey::new_seed().map_err(|_| VaultError::Backend)?;
+    let signer = SigningKey::from_seed(SIGNER, &*seed).map_err(|_| VaultError::Backend)?;
+    Ok((Arc::new(signer), root.seal(SIGNING, &*seed)?))
 }
 
 fn not_sealed(name: &str) -> VaultError {

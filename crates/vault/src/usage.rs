@@ -1,7 +1,7 @@
 //! Using keys: wrap, unwrap, re-wrap, encrypt, decrypt, sign, verify.
 
 use crate::{
-    Call, Vault, VaultError,
+    Call, LeaseAsk, SignedLease, Vault, VaultError,
     gate::{Admitted, Operation, Permit, op},
     record::Version,
 };
@@ -128,6 +128,20 @@ impl<Op: Opens> Admission<Op> {
     pub fn unprotect(self, algorithm: WrapAlgorithm, sealed: &[u8]) -> Result<Opened, VaultError> {
         let Self { vault, call, target, admitted } = self;
         admitted.run(|permit| vault.do_unprotect(&permit, &call, &target, algorithm, sealed))
+    }
+}
+
+impl Admission<op::RenewLease> {
+    /// Grants or renews leases of `holder`, the principal of its certificate.
+    ///
+    /// # Errors
+    /// The version does not exist, its state does not allow it, access has ended, or the store failed.
+    pub fn grant(self, holder: &str, asks: &[LeaseAsk]) -> Result<Vec<SignedLease>, VaultError> {
+        let Self { vault, call, target, admitted } = self;
+        admitted.run(|permit| match &target {
+            Target::Version(version) => vault.do_grant(&permit, &call, version, holder, asks),
+            Target::Key(_) => Err(VaultError::invalid("leases.key_version", "must be a version of a key")),
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use crate::{
     Event, EventType, VaultError,
     catalog::Catalog,
     gate::{Gate, op},
+    leases::Register,
     lifecycle,
     limits::RateLimits,
     retention::RetentionClock,
@@ -14,10 +15,14 @@ use crate::{
 };
 use custody_audit::{Entry, Journal};
 use custody_kek::{Backend, Token};
+use custody_proof::Authority;
 use custody_store::{Batch, Store, StoreError};
 use custody_types::{Caller, Clock, Duty, KeyVersionName, Permission, UnixMillis};
 use parking_lot::{Mutex, RwLock};
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 /// A call: who, and what ties it to a trace.
 #[derive(Clone, Debug)]
@@ -37,6 +42,8 @@ pub struct VaultOptions {
     pub limits: RateLimits,
     /// The HSM, for keys that are kept in one.
     pub token: Option<Arc<Token>>,
+    /// Whose certificates holders of leases sign their receipts with.
+    pub authority: Option<Authority>,
 }
 
 /// A vault that cannot be opened.
@@ -83,6 +90,12 @@ pub struct Vault {
     /// Until when conditions of assignments have been looked at.
     looked: Mutex<UnixMillis>,
     pub(crate) retention: RetentionClock,
+    /// Leases, and revocations that wait for answers. Taken before the catalog and the assignments, never after.
+    pub(crate) leases: Mutex<Register>,
+    /// An officer has sealed the deployment since this process began.
+    pub(crate) sealed_by_officer: AtomicBool,
+    /// Revocations are closed by one at a time.
+    pub(crate) closing: Mutex<()>,
     journal: Arc<Journal>,
     listener: Listener,
 }
@@ -114,6 +127,9 @@ impl Vault {
             changes: Mutex::new(()),
             used: Mutex::default(),
             looked: Mutex::new(clock.now()),
+            leases: Mutex::default(),
+            sealed_by_officer: AtomicBool::new(false),
+            closing: Mutex::new(()),
             clock,
             journal,
             listener: Box::new(listener),
@@ -132,8 +148,15 @@ impl Vault {
         self.clock.now()
     }
 
+    /// Tells of a committed change, after the leases that it ends have ended.
     pub(crate) fn tell(&self, kind: EventType, resource: &str) {
-        (self.listener)(Event { kind, resource: resource.to_owned(), time: self.now() });
+        let opened = self.end_leases(kind.name(), None);
+        self.announce(kind, resource);
+        self.save_revocations(opened);
+    }
+
+    pub(crate) fn notify(&self, event: Event) {
+        (self.listener)(event);
     }
 
     /// Commits to the store, then to memory.

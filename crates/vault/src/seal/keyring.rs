@@ -3,6 +3,7 @@
 use super::{SealError, SealRecord};
 use crate::VaultError;
 use custody_envelope::SealingKey;
+use custody_proof::SigningKey;
 use custody_types::VaultName;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,9 @@ pub(crate) struct SystemSeal {
     /// The key of the store's integrity, under the root key.
     #[serde(with = "crate::record::base64_bytes")]
     pub(crate) integrity: Vec<u8>,
+    /// The seed of the key that leases and revocations are signed with, under the root key; empty in a store that had none.
+    #[serde(default, with = "crate::record::base64_bytes")]
+    pub(crate) signing: Vec<u8>,
 }
 
 /// How a vault's keys are stored.
@@ -111,6 +115,8 @@ struct Open {
     root: Arc<SealingKey>,
     /// The key of the seal itself: rotating the root key seals the next one under it.
     seal_key: Arc<SealingKey>,
+    /// Signs leases and revocations.
+    signer: Arc<SigningKey>,
 }
 
 #[derive(Default)]
@@ -137,8 +143,14 @@ impl Keyring {
         Ok((open.root.clone(), open.seal_key.clone()))
     }
 
-    pub(crate) fn set_root(&self, root: SealingKey, seal_key: Arc<SealingKey>) {
-        self.0.write().open = Some(Open { root: Arc::new(root), seal_key });
+    pub(crate) fn set_root(&self, root: SealingKey, seal_key: Arc<SealingKey>, signer: Arc<SigningKey>) {
+        self.0.write().open = Some(Open { root: Arc::new(root), seal_key, signer });
+    }
+
+    /// The key that signs leases and revocations.
+    pub(crate) fn signer(&self) -> Result<Arc<SigningKey>, VaultError> {
+        let inner = self.0.read();
+        inner.open.as_ref().map(|open| open.signer.clone()).ok_or(VaultError::Sealed)
     }
 
     pub(crate) fn put(&self, vault: &VaultName, keys: VaultKeys) {

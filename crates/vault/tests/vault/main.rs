@@ -4,7 +4,9 @@
 mod access;
 mod corpus;
 mod dual_control;
+mod holders;
 mod keys;
+mod leases;
 mod lifecycle;
 mod rig;
 mod sealing;

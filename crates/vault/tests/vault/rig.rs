@@ -52,12 +52,9 @@ pub(crate) fn open(
     let seal =
         SealSettings { key_file: dir.join("root.key"), anchor: dir.join("anchor"), accept_commit: None };
     let store = Store::open(&dir.join("store")).unwrap();
+    let options = VaultOptions { authority: Some(crate::holders::authority()), ..VaultOptions::default() };
     let tell = move |e: Event| events.lock().unwrap().push(e.kind);
-    (
-        Vault::open(store, seal, journal.clone(), Arc::new(clock.clone()), VaultOptions::default(), tell)
-            .unwrap(),
-        journal,
-    )
+    (Vault::open(store, seal, journal.clone(), Arc::new(clock.clone()), options, tell).unwrap(), journal)
 }
 
 pub(crate) fn rig() -> Rig {
