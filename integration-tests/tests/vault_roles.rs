@@ -1,7 +1,7 @@
 //! Every built-in role against every operation of the vault, on the wire (`vault-roles.txt`).
 use custody_proto::vault::{
     self as kv, access_control_client::AccessControlClient, key_vault_client::KeyVaultClient,
-    seal_manager_client::SealManagerClient,
+    lease_manager_client::LeaseManagerClient, seal_manager_client::SealManagerClient,
 };
 use custody_testkit::Deployment;
 use std::fmt::Write as _;
@@ -23,9 +23,20 @@ const HOLDERS: [(&str, Option<&str>); 9] = [
 type Client = KeyVaultClient<custody_clients::AuthenticatedChannel>;
 type AccessClient = AccessControlClient<custody_clients::AuthenticatedChannel>;
 type SealClient = SealManagerClient<custody_clients::AuthenticatedChannel>;
+type LeaseClient = LeaseManagerClient<custody_clients::AuthenticatedChannel>;
+
+/// One caller's clients.
+#[derive(Clone)]
+struct Clients {
+    keys: Client,
+    access: AccessClient,
+    seals: SealClient,
+    leases: LeaseClient,
+}
 
 /// Calls an operation on names that do not exist: who may, learns so; who may not, learns nothing.
-async fn call(mut c: Client, access: AccessClient, seals: SealClient, operation: &str) -> Result<(), Status> {
+async fn call(clients: Clients, operation: &str) -> Result<(), Status> {
+    let Clients { keys: mut c, access, seals, leases } = clients;
     let (parent, name) = ("vaults/m".to_owned(), "vaults/m/keys/none".to_owned());
     let version = format!("{name}/versions/{}", "0".repeat(32));
     let mask = Some(prost_types::FieldMask { paths: vec!["enabled".to_owned()] });
@@ -115,7 +126,36 @@ async fn call(mut c: Client, access: AccessClient, seals: SealClient, operation:
         "GetSeal" | "SealVault" | "UnsealVault" | "ChangeSeal" | "RotateRootKey" => {
             call_seal(seals, operation).await
         }
+        "ListLeases" | "GetLeasePolicy" | "UpdateLeasePolicy" | "RevokeKey" | "ReinstateKey"
+        | "GetRevocation" | "ListRevocations" | "WatchRevocation" => call_lease(leases, operation).await,
         other => call_access(access, other).await,
+    }
+}
+
+/// As [`call`], of the operations on leases and revocations.
+async fn call_lease(mut c: LeaseClient, operation: &str) -> Result<(), Status> {
+    let key = "vaults/m/keys/none".to_owned();
+    let (policy, revocation) = (format!("{key}/leasePolicy"), format!("{key}/revocations/1"));
+    match operation {
+        "ListLeases" => {
+            c.list_leases(kv::ListLeasesRequest { parent: key, ..Default::default() }).await.map(drop)
+        }
+        "GetLeasePolicy" => c.get_lease_policy(kv::GetLeasePolicyRequest { name: policy }).await.map(drop),
+        "UpdateLeasePolicy" => {
+            let lease_policy = Some(kv::LeasePolicy { name: policy, ..Default::default() });
+            c.update_lease_policy(kv::UpdateLeasePolicyRequest { lease_policy }).await.map(drop)
+        }
+        "RevokeKey" => c.revoke_key(kv::RevokeKeyRequest { name: key }).await.map(drop),
+        "ReinstateKey" => c.reinstate_key(kv::ReinstateKeyRequest { name: key }).await.map(drop),
+        "GetRevocation" => c.get_revocation(kv::GetRevocationRequest { name: revocation }).await.map(drop),
+        "ListRevocations" => c
+            .list_revocations(kv::ListRevocationsRequest { parent: key, ..Default::default() })
+            .await
+            .map(drop),
+        "WatchRevocation" => {
+            c.watch_revocation(kv::WatchRevocationRequest { name: revocation }).await.map(drop)
+        }
+        other => unreachable!("no such operation {other}"),
     }
 }
 
@@ -207,7 +247,7 @@ async fn call_access(mut c: AccessClient, operation: &str) -> Result<(), Status>
     }
 }
 
-const OPERATIONS: [&str; 48] = [
+const OPERATIONS: [&str; 56] = [
     "GetVault",
     "UpdateVault",
     "CreateKey",
@@ -256,18 +296,27 @@ const OPERATIONS: [&str; 48] = [
     "UnsealVault",
     "ChangeSeal",
     "RotateRootKey",
+    "ListLeases",
+    "GetLeasePolicy",
+    "UpdateLeasePolicy",
+    "RevokeKey",
+    "ReinstateKey",
+    "GetRevocation",
+    "ListRevocations",
+    "WatchRevocation",
 ];
 
-/// Those that no role decides: they follow from the duty, or are open to everyone.
-const BY_DUTY: [&str; 3] = ["BreakGlass", "CreateVault", "ListVaults"];
+/// Those that no role decides: they follow from the duty, are open to everyone, or are decided by the role of another identity.
+const BY_DUTY: [&str; 6] =
+    ["BreakGlass", "CreateVault", "ListVaults", "GetProofKey", "RenewLeases", "ReportErasures"];
 
 #[test]
 fn every_operation_of_the_schema_is_tried() {
     for method in custody_proto::Method::ALL {
         let path = method.path();
         let of = |service: &str| path.strip_prefix(&format!("/custody.vault.v1.{service}/"));
-        if let Some(operation) = of("KeyVault").or_else(|| of("AccessControl")).or_else(|| of("SealManager"))
-        {
+        let services = ["KeyVault", "AccessControl", "SealManager", "LeaseManager"];
+        if let Some(operation) = services.into_iter().find_map(of) {
             assert!(
                 OPERATIONS.contains(&operation) || BY_DUTY.contains(&operation),
                 "{operation} has no row"
@@ -281,7 +330,7 @@ async fn every_role_against_every_operation() {
     let deployment = Deployment::start();
     _ = deployment.run(&["vault", "create", "m"]);
     _ = deployment.run(&["key", "create", "vaults/m/keys/taken"]);
-    let mut columns: Vec<(Client, AccessClient, SealClient)> = Vec::new();
+    let mut columns: Vec<Clients> = Vec::new();
     for (n, (role, duty)) in HOLDERS.iter().enumerate() {
         let who = match duty {
             Some(duty) => {
@@ -302,11 +351,12 @@ async fn every_role_against_every_operation() {
             _ = deployment.run(&["access", "grant", &principal, role, "vaults/m"]);
         }
         let channel = deployment.channel("vault", &who).unwrap();
-        columns.push((
-            KeyVaultClient::new(channel.clone()),
-            AccessControlClient::new(channel.clone()),
-            SealManagerClient::new(channel),
-        ));
+        columns.push(Clients {
+            keys: KeyVaultClient::new(channel.clone()),
+            access: AccessControlClient::new(channel.clone()),
+            leases: LeaseManagerClient::new(channel.clone()),
+            seals: SealManagerClient::new(channel),
+        });
     }
     let mut table = String::new();
     for (n, (role, duty)) in HOLDERS.iter().enumerate() {
@@ -315,8 +365,8 @@ async fn every_role_against_every_operation() {
     table += "\n";
     for operation in OPERATIONS {
         write!(table, "{operation:24}").unwrap();
-        for (client, access, seals) in &columns {
-            let verdict = match call(client.clone(), access.clone(), seals.clone(), operation).await {
+        for clients in &columns {
+            let verdict = match call(clients.clone(), operation).await {
                 Err(e) if e.code() == Code::PermissionDenied => "-",
                 Err(e) if matches!(e.code(), Code::Unavailable | Code::Unauthenticated | Code::Internal) => {
                     panic!("{operation}: {e}")

@@ -1,6 +1,7 @@
 //! Verbs on keys.
 
 use crate::{
+    lease,
     output::{Format, line, many, one},
     public_key,
     session::{Session, time},
@@ -124,6 +125,8 @@ pub(crate) enum Verb {
     Backup { name: String, file: PathBuf },
     /// Brings a copy back under its name, which must be free.
     Restore { vault: String, file: PathBuf },
+    #[command(flatten)]
+    Lease(lease::Verb),
 }
 
 fn state(s: i32) -> String {
@@ -426,6 +429,7 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
             let request = wire::RestoreKeyRequest { parent: vault, backup };
             one(format, &key(client.restore_key(request).await?.into_inner()));
         }
+        Verb::Lease(verb) => lease::run(session, verb).await?,
     }
     Ok(())
 }

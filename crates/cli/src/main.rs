@@ -7,8 +7,10 @@ mod demo;
 mod deployment;
 mod identity;
 mod key;
+mod lease;
 mod output;
 mod pki;
+mod proof;
 mod public_key;
 mod seal;
 mod session;
@@ -90,6 +92,9 @@ enum Verb {
     /// Audit trails.
     #[command(subcommand)]
     Audit(audit::Verb),
+    /// Proofs of revocations.
+    #[command(subcommand)]
+    Proof(proof::Verb),
 }
 
 #[tokio::main]
@@ -126,6 +131,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             Verb::Backup(verb) => cluster::run_backup(&session()?, verb).await,
             Verb::Volume(verb) => volume::run(&session()?, verb).await,
             Verb::Audit(verb) => audit::run(&arguments.dir, session, verb).await,
+            Verb::Proof(verb) => proof::run(&arguments.dir, arguments.output, session, verb).await,
         }
     };
     use tracing::Instrument as _;

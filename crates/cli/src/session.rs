@@ -7,7 +7,8 @@ use crate::{
 use anyhow::Context as _;
 pub(crate) use custody_clients::Access;
 use custody_clients::{
-    Audit, AuthenticatedChannel, Control, Endpoint, Identity, Operations, Seals, Storage, TokenSource, Vault,
+    Audit, AuthenticatedChannel, Control, Endpoint, Identity, Leases, Operations, Seals, Storage,
+    TokenSource, Vault,
 };
 use custody_rpc::tls;
 use std::{
@@ -72,6 +73,15 @@ impl Session {
 
     pub(crate) fn seals(&self, default: &str) -> anyhow::Result<Seals> {
         Ok(Seals::new(self.channel("vault", "custody-vault", default)?))
+    }
+
+    pub(crate) fn leases(&self, default: &str) -> anyhow::Result<Leases> {
+        Ok(Leases::new(self.channel("vault", "custody-vault", default)?))
+    }
+
+    /// Whose certificates the deployment's processes have.
+    pub(crate) fn authority(&self) -> anyhow::Result<custody_proof::Authority> {
+        Ok(tls::Credentials::trusting(&self.dir.join("pki/ca.pem"))?.authority()?)
     }
 
     pub(crate) fn control(&self, default: &str) -> anyhow::Result<Control> {

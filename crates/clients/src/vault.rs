@@ -65,8 +65,31 @@ pub struct VaultAccess {
     endpoint: Endpoint,
     tokens: TokenSource,
     client: Vault,
-    /// Key material goes over a connection of its own, since an HTTP/2 connection keeps what it received last.
-    for_keys: Arc<Mutex<Option<Vault>>>,
+    for_keys: Arc<Mutex<KeyConnection>>,
+}
+
+/// Key material goes over a connection of its own, since an HTTP/2 connection keeps what it received last. It ends with the
+/// last of the calls that are made over it at about the same time.
+#[derive(Default)]
+struct KeyConnection {
+    client: Option<Vault>,
+    calls: usize,
+}
+
+/// A call over it.
+struct KeyCall {
+    client: Vault,
+    connection: Arc<Mutex<KeyConnection>>,
+}
+
+impl Drop for KeyCall {
+    fn drop(&mut self) {
+        let mut connection = self.connection.lock();
+        connection.calls -= 1;
+        if connection.calls == 0 {
+            connection.client = None;
+        }
+    }
 }
 
 impl fmt::Debug for VaultAccess {
@@ -97,15 +120,12 @@ impl VaultAccess {
         self.tokens.text().await.map_err(AccessError::from_status)
     }
 
-    fn client_for_keys(&self) -> Vault {
+    fn call_with_keys(&self) -> KeyCall {
         let connect = || Vault::new(self.endpoint.apart().authenticated(self.tokens.clone()));
-        self.for_keys.lock().get_or_insert_with(connect).clone()
-    }
-
-    /// Closes the connection that key material came over, and with it what its buffers hold of it. The next call
-    /// makes another.
-    pub fn forget_keys(&self) {
-        *self.for_keys.lock() = None;
+        let mut connection = self.for_keys.lock();
+        connection.calls += 1;
+        let client = connection.client.get_or_insert_with(connect).clone();
+        KeyCall { client, connection: self.for_keys.clone() }
     }
 
     /// Reads a key.
@@ -133,8 +153,8 @@ impl VaultAccess {
     pub async fn wrap_key(&self, name: &str, plain: &[u8]) -> Result<WrappedKey, AccessError> {
         let request =
             WrapKeyRequest { name: name.to_owned(), algorithm: String::new(), plaintext: plain.to_vec() };
-        let wrapped =
-            self.client_for_keys().wrap_key(request).await.map_err(AccessError::from_status)?.into_inner();
+        let mut call = self.call_with_keys();
+        let wrapped = call.client.wrap_key(request).await.map_err(AccessError::from_status)?.into_inner();
         Ok(WrappedKey {
             key_version: wrapped.key_version.parse().map_err(|_| malformed())?,
             algorithm: wrapped.algorithm.parse().map_err(|_| malformed())?,
@@ -152,7 +172,8 @@ impl VaultAccess {
             algorithm: wrapped.algorithm.to_string(),
             ciphertext: wrapped.ciphertext.clone(),
         };
-        let answer = self.client_for_keys().unwrap_key(request).await.map_err(AccessError::from_status)?;
+        let mut call = self.call_with_keys();
+        let answer = call.client.unwrap_key(request).await.map_err(AccessError::from_status)?;
         Ok(Zeroizing::new(answer.into_inner().plaintext))
     }
 }

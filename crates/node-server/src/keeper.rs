@@ -199,7 +199,6 @@ impl Keeper {
             return;
         }
         tracing::warn!(volume = %managed.name, %reason, "access revoked; erasing keys");
-        node.access(&self.protector.managed_identity).forget_keys();
         let reason = reason.to_string();
         _ = blocking(move || {
             let file = managed.erase(status);
@@ -239,8 +238,6 @@ async fn ask(
         let plain = access.unwrap_key(wrapped).await?;
         let key = VolumeKey::from_bytes(&plain).map_err(|e| damaged(failed(e)))?;
         opened = Some(open(node, managed, key).await.map_err(damaged)?);
-        // The connection that brought the key keeps what it received last.
-        access.forget_keys();
     }
     let follows = !protector.key.contains("/versions/");
     if look_at_version && follows {
@@ -271,7 +268,6 @@ async fn follow(
     }
     let plain = access.unwrap_key(wrapped).await?;
     let moved = access.wrap_key(facts.current_version.as_str(), &plain).await;
-    access.forget_keys();
     let stored = rewrap(managed, opened, Protector { wrapped: Some(moved?), ..protector.clone() }).await;
     Ok(stored.then_some(facts.current_version))
 }

@@ -312,8 +312,15 @@ impl Deployment {
     /// # Errors
     /// The identity does not exist, or the identity service does not answer.
     pub async fn bind(&self, identity: &str) -> anyhow::Result<()> {
-        let request =
-            BindManagedIdentityRequest { name: identity.to_owned(), node: "principals/storage".to_owned() };
+        self.bind_to(identity, "principals/storage").await
+    }
+
+    /// Lets a further storage node act as a managed identity.
+    ///
+    /// # Errors
+    /// The identity does not exist, or the identity service does not answer.
+    pub async fn bind_to(&self, identity: &str, node: &str) -> anyhow::Result<()> {
+        let request = BindManagedIdentityRequest { name: identity.to_owned(), node: node.to_owned() };
         let mut client = IdentityClient::new(self.channel("identity", "workload:control")?);
         client.bind_managed_identity(request).await?;
         Ok(())

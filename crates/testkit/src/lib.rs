@@ -3,8 +3,13 @@
 mod collector;
 mod deployment;
 pub mod memory;
+mod proxy;
 mod softhsm;
+mod storage_node;
+pub mod volume;
 
 pub use collector::Collector;
 pub use deployment::{Deployment, database_tools, eventually, postgres_programs, target_program};
+pub use proxy::Proxy;
 pub use softhsm::SoftHsm;
+pub use storage_node::StorageNode;

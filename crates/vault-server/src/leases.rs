@@ -10,7 +10,7 @@ use custody_proto::vault::{
 use custody_rpc::{
     CallContext,
     page::cut,
-    server::MESSAGE_LEN_MAX,
+    server::{MESSAGE_LEN_MAX, write_whole},
     status::{invalid, reason, status},
     timestamp::to_wire,
     token::TokenVerifier,
@@ -21,7 +21,7 @@ use custody_vault::{
     Call, Event, EventType, LeaseAsk, LeasePolicy, RevocationView, SignedLease, Vault, VaultError, gate::op,
 };
 use futures_util::future::join_all;
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
@@ -49,11 +49,18 @@ struct Group {
     asks: Vec<LeaseAsk>,
 }
 
-/// Closes revocations whose leases have run out.
-pub(crate) async fn close_due(vault: Arc<Vault>) {
+/// Closes revocations whose leases have run out. Once the deployment is unsealed, `public` has the public key of proofs.
+pub(crate) async fn close_due(vault: Arc<Vault>, public: PathBuf) {
     let mut every = tokio::time::interval(LAPSE_EVERY);
+    let mut written = false;
     loop {
         every.tick().await;
+        if let (false, Ok(key)) = (written, vault.proof_key()) {
+            written = true;
+            if let Err(e) = write_whole(&public, &format!("{key}\n")) {
+                tracing::warn!(error = %e, "the public key of proofs is not beside the data");
+            }
+        }
         let vault = vault.clone();
         if let Ok(Err(e)) = tokio::task::spawn_blocking(move || vault.close_revocations()).await {
             tracing::error!(error = %e, "a revocation was not closed");

@@ -120,7 +120,7 @@ async fn main() -> anyhow::Result<()> {
         make_service_key(&vault, service).context("the service-managed key cannot be made")?;
     }
     let ticking = tokio::spawn(tick(vault.clone()));
-    let closing = tokio::spawn(leases::close_due(vault.clone()));
+    let closing = tokio::spawn(leases::close_due(vault.clone(), settings.server.data.join("proof.pub")));
     let workers = Workers::new(JOBS_MAX);
     let compute = Compute::start()?;
     let trail = Arc::new(trail::VaultTrail(vault.clone()));

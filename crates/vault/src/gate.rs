@@ -278,9 +278,9 @@ operations! {
     /// Enables again what was revoked.
     ReinstateKey = "KeyReinstate", Update;
     /// Reads a revocation.
-    GetRevocation = "KeyRevocationGet", AccessRead;
+    GetRevocation = "KeyRevocationGet", Get;
     /// Lists revocations.
-    ListRevocations = "KeyRevocationList", AccessRead;
+    ListRevocations = "KeyRevocationList", Get;
     /// Watches changes.
     WatchKeys = "KeyWatch", Get;
     /// Gives a role.
