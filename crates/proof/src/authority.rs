@@ -1,7 +1,7 @@
 //! Holders prove who they are by certificates, the same as in TLS.
 
-use crate::note::{self, NoteError};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use custody_note::{self as note, NoteError};
 use custody_types::UnixMillis;
 use rustls::{SignatureScheme, crypto::aws_lc_rs, sign::SigningKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime, pem::PemObject as _};

@@ -4,14 +4,14 @@
 
 mod authority;
 mod lease;
-mod note;
 mod receipt;
 mod revocation;
 mod statement;
 
+pub use custody_note::{NoteError, SigningKey, VerifyingKey};
+
 pub use authority::{Authority, CertificateError, HolderKey, principal_of};
 pub use lease::Lease;
-pub use note::{NoteError, SigningKey, VerifyingKey};
 pub use receipt::{Certified, Receipt, VOLUME_KEY};
 pub use revocation::{Holder, Outcome, ProofError, Revocation, Verified, verify};
 pub use statement::{Statement, StatementError};

@@ -35,18 +35,23 @@ pub enum NoteError {
 }
 
 /// The first four bytes of a hash over a key and its name: which key is meant.
-pub(crate) fn key_id(name: &str, kind: &[u8], public: &[u8]) -> [u8; 4] {
+#[must_use]
+pub fn key_id(name: &str, kind: &[u8], public: &[u8]) -> [u8; 4] {
     let hash = digest(&SHA256, &[name.as_bytes(), b"\n", kind, public].concat());
     hash.as_ref().first_chunk().copied().unwrap_or_default()
 }
 
 /// A note of `text`, which ends with a new line.
-pub(crate) fn lay_out(text: &str, name: &str, id: [u8; 4], signature: &[u8]) -> String {
+#[must_use]
+pub fn lay_out(text: &str, name: &str, id: [u8; 4], signature: &[u8]) -> String {
     format!("{text}\n{DASH}{name} {}\n", STANDARD.encode([&id, signature].concat()))
 }
 
 /// The text, the signer's name, the key's id and the signature of a note that has one signature.
-pub(crate) fn take_apart(note: &str) -> Result<(&str, &str, [u8; 4], Vec<u8>), NoteError> {
+///
+/// # Errors
+/// It has not.
+pub fn take_apart(note: &str) -> Result<(&str, &str, [u8; 4], Vec<u8>), NoteError> {
     let split = note.rfind(&format!("\n\n{DASH}")).ok_or(NoteError::Malformed)?;
     let (text, signed) = note.split_at_checked(split + 1).ok_or(NoteError::Malformed)?;
     let line = signed.strip_prefix('\n').and_then(|s| s.strip_prefix(DASH)).ok_or(NoteError::Malformed)?;
@@ -83,12 +88,21 @@ impl SigningKey {
     /// # Errors
     /// The name cannot stand in a note, or the seed has not 32 bytes.
     pub fn from_seed(name: &str, seed: &[u8]) -> Result<Self, NoteError> {
-        if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control() || c == '+') {
-            return Err(NoteError::Name);
-        }
         let pair = Ed25519KeyPair::from_seed_unchecked(seed).map_err(|_| NoteError::Key)?;
         let public = pair.public_key().as_ref().try_into().map_err(|_| NoteError::Key)?;
-        Ok(Self { pair, verifying: VerifyingKey { name: name.to_owned(), public } })
+        let verifying = VerifyingKey::new(name, public)?;
+        Ok(Self { pair, verifying })
+    }
+
+    /// A key in PKCS#8, under a name that may be made from its public half.
+    ///
+    /// # Errors
+    /// As [`SigningKey::from_seed`].
+    pub fn from_pkcs8(pkcs8: &[u8], name: impl FnOnce(&[u8; 32]) -> String) -> Result<Self, NoteError> {
+        let pair = Ed25519KeyPair::from_pkcs8(pkcs8).map_err(|_| NoteError::Key)?;
+        let public = pair.public_key().as_ref().try_into().map_err(|_| NoteError::Key)?;
+        let verifying = VerifyingKey::new(&name(&public), public)?;
+        Ok(Self { pair, verifying })
     }
 
     /// The public half.
@@ -118,6 +132,23 @@ pub struct VerifyingKey {
 }
 
 impl VerifyingKey {
+    /// Of a name and a public key.
+    ///
+    /// # Errors
+    /// The name cannot stand in a note.
+    pub fn new(name: &str, public: [u8; 32]) -> Result<Self, NoteError> {
+        if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control() || c == '+') {
+            return Err(NoteError::Name);
+        }
+        Ok(Self { name: name.to_owned(), public })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     fn id(&self) -> [u8; 4] {
         key_id(&self.name, &[ED25519_TYPE], &self.public)
     }
