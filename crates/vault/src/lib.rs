@@ -23,6 +23,7 @@ mod record;
 mod retention;
 mod review;
 mod revocation;
+mod root_key;
 mod rotation;
 mod seal;
 mod sealing;

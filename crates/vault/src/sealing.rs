@@ -2,9 +2,10 @@
 
 use crate::{
     Call, EventType, Vault, VaultError,
-    catalog::{Catalog, VERSIONS},
+    catalog::Catalog,
     gate::{Permit, op},
     leases::Register,
+    root_key::{INTEGRITY, SIGNER, SIGNING, new_signer},
     seal::{
         Made, Means, NewSeal, OWN, Passphrase, SEALS, SYSTEM, SealError, SealRecord, SealType, Share,
         SystemSeal, VaultKeys, VaultSeal, combine, load_key_file,
@@ -13,7 +14,7 @@ use crate::{
 use custody_envelope::{SealingKey, random};
 use custody_proof::SigningKey;
 use custody_store::Batch;
-use custody_types::{KeyVersionName, Permission, UnixMillis, VaultName};
+use custody_types::{Permission, UnixMillis, VaultName};
 use std::{
     collections::BTreeMap,
     fmt,
@@ -25,12 +26,6 @@ use zeroize::Zeroizing;
 
 /// Time in which all shares must be given.
 const ATTEMPT_TIME: Duration = Duration::from_secs(600);
-/// Versions whose private halves are sealed anew in one commit.
-const RESEAL_LEN: usize = 64;
-const INTEGRITY: &[u8] = b"the store's integrity key";
-const SIGNING: &[u8] = b"the key that signs leases and revocations";
-/// Its name in what it signs.
-const SIGNER: &str = "custody-vault";
 
 /// Where what the seal needs lies.
 #[derive(Clone, Debug)]
@@ -196,11 +191,11 @@ impl Vault {
         Ok(self.store.get::<SystemSeal>(SEALS, SYSTEM)?.is_some())
     }
 
-    fn system(&self) -> Result<SystemSeal, VaultError> {
+    pub(crate) fn system(&self) -> Result<SystemSeal, VaultError> {
         self.store.get(SEALS, SYSTEM)?.ok_or(VaultError::StoreRefused(custody_store::StoreError::Altered))
     }
 
-    fn vault_seal(&self, vault: &VaultName) -> Result<VaultSeal, VaultError> {
+    pub(crate) fn vault_seal(&self, vault: &VaultName) -> Result<VaultSeal, VaultError> {
         Ok(self.store.get(SEALS, vault.as_str())?.unwrap_or_default())
     }
 
@@ -512,99 +507,6 @@ impl Vault {
             }),
         }
     }
-
-    /// Moves every vault's keys, and the store's integrity key, to another root key: one commit.
-    fn replace_root(
-        &self,
-        root: SealingKey,
-        seal: SealRecord,
-        seal_key: Arc<SealingKey>,
-    ) -> Result<(), VaultError> {
-        let _one_at_a_time = self.changes.lock();
-        let (old, _) = self.keyring.root()?;
-        let signer = self.keyring.signer()?;
-        let system = self.system()?;
-        let moved = |place, sealed: &[u8]| -> Result<Vec<u8>, VaultError> {
-            let plain = old.open(place, sealed).map_err(|_| SealError::WrongKey)?;
-            Ok(root.seal(place, &plain)?)
-        };
-        let (integrity, signing) = (moved(INTEGRITY, &system.integrity)?, moved(SIGNING, &system.signing)?);
-        let generation = system.generation + 1;
-        let mut batch = Batch::new();
-        batch.put(SEALS, SYSTEM, &SystemSeal { seal, generation, integrity, signing });
-        for (name, mut stored) in self.store.scan::<VaultSeal>(SEALS, "vaults/")? {
-            stored.move_to(&name.parse()?, &old, &root)?;
-            batch.put(SEALS, &name, &stored);
-        }
-        self.store.commit(batch)?;
-        self.keyring.set_root(root, seal_key, signer);
-        Ok(())
-    }
-
-    /// A key for a vault that is about to be made.
-    pub(crate) fn first_vault_key(&self, vault: &VaultName) -> Result<(VaultSeal, VaultKeys), VaultError> {
-        let (root, _) = self.keyring.root()?;
-        let key = SealingKey::generate()?;
-        let mut stored = VaultSeal::default();
-        stored.put(vault, 1, &key, None, &root)?;
-        Ok((stored, VaultKeys { generations: BTreeMap::from([(1, Arc::new(key))]), own: None }))
-    }
-
-    fn add_vault_key(&self, vault: &VaultName) -> Result<(), VaultError> {
-        self.catalog.read().vault(vault)?;
-        let _one_at_a_time = self.changes.lock();
-        let mut held = self.keyring.vault(vault)?;
-        let (root, _) = self.keyring.root()?;
-        let key = SealingKey::generate()?;
-        let generation = held.generations.keys().next_back().map_or(1, |last| last + 1);
-        let mut stored = self.vault_seal(vault)?;
-        stored.put(vault, generation, &key, held.own.as_ref().map(|(own, _)| &**own), &root)?;
-        let mut batch = Batch::new();
-        batch.put(SEALS, vault.as_str(), &stored);
-        self.store.commit(batch)?;
-        held.generations.insert(generation, Arc::new(key));
-        self.keyring.put(vault, held);
-        Ok(())
-    }
-
-    /// Seals private halves anew that are not under the vault's current key. What is left by a stop is done with the next
-    /// rotation; until then the older key opens it.
-    fn reseal(&self, vault: &VaultName) -> Result<(), VaultError> {
-        loop {
-            let _one_at_a_time = self.changes.lock();
-            let keys: BTreeMap<u32, Arc<SealingKey>> = self.keyring.vault(vault)?.generations;
-            let (generation, current) = self.keyring.current(vault)?;
-            let behind: Vec<KeyVersionName> = {
-                let catalog = self.catalog.read();
-                let behind = catalog.versions_of(vault).filter(|v| v.record.seal_generation != generation);
-                behind.take(RESEAL_LEN).map(|v| v.record.name.clone()).collect()
-            };
-            if behind.is_empty() {
-                return Ok(());
-            }
-            let mut batch = Batch::new();
-            let mut moved = Vec::new();
-            for name in behind {
-                let mut record = self.catalog.read().version(&name)?.record.clone();
-                let damaged = || VaultError::Damaged(name.to_string());
-                let key = keys.get(&record.seal_generation).ok_or_else(damaged)?;
-                let context = name.as_str().as_bytes();
-                let plain = key.open(context, &record.sealed).map_err(|_| damaged())?;
-                record.sealed = current.seal(context, &plain)?;
-                record.seal_generation = generation;
-                batch.put(VERSIONS, name.as_str(), &record);
-                moved.push(record);
-            }
-            self.commit(batch, |catalog| moved.into_iter().for_each(|record| catalog.put_version(record)))?;
-        }
-    }
-}
-
-/// A new key for leases and revocations, and its seed under the root key.
-fn new_signer(root: &SealingKey) -> Result<(Arc<SigningKey>, Vec<u8>), VaultError> {
-    let seed = SigningKey::new_seed().map_err(|_| VaultError::Backend)?;
-    let signer = SigningKey::from_seed(SIGNER, &*seed).map_err(|_| VaultError::Backend)?;
-    Ok((Arc::new(signer), root.seal(SIGNING, &*seed)?))
 }
 
 fn not_sealed(name: &str) -> VaultError {
