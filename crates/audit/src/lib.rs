@@ -7,6 +7,7 @@ mod chain;
 mod checkpoint;
 mod journal;
 mod record;
+pub mod tree;
 mod verify;
 
 pub use chain::Entry;
