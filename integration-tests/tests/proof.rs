@@ -10,7 +10,7 @@ use custody_proto::{
     vault::{Lease, LeaseRequest, ListLeasesRequest, RenewLeasesRequest, ReportErasuresRequest},
 };
 use custody_testkit::{
-    Deployment, Proxy, StorageNode, eventually,
+    Deployment, eventually,
     memory::occurrences,
     volume::{customer_volume, unwrapped, wrapped_key},
 };
@@ -69,22 +69,6 @@ async fn leases(deployment: &Deployment) -> Vec<Lease> {
     client.list_leases(request).await.unwrap().into_inner().leases
 }
 
-struct Cut {
-    node: StorageNode,
-    vault: Proxy,
-    identity: Proxy,
-}
-
-/// A storage node that can be cut off from the vault and the identity service.
-fn behind_proxies(deployment: &Deployment, id: &str) -> Cut {
-    let proxy = |service: &str| {
-        Proxy::start(deployment.url(service).unwrap().trim_start_matches("https://")).unwrap()
-    };
-    let (vault, identity) = (proxy("vault"), proxy("identity"));
-    let node = deployment.storage_node(id, Some(&vault.url()), Some(&identity.url())).unwrap();
-    Cut { node, vault, identity }
-}
-
 /// A short lease, so that its end is worth waiting for.
 fn deployment() -> Deployment {
     Deployment::start_with_environment(&["--lease-ms", "3000", "--renew-every-ms", "1000"], &[]).unwrap()
@@ -96,7 +80,7 @@ async fn a_revocation_is_proven_also_of_a_node_that_is_cut_off() {
     let (key, identity, _) = deployment.key_and_identity("proof");
     assert_eq!(key, KEY);
     let second = deployment.storage_node("storage-2", None, None).unwrap();
-    let third = behind_proxies(&deployment, "storage-3");
+    let third = deployment.node_behind_proxies("storage-3").unwrap();
     deployment.bind(&identity).await.unwrap();
     // The node's own clients, and where its volumes lie.
     let mut places: Vec<(AuthenticatedChannel, AuthenticatedChannel, PathBuf)> = vec![(
@@ -135,8 +119,7 @@ async fn a_revocation_is_proven_also_of_a_node_that_is_cut_off() {
         });
     };
     assert_eq!(leases(&deployment).await.len(), 12);
-    third.vault.cut();
-    third.identity.cut();
+    third.cut();
     read_on(2, "a node that is cut off serves while its lease lasts");
 
     let bundle = deployment.dir().join("bundle");
@@ -181,8 +164,7 @@ async fn a_revocation_is_proven_also_of_a_node_that_is_cut_off() {
     }
 
     // Once it can be heard again, the third node says that it has erased, too: in the trail.
-    third.vault.mend();
-    third.identity.mend();
+    third.mend();
     block_in_place(|| {
         eventually("each node has answered", LIMIT, || {
             let records = deployment.run(&["audit", "list", "--resource", KEY]);
@@ -223,7 +205,7 @@ fn seconds(lease: &Lease) -> (f64, f64, f64) {
 async fn an_outage_within_the_grace_is_ridden_through_and_a_longer_one_is_not() {
     let deployment = deployment();
     let (key, identity, _) = deployment.key_and_identity("proof");
-    let cut = behind_proxies(&deployment, "storage-2");
+    let cut = deployment.node_behind_proxies("storage-2").unwrap();
     deployment.bind_to(&identity, &cut.node.principal()).await.unwrap();
     let control = deployment.channel_to(&cut.node, "workload:control").unwrap();
     let mut database = Storage::new(deployment.channel_to(&cut.node, "workload:database").unwrap());

@@ -4,6 +4,7 @@
 mod backup;
 mod backup_peer;
 mod database;
+mod leases;
 mod load;
 mod peer;
 mod platform;
@@ -19,6 +20,7 @@ enum What {
     All,
     Backup,
     Database,
+    Leases,
     Platform,
     Revocation,
     Storage,
@@ -63,6 +65,9 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted(What::Platform) {
         platform::run(arguments.rounds).await?;
+    }
+    if wanted(What::Leases) {
+        leases::run().await?;
     }
     if wanted(What::Revocation) {
         revocation::run(arguments.rounds).await?;

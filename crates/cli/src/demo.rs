@@ -1,6 +1,7 @@
 //! The story, with checks: any that fails ends it non-zero.
 
 mod officers;
+mod proofs;
 mod scan;
 mod seals;
 mod sql;
@@ -134,7 +135,7 @@ async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<(
         .check(transactions > 0, &format!("pgbench went on without an error: {transactions} transactions"))?;
     stage.check(dba.history()? == transactions, "every acknowledged transaction is in the table")?;
 
-    stage.scene("The officer takes the identity's access away");
+    stage.scene("The officer takes the identity's access away, and proves that the key is gone everywhere");
     let prober = dba.start_prober()?;
     let revoked = Instant::now();
     stage.revoke().await?;
@@ -145,6 +146,7 @@ async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<(
         &format!("PostgreSQL was gone {} ms after the command began", time.as_millis()),
     )?;
     stage.expect_state("payroll", "INACCESSIBLE", Duration::from_secs(5)).await?;
+    stage.prove().await?;
 
     stage.scene("The officer gives it back");
     let returned = Instant::now();

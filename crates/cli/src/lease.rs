@@ -117,7 +117,7 @@ fn bundle_name(revocation: &str) -> PathBuf {
 }
 
 /// Shows each holder as it answers; ends when the vault has closed the revocation.
-async fn follow(session: &Session, name: &str) -> anyhow::Result<wire::Revocation> {
+pub(crate) async fn follow(session: &Session, name: &str) -> anyhow::Result<wire::Revocation> {
     let mut client = session.leases("officer")?;
     let mut seen = std::collections::BTreeSet::new();
     loop {

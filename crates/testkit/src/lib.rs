@@ -12,4 +12,4 @@ pub use collector::Collector;
 pub use deployment::{Deployment, database_tools, eventually, postgres_programs, target_program};
 pub use proxy::Proxy;
 pub use softhsm::SoftHsm;
-pub use storage_node::StorageNode;
+pub use storage_node::{CutNode, StorageNode};

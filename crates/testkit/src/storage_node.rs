@@ -1,6 +1,9 @@
 //! A further storage node beside a deployment's own.
 
-use crate::deployment::{Deployment, eventually, target_program};
+use crate::{
+    Proxy,
+    deployment::{Deployment, eventually, target_program},
+};
 use anyhow::Context as _;
 use custody_clients::{AuthenticatedChannel, Endpoint};
 use custody_rpc::tls::Credentials;
@@ -23,7 +26,45 @@ pub struct StorageNode {
     process: Child,
 }
 
+/// A storage node that can be cut off from the vault and the identity service.
+#[derive(Debug)]
+pub struct CutNode {
+    /// The node.
+    pub node: StorageNode,
+    /// Its way to the vault.
+    pub vault: Proxy,
+    /// Its way to the identity service.
+    pub identity: Proxy,
+}
+
+impl CutNode {
+    /// Nothing reaches it from there any more, and nothing of it gets there.
+    pub fn cut(&self) {
+        self.vault.cut();
+        self.identity.cut();
+    }
+
+    /// As before.
+    pub fn mend(&self) {
+        self.vault.mend();
+        self.identity.mend();
+    }
+}
+
 impl Deployment {
+    /// Starts a storage node `id` that can be cut off.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn node_behind_proxies(&self, id: &str) -> anyhow::Result<CutNode> {
+        let proxy = |service: &str| -> anyhow::Result<Proxy> {
+            Ok(Proxy::start(self.url(service)?.trim_start_matches("https://"))?)
+        };
+        let (vault, identity) = (proxy("vault")?, proxy("identity")?);
+        let node = self.storage_node(id, Some(&vault.url()), Some(&identity.url()))?;
+        Ok(CutNode { node, vault, identity })
+    }
+
     /// Starts a storage node `id`, with a certificate that makes it its principal. `vault` and `identity` are where it finds them, if not where they
     /// are.
     ///
