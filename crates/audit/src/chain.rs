@@ -1,6 +1,6 @@
 //! The hash chain: each line carries the hash of all before it.
 
-use crate::{Record, checkpoint::Checkpoint};
+use crate::{Record, checkpoint::Checkpoint, tree::Hash};
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -17,6 +17,8 @@ pub struct Entry {
     pub record: Record,
     /// SHA-256 over the previous hash, the sequence and the record's bytes, in hexadecimal.
     pub hash: String,
+    /// Its leaf in the tree, where it stands at `sequence` less one.
+    pub leaf: Hash,
 }
 
 /// A line of a journal file that holds a record.

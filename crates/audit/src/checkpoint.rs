@@ -1,7 +1,12 @@
-//! Signed checkpoints: Ed25519 over the head of the chain.
+//! Signed checkpoints, <https://c2sp.org/tlog-checkpoint>: a note of how many records the tree has, and of its root.
 
-use crate::chain::Head;
-use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+use crate::{chain::Head, tree::Hash};
+use aws_lc_rs::{
+    digest::{SHA256, digest},
+    signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use custody_note::{NoteError, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, OpenOptions},
@@ -10,32 +15,88 @@ use std::{
     path::Path,
 };
 
+/// How many records a tree has, and its root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeHead {
+    /// Records.
+    pub size: u64,
+    /// The root over them.
+    pub root: Hash,
+}
+
+/// The name of a trail is that of its key: no two trails have the same.
+fn name(public: &[u8; 32]) -> String {
+    let hash = hex::encode(digest(&SHA256, public));
+    format!("custody-audit-{}", hash.get(..8).unwrap_or_default())
+}
+
+/// The public half of a trail's key, of its 32 bytes.
+///
+/// # Errors
+/// They are not 32.
+pub fn trail_key(public: &[u8]) -> Result<VerifyingKey, NoteError> {
+    let public: [u8; 32] = public.try_into().map_err(|_| NoteError::Key)?;
+    VerifyingKey::new(&name(&public), public)
+}
+
+impl TreeHead {
+    fn text(&self, origin: &str) -> String {
+        format!("{origin}\n{}\n{}\n", self.size, STANDARD.encode(self.root))
+    }
+
+    /// Of a checkpoint that the trail's key has signed.
+    ///
+    /// # Errors
+    /// It has not, or it is no checkpoint of this trail.
+    pub fn open(note: &str, key: &VerifyingKey) -> Result<Self, NoteError> {
+        let text = key.open(note)?;
+        let mut lines = text.lines();
+        let origin = lines.next().ok_or(NoteError::Malformed)?;
+        let size = lines.next().and_then(|n| n.parse().ok()).ok_or(NoteError::Malformed)?;
+        let root = lines.next().and_then(|root| STANDARD.decode(root).ok()).ok_or(NoteError::Malformed)?;
+        let head = Self { size, root: root.try_into().map_err(|_| NoteError::Malformed)? };
+        // Written as we write it: nothing is read that is not there.
+        if origin == key.name() && text == head.text(origin) { Ok(head) } else { Err(NoteError::Malformed) }
+    }
+}
+
+/// A checkpoint as a line holds it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Checkpoint {
+    /// A signed note.
+    Note(String),
+    /// As format 1 had it: a signature over the head of the chain.
+    OfChain(ChainCheckpoint),
+}
+
 /// A signed statement: "the record with this number has this hash".
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Checkpoint {
-    pub(crate) seq: u64,
-    pub(crate) hash: String,
-    pub(crate) signature: String,
+#[serde(deny_unknown_fields)]
+pub(crate) struct ChainCheckpoint {
+    seq: u64,
+    hash: String,
+    signature: String,
 }
 
-fn statement(head: Head) -> Vec<u8> {
-    format!("custody audit checkpoint v1\n{}\n{}\n", head.sequence, hex::encode(head.hash)).into_bytes()
-}
-
-impl Checkpoint {
+impl ChainCheckpoint {
     pub(crate) fn holds(&self, head: Head, public: &[u8]) -> bool {
+        let hash = hex::encode(head.hash);
+        let statement = format!("custody audit checkpoint v1\n{}\n{hash}\n", head.sequence);
         self.seq == head.sequence
-            && self.hash == hex::encode(head.hash)
-            && hex::decode(&self.signature)
-                .is_ok_and(|s| UnparsedPublicKey::new(&ED25519, public).verify(&statement(head), &s).is_ok())
+            && self.hash == hash
+            && hex::decode(&self.signature).is_ok_and(|s| {
+                UnparsedPublicKey::new(&ED25519, public).verify(statement.as_bytes(), &s).is_ok()
+            })
     }
 }
 
 /// The journal's signing key.
-pub(crate) struct Signer(Ed25519KeyPair);
+pub(crate) struct Signer(SigningKey);
 
 impl Signer {
-    /// Loads the key, or makes it; writes the public half beside it as `checkpoint.pub`.
+    /// Loads the key, or makes it; writes the public half beside it as `checkpoint.pub`, and as other readers of such logs take
+    /// it as `checkpoint.vkey`.
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         let path = dir.join("checkpoint.key");
         let bad = || io::Error::new(io::ErrorKind::InvalidData, "checkpoint.key is not an Ed25519 key");
@@ -51,13 +112,22 @@ impl Signer {
             }
             Err(e) => return Err(e),
         };
-        let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|_| bad())?;
-        fs::write(dir.join("checkpoint.pub"), hex::encode(pair.public_key().as_ref()) + "\n")?;
-        Ok(Self(pair))
+        let mut public = [0; 32];
+        let key = SigningKey::from_pkcs8(&pkcs8, |half| {
+            public = *half;
+            name(half)
+        });
+        let key = key.map_err(|_| bad())?;
+        fs::write(dir.join("checkpoint.pub"), hex::encode(public) + "\n")?;
+        fs::write(dir.join("checkpoint.vkey"), format!("{}\n", key.verifying_key()))?;
+        Ok(Self(key))
     }
 
-    pub(crate) fn sign(&self, head: Head) -> Checkpoint {
-        let signature = hex::encode(self.0.sign(&statement(head)).as_ref());
-        Checkpoint { seq: head.sequence, hash: hex::encode(head.hash), signature }
+    pub(crate) fn key(&self) -> &VerifyingKey {
+        self.0.verifying_key()
+    }
+
+    pub(crate) fn sign(&self, head: TreeHead) -> String {
+        self.0.sign(&head.text(self.key().name()))
     }
 }

@@ -1,14 +1,14 @@
 //! The journal: one thread owns the file and the chain; callers wait for the disk in groups.
 
 use crate::{
-    Broken, Entry, Outcome, Phase, Record,
-    chain::{CheckpointLine, Head},
+    AuditUnavailable, Broken, Entry, Outcome, Phase, Record, TreeHead,
+    chain::Head,
     checkpoint::Signer,
-    verify::{files, head_at_end, walk, walk_on},
+    tree::{self, Edge, Hash, NodeFile, consistency_proof, inclusion_proof},
+    verify::{files, head_at_end, last_checkpoint, walk, walk_on},
+    writer::{Command, Reply, Shared, Writer, open_for_append, raw},
 };
 use custody_types::{Clock, UnixMillis};
-use futures_channel::oneshot;
-use serde_json::value::RawValue;
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fmt,
@@ -16,21 +16,16 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Write as _},
     ops::ControlFlow,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Weak,
+        atomic::Ordering,
         mpsc::{self, RecvTimeoutError},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
-
-/// The journal cannot take records. Whatever needed one must not happen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the audit journal cannot be written; nothing is done without its record")]
-pub struct AuditUnavailable;
 
 /// Why a journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -57,31 +52,8 @@ pub enum OpenJournalError {
 const QUEUE_LEN_MAX: usize = 8192;
 /// Records waiting to be written from which on no task begins an operation: the disk does not keep up, or hangs.
 const BEGINS_LEN_MAX: usize = 4096;
-/// Most records in one disk flush.
-const GROUP_LEN_MAX: usize = 1024;
-/// Operations under way from which on a flush waits for company: a caller that has so many asked loses nothing by it.
-const GATHER_FROM: usize = 16;
-/// How long it waits.
-const GATHER_TIME: Duration = Duration::from_millis(4);
-/// A file is closed and a new one begun at this size.
-const FILE_LEN_MAX: u64 = 16 << 20;
 /// Files that are walked at a start: operations still open are among the last few thousand records.
 const FILES_WALKED: usize = 2;
-/// Records between checkpoints; also one after a second without records, and one at the end.
-const CHECKPOINT_EVERY: u64 = 4096;
-
-/// Who waits for a record to be on disk.
-enum Reply {
-    Nobody,
-    Task(oneshot::Sender<Result<u64, AuditUnavailable>>),
-    Thread(mpsc::SyncSender<Result<u64, AuditUnavailable>>),
-}
-
-enum Command {
-    Append { record: Box<RawValue>, caller: u64, reply: Reply },
-    Close,
-}
-
 /// Tells callers apart, and no more: two that are taken for one gather together.
 fn caller_of(record: &Record) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -89,9 +61,53 @@ fn caller_of(record: &Record) -> u64 {
     hasher.finish()
 }
 
-/// A record as it is written: made by whoever asks, so that the one thread that owns the chain has less to do.
-fn raw(record: &Record) -> Result<Box<RawValue>, AuditUnavailable> {
-    serde_json::value::to_raw_value(record).map_err(|_| AuditUnavailable)
+/// The file of the tree's hashes.
+const TREE: &str = "tree";
+/// How often it is looked at whether the disk answers.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
+
+/// The tree of a trail: its file as far as it is right up to record `base`, and the leaves after that. None where the file is
+/// too short, or the tree is not the one that was signed.
+fn grown(
+    dir: &Path,
+    base: u64,
+    leaves: &[Hash],
+    signed: Option<TreeHead>,
+) -> io::Result<Option<(Edge, File)>> {
+    let path = dir.join(TREE);
+    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
+    let len = tree::final_hashes(base) * 32;
+    if file.metadata()?.len() < len {
+        return Ok(None);
+    }
+    file.set_len(len)?;
+    let mut edge = tree::edge(&NodeFile(file.try_clone()?), base)?;
+    let mut made = Vec::new();
+    for leaf in leaves {
+        edge.push(*leaf, |hash| made.extend_from_slice(hash));
+    }
+    file.write_all(&made)?;
+    let size = edge.size();
+    let right = match signed.filter(|signed| (1..=size).contains(&signed.size)) {
+        Some(signed) => tree::edge(&NodeFile(file.try_clone()?), signed.size)?.root() == signed.root,
+        None => true,
+    };
+    Ok(right.then_some((edge, file)))
+}
+
+/// Tells those who wait when the disk does not answer; ends with what it answers.
+fn watch(shared: &Arc<Shared>) -> io::Result<mpsc::Sender<()>> {
+    let (alive, ended) = mpsc::channel::<()>();
+    let shared: Weak<Shared> = Arc::downgrade(shared);
+    std::thread::Builder::new().name("audit-watch".to_owned()).spawn(move || {
+        while ended.recv_timeout(WATCH_EVERY) == Err(RecvTimeoutError::Timeout) {
+            let Some(shared) = shared.upgrade() else { return };
+            if shared.waiters.is_hung() {
+                shared.waiters.give_up();
+            }
+        }
+    })?;
+    Ok(alive)
 }
 
 /// Where readers stopped, of the last few.
@@ -109,14 +125,12 @@ struct Place {
 pub struct Journal {
     dir: PathBuf,
     queue: mpsc::SyncSender<Command>,
-    written: Arc<AtomicU64>,
-    /// Records in the queue.
-    waiting: Arc<AtomicUsize>,
-    /// Operations that have begun and not ended.
-    open: Arc<AtomicUsize>,
+    shared: Arc<Shared>,
     places: parking_lot::Mutex<VecDeque<Place>>,
     clock: Arc<dyn Clock>,
     thread: parking_lot::Mutex<Option<JoinHandle<()>>>,
+    /// Ends the thread that looks whether the disk answers, when it goes.
+    _watch: mpsc::Sender<()>,
 }
 
 /// An operation that has begun. Dropped without an end, it ends as [`Outcome::Failed`].
@@ -147,9 +161,11 @@ impl Journal {
         if let Some(path) = before.last() {
             head = head_at_end(path).map_err(broken)?;
         }
+        let (base, mut leaves) = (head.sequence, Vec::new());
         for path in walked {
             let (next, good) = walk(path, head, None, |entry| {
-                if let Some(Entry { record, .. }) = entry {
+                if let Some(Entry { record, leaf, .. }) = entry {
+                    leaves.push(leaf);
                     match record.phase {
                         Phase::Begin => _ = open.insert(record.correlation_id.clone(), record),
                         Phase::Finish => _ = open.remove(&record.correlation_id),
@@ -161,26 +177,44 @@ impl Journal {
             last = (path.clone(), good);
         }
         let (path, len) = last;
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        let file = open_for_append(&path)?;
         file.set_len(len)?;
         file.sync_all()?;
         File::open(dir)?.sync_all()?;
-        let written = Arc::new(AtomicU64::new(head.sequence));
-        let waiting: Arc<AtomicUsize> = Arc::default();
-        let under_way: Arc<AtomicUsize> = Arc::default();
+        let signer = Signer::open(dir)?;
+        let note = last_checkpoint(walked).map_err(broken)?;
+        let signed = note.as_ref().and_then(|note| TreeHead::open(note, signer.key()).ok());
+        let (edge, nodes) = match grown(dir, base, &leaves, signed)? {
+            Some(tree) => tree,
+            None => {
+                // The hashes are lost, or not those of the records: they are made anew from all of them.
+                let mut leaves = Vec::new();
+                let mut head = Head::START;
+                for path in &all {
+                    let visit = |entry: Option<Entry>| leaves.extend(entry.map(|e| e.leaf));
+                    head = walk(path, head, None, visit).map_err(broken)?.0;
+                }
+                let altered = || Broken::Rewritten(signed.map_or(0, |signed| signed.size));
+                grown(dir, 0, &leaves, signed)?.ok_or_else(|| broken(altered()))?
+            }
+        };
+        let shared = Arc::<Shared>::default();
+        shared.written.store(head.sequence, Ordering::Release);
+        *shared.checkpoint.lock() = note.filter(|_| signed.is_some());
         let mut writer = Writer {
-            waiting: waiting.clone(),
-            open: under_way.clone(),
+            shared: shared.clone(),
+            clock: clock.clone(),
             dir: dir.to_owned(),
             path,
             file,
             len,
             head,
-            signer: Signer::open(dir)?,
-            signed: 0,
+            edge,
+            nodes: Some(nodes),
+            signed: signed.map_or(0, |signed| signed.size),
+            signer,
             failed: false,
-            written: written.clone(),
-            _lock: lock,
+            lock,
         };
         let now = clock.now();
         let open: BTreeMap<_, _> = open.into_iter().collect();
@@ -203,12 +237,12 @@ impl Journal {
         let (queue, inbox) = mpsc::sync_channel(QUEUE_LEN_MAX);
         let thread =
             std::thread::Builder::new().name("audit-journal".to_owned()).spawn(move || writer.run(&inbox))?;
+        let watch = watch(&shared)?;
         Ok(Self {
             dir: dir.to_owned(),
             queue,
-            written,
-            waiting,
-            open: under_way,
+            shared,
+            _watch: watch,
             places: parking_lot::Mutex::default(),
             clock,
             thread: parking_lot::Mutex::new(Some(thread)),
@@ -234,7 +268,7 @@ impl Journal {
     }
 
     fn pending(self: &Arc<Self>, begin: Record) -> Pending {
-        self.open.fetch_add(1, Ordering::Relaxed);
+        self.shared.open.fetch_add(1, Ordering::Relaxed);
         Pending { journal: self.clone(), begin: Some(begin) }
     }
 
@@ -243,11 +277,14 @@ impl Journal {
     /// # Errors
     /// The record is not on disk.
     pub fn append(&self, record: &Record) -> Result<u64, AuditUnavailable> {
-        let (reply, answer) = mpsc::sync_channel(1);
-        let command =
-            Command::Append { record: raw(record)?, caller: caller_of(record), reply: Reply::Thread(reply) };
-        self.send(command)?;
-        answer.recv().map_err(|_| AuditUnavailable)?
+        let record_text = raw(record)?;
+        if self.shared.waiters.is_hung() {
+            return Err(AuditUnavailable::Hung);
+        }
+        let (number, answer) = self.shared.waiters.thread();
+        let reply = Reply::Waiter(number);
+        self.send(Command::Append { record: record_text, caller: caller_of(record), reply })?;
+        answer.recv().map_err(|_| AuditUnavailable::Closed)?
     }
 
     /// As [`Journal::append`], for a task.
@@ -255,25 +292,58 @@ impl Journal {
     /// # Errors
     /// The record is not on disk, or too many wait already.
     pub async fn append_in_task(&self, record: &Record) -> Result<u64, AuditUnavailable> {
-        let (reply, answer) = oneshot::channel();
-        let command =
-            Command::Append { record: raw(record)?, caller: caller_of(record), reply: Reply::Task(reply) };
-        if self.waiting.load(Ordering::Relaxed) >= BEGINS_LEN_MAX {
-            return Err(AuditUnavailable);
+        let record_text = raw(record)?;
+        if self.shared.waiters.is_hung() {
+            return Err(AuditUnavailable::Hung);
         }
-        self.send(command)?;
-        answer.await.map_err(|_| AuditUnavailable)?
+        if self.shared.waiting.load(Ordering::Relaxed) >= BEGINS_LEN_MAX {
+            return Err(AuditUnavailable::Busy);
+        }
+        let (number, answer) = self.shared.waiters.task();
+        let reply = Reply::Waiter(number);
+        self.send(Command::Append { record: record_text, caller: caller_of(record), reply })?;
+        answer.await.map_err(|_| AuditUnavailable::Closed)?
     }
 
     fn send(&self, command: Command) -> Result<(), AuditUnavailable> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        self.queue.send(command).map_err(|_| AuditUnavailable)
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+        self.queue.send(command).map_err(|_| AuditUnavailable::Closed)
     }
 
     /// The number of the last record on disk.
     #[must_use]
     pub fn written(&self) -> u64 {
-        self.written.load(Ordering::Acquire)
+        self.shared.written.load(Ordering::Acquire)
+    }
+
+    /// The last checkpoint: a signed note of how many records there were and of the root over them. At most a second old, or
+    /// 4,096 records. None before the first record.
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<String> {
+        self.shared.checkpoint.lock().clone()
+    }
+
+    /// What proves that the record with this number is in the tree of the first `size` records.
+    ///
+    /// # Errors
+    /// There is no such record, or the tree's hashes cannot be read.
+    pub fn inclusion_proof(&self, sequence: u64, size: u64) -> io::Result<Vec<Hash>> {
+        inclusion_proof(&self.nodes(size)?, sequence.wrapping_sub(1), size)
+    }
+
+    /// What proves that the tree of the first `size` records goes on where that of `before` ended.
+    ///
+    /// # Errors
+    /// `before` is not 1 to `size`, or the tree's hashes cannot be read.
+    pub fn consistency_proof(&self, before: u64, size: u64) -> io::Result<Vec<Hash>> {
+        consistency_proof(&self.nodes(size)?, before, size)
+    }
+
+    fn nodes(&self, size: u64) -> io::Result<NodeFile> {
+        if size > self.written() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "there are not so many records"));
+        }
+        NodeFile::read(&self.dir.join(TREE))
     }
 
     /// Up to `max` entries after number `after`, oldest first. Whoever reads page after page goes on where the last one
@@ -361,7 +431,7 @@ impl Pending {
 
     fn send(&mut self, outcome: Outcome, signature: &str, description: &str) {
         if let Some(begin) = self.begin.take() {
-            self.journal.open.fetch_sub(1, Ordering::Relaxed);
+            self.journal.shared.open.fetch_sub(1, Ordering::Relaxed);
             let end = begin.finish(self.journal.clock.now(), outcome, signature, description);
             if let Ok(record) = raw(&end) {
                 let caller = caller_of(&end);
@@ -374,151 +444,5 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         self.send(Outcome::Failed, "INTERNAL", "the operation ended without an outcome");
-    }
-}
-
-/// The thread's state: the one owner of the file and the chain.
-struct Writer {
-    dir: PathBuf,
-    path: PathBuf,
-    file: File,
-    len: u64,
-    head: Head,
-    signer: Signer,
-    signed: u64,
-    failed: bool,
-    written: Arc<AtomicU64>,
-    waiting: Arc<AtomicUsize>,
-    open: Arc<AtomicUsize>,
-    _lock: File,
-}
-
-impl Writer {
-    fn run(mut self, inbox: &mpsc::Receiver<Command>) {
-        loop {
-            let first = match inbox.recv_timeout(Duration::from_secs(1)) {
-                Ok(command) => command,
-                Err(RecvTimeoutError::Timeout) => {
-                    _ = self.checkpoint();
-                    continue;
-                }
-                Err(RecvTimeoutError::Disconnected) => break,
-            };
-            let mut closing = false;
-            let mut group = Vec::new();
-            let mut gathering = self.open.load(Ordering::Relaxed) >= GATHER_FROM;
-            let until = Instant::now() + GATHER_TIME;
-            let mut first_caller = None;
-            let mut next = Some(first);
-            while let Some(command) = next {
-                match command {
-                    Command::Append { record, caller, reply } => {
-                        // One caller's many gather with each other; another's few wait for none of them.
-                        gathering &= *first_caller.get_or_insert(caller) == caller;
-                        group.push((record, reply));
-                    }
-                    Command::Close => closing = true,
-                }
-                if group.len() >= GROUP_LEN_MAX || closing {
-                    break;
-                }
-                next = match inbox.try_recv() {
-                    Ok(command) => Some(command),
-                    Err(_) if gathering => {
-                        inbox.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
-                    }
-                    Err(_) => None,
-                };
-            }
-            self.waiting.fetch_sub(group.len(), Ordering::Relaxed);
-            let done = self.append(group.iter().map(|(record, _)| &**record));
-            for (_, reply) in group {
-                let done = done.map(|()| self.head.sequence);
-                match reply {
-                    Reply::Nobody => {}
-                    Reply::Task(task) => _ = task.send(done),
-                    Reply::Thread(thread) => _ = thread.send(done),
-                }
-            }
-            if closing {
-                break;
-            }
-        }
-        _ = self.checkpoint();
-    }
-
-    /// Appends records and makes them durable, all or none.
-    fn append<'a>(&mut self, records: impl Iterator<Item = &'a RawValue>) -> Result<(), AuditUnavailable> {
-        if self.failed {
-            return Err(AuditUnavailable);
-        }
-        let mut head = self.head;
-        let mut text = Vec::new();
-        for raw in records {
-            head = head.next(raw.get());
-            head.write_line(raw.get(), &mut text);
-        }
-        if text.is_empty() {
-            return Ok(());
-        }
-        self.write(&text)?;
-        self.head = head;
-        self.written.store(head.sequence, Ordering::Release);
-        if head.sequence - self.signed >= CHECKPOINT_EVERY {
-            self.checkpoint()?;
-        }
-        Ok(())
-    }
-
-    fn checkpoint(&mut self) -> Result<(), AuditUnavailable> {
-        if self.signed == self.head.sequence || self.failed {
-            return Ok(());
-        }
-        let line = CheckpointLine { checkpoint: self.signer.sign(self.head) };
-        let mut text = serde_json::to_vec(&line).map_err(|_| AuditUnavailable)?;
-        text.push(b'\n');
-        self.write(&text)?;
-        self.signed = self.head.sequence;
-        if self.len >= FILE_LEN_MAX {
-            self.next_file().map_err(|_| AuditUnavailable)?;
-        }
-        Ok(())
-    }
-
-    /// One write and one flush. A write that does not fit is taken back, so that the next may succeed when there
-    /// is room again; after a failed flush nothing is known, and the journal stays closed.
-    fn write(&mut self, text: &[u8]) -> Result<(), AuditUnavailable> {
-        if !self.still_there() {
-            return Err(AuditUnavailable);
-        }
-        if self.file.write_all(text).is_err() {
-            self.failed = self.file.set_len(self.len).is_err();
-            return Err(AuditUnavailable);
-        }
-        if self.file.sync_data().is_err() {
-            self.failed = true;
-            return Err(AuditUnavailable);
-        }
-        self.len += text.len() as u64;
-        Ok(())
-    }
-
-    /// A journal whose file was deleted or replaced writes into nothing; that must not go unnoticed.
-    fn still_there(&self) -> bool {
-        match (fs::metadata(&self.path), self.file.metadata()) {
-            (Ok(path), Ok(file)) => {
-                path.ino() == file.ino() && path.dev() == file.dev() && file.len() == self.len
-            }
-            _ => false,
-        }
-    }
-
-    fn next_file(&mut self) -> io::Result<()> {
-        let number = files(&self.dir).map_or(1, |f| f.len()) + 1;
-        let path = self.dir.join(format!("journal-{number:06}.jsonl"));
-        self.file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path)?;
-        File::open(&self.dir)?.sync_all()?;
-        (self.path, self.len) = (path, 0);
-        Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The audit journal: hash-chained, durable before the answer, signed at checkpoints, verified offline.
+//! The audit journal: hash-chained, durable before the answer, a transparency log with signed checkpoints, verified offline.
 //!
 //! Audit is not telemetry: another type, another sink, another reader, never sampled, and it stops the operation
 //! when it cannot be written. The file format is `docs/formats/audit-journal.md`.
@@ -8,9 +8,14 @@ mod checkpoint;
 mod journal;
 mod record;
 pub mod tree;
+mod unavailable;
 mod verify;
+mod waiters;
+mod writer;
 
 pub use chain::Entry;
-pub use journal::{AuditUnavailable, Journal, OpenJournalError, Pending};
+pub use checkpoint::{TreeHead, trail_key};
+pub use journal::{Journal, OpenJournalError, Pending};
 pub use record::{Identity, Outcome, Phase, Record};
-pub use verify::{Broken, Report, verify};
+pub use unavailable::AuditUnavailable;
+pub use verify::{Broken, Earlier, Report, verify};

@@ -3,8 +3,11 @@
 use crate::{
     Entry, Outcome, Phase, Record,
     chain::{CheckpointLine, Head, RecordLine},
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, TreeHead, trail_key},
+    tree::{Edge, leaf_hash},
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use custody_note::VerifyingKey;
 use serde::Serialize;
 use std::{
     collections::HashMap,
@@ -33,6 +36,29 @@ pub struct Report {
     pub unfinished_bytes: u64,
     /// The last hash, in hexadecimal. Kept elsewhere, it proves later that nothing was cut off.
     pub head: String,
+    /// The root of the tree over all records, base64.
+    pub root: String,
+    /// The last checkpoint: kept elsewhere, it proves later that nothing before it was altered or cut off.
+    pub checkpoint: String,
+}
+
+/// What is known from before.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Earlier<'a> {
+    /// The head of an earlier report.
+    pub head: Option<&'a str>,
+    /// An earlier checkpoint.
+    pub checkpoint: Option<&'a str>,
+}
+
+/// What a walk is checked against besides the chain.
+pub(crate) struct Check<'a> {
+    public: &'a [u8],
+    key: VerifyingKey,
+    edge: Edge,
+    /// A tree that the trail must go on from, until it has been.
+    earlier: Option<TreeHead>,
+    last: String,
 }
 
 /// Where and how a trail is broken.
@@ -76,6 +102,15 @@ pub enum Broken {
         /// Counts from 1.
         line: usize,
     },
+    /// The key is none.
+    #[error("the public key is not an Ed25519 key of 32 bytes")]
+    Key,
+    /// What was given as an earlier checkpoint is not this trail's.
+    #[error("the earlier checkpoint is not signed by this trail's key")]
+    Foreign,
+    /// The records that an earlier checkpoint was signed over are not these.
+    #[error("the trail is not what was signed with {0} records: records before that were altered")]
+    Rewritten(u64),
     /// The trail ends before the head that was expected.
     #[error("the trail does not contain the expected head: records were cut off at the end")]
     Truncated,
@@ -111,15 +146,32 @@ pub(crate) fn head_at_end(path: &Path) -> Result<Head, Broken> {
     head.ok_or_else(|| Broken::Line { path: path.to_owned(), line: 0 })
 }
 
+/// The last checkpoint of some files that is a note.
+pub(crate) fn last_checkpoint(files: &[PathBuf]) -> Result<Option<String>, Broken> {
+    for path in files.iter().rev() {
+        let text = fs::read(path).map_err(|source| Broken::Io { path: path.clone(), source })?;
+        let note = text.rsplit(|b| *b == b'\n').find_map(|line| {
+            let CheckpointLine { checkpoint } = serde_json::from_slice(line).ok()?;
+            Some(checkpoint)
+        });
+        match note {
+            Some(Checkpoint::Note(note)) => return Ok(Some(note)),
+            Some(Checkpoint::OfChain(_)) => return Ok(None),
+            None => {}
+        }
+    }
+    Ok(None)
+}
+
 /// Walks one file from `head`, giving each entry to `visit`. Returns the new head and how many bytes of whole
 /// lines it has; an unfinished last line is left out.
 pub(crate) fn walk(
     path: &Path,
     head: Head,
-    public: Option<&[u8]>,
+    check: Option<&mut Check<'_>>,
     mut visit: impl FnMut(Option<Entry>),
 ) -> Result<(Head, u64), Broken> {
-    walk_on(path, 0, head, public, |entry| {
+    walk_on(path, 0, head, check, |entry| {
         visit(entry);
         ControlFlow::Continue(())
     })
@@ -131,7 +183,7 @@ pub(crate) fn walk_on(
     path: &Path,
     from: u64,
     mut head: Head,
-    public: Option<&[u8]>,
+    mut check: Option<&mut Check<'_>>,
     mut visit: impl FnMut(Option<Entry>) -> ControlFlow<()>,
 ) -> Result<(Head, u64), Broken> {
     let io = |source| Broken::Io { path: path.to_owned(), source };
@@ -149,9 +201,8 @@ pub(crate) fn walk_on(
         good += len as u64;
         let bad = || Broken::Line { path: path.to_owned(), line };
         if let Ok(CheckpointLine { checkpoint }) = serde_json::from_slice(&text) {
-            check(&checkpoint, head, public)
-                .then_some(())
-                .ok_or_else(|| Broken::Checkpoint { path: path.to_owned(), line })?;
+            let holds = check.as_mut().is_none_or(|check| check.holds(&checkpoint, head));
+            holds.then_some(()).ok_or_else(|| Broken::Checkpoint { path: path.to_owned(), line })?;
             if visit(None).is_break() {
                 return Ok((head, good));
             }
@@ -162,29 +213,59 @@ pub(crate) fn walk_on(
         if seq != head.sequence || hash != hex::encode(head.hash) {
             return Err(Broken::Chain { path: path.to_owned(), line, sequence: seq });
         }
+        let leaf = leaf_hash(record.get().as_bytes());
+        if let Some(check) = check.as_mut() {
+            check.push(leaf)?;
+        }
         let record: Record = serde_json::from_str(record.get()).map_err(|_| bad())?;
-        if visit(Some(Entry { sequence: seq, record, hash })).is_break() {
+        if visit(Some(Entry { sequence: seq, record, hash, leaf })).is_break() {
             return Ok((head, good));
         }
     }
 }
 
-fn check(checkpoint: &Checkpoint, head: Head, public: Option<&[u8]>) -> bool {
-    public.is_none_or(|key| checkpoint.holds(head, key))
+impl Check<'_> {
+    fn push(&mut self, leaf: crate::tree::Hash) -> Result<(), Broken> {
+        self.edge.push(leaf, |_| ());
+        match self.earlier.filter(|earlier| earlier.size == self.edge.size()) {
+            Some(earlier) if earlier.root != self.edge.root() => Err(Broken::Rewritten(earlier.size)),
+            Some(_) => {
+                self.earlier = None;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn holds(&mut self, checkpoint: &Checkpoint, head: Head) -> bool {
+        match checkpoint {
+            Checkpoint::OfChain(old) => old.holds(head, self.public),
+            Checkpoint::Note(note) => {
+                self.last.clone_from(note);
+                let stated = TreeHead { size: self.edge.size(), root: self.edge.root() };
+                TreeHead::open(note, &self.key).is_ok_and(|signed| signed == stated)
+            }
+        }
+    }
 }
 
-/// Verifies a whole trail against the public half of its signing key (32 bytes). `expected_head`, noted from an
-/// earlier report, also finds records cut off at the end.
+/// Verifies a whole trail against the public half of its signing key (32 bytes). What was noted earlier also finds records cut
+/// off at the end, and a trail that was written anew with the same key.
 ///
 /// # Errors
 /// The first place where the trail is broken.
-pub fn verify(dir: &Path, public: &[u8], expected_head: Option<&str>) -> Result<Report, Broken> {
+pub fn verify(dir: &Path, public: &[u8], known: Earlier<'_>) -> Result<Report, Broken> {
+    let key = trail_key(public).map_err(|_| Broken::Key)?;
+    let earlier = known.checkpoint.map(|note| TreeHead::open(note, &key).map_err(|_| Broken::Foreign));
+    let earlier = earlier.transpose()?.filter(|earlier| earlier.size > 0);
+    let mut check = Check { public, key, edge: Edge::default(), earlier, last: String::new() };
+    let expected_head = known.head;
     let mut report = Report::default();
     let mut open: HashMap<String, ()> = HashMap::new();
     let mut seen_expected = expected_head.is_none();
     let mut head = Head::START;
     for path in files(dir)? {
-        let (next, good) = walk(&path, head, Some(public), |entry| match entry {
+        let (next, good) = walk(&path, head, Some(&mut check), |entry| match entry {
             None => {
                 report.checkpoints += 1;
                 report.unsigned = 0;
@@ -206,5 +287,7 @@ pub fn verify(dir: &Path, public: &[u8], expected_head: Option<&str>) -> Result<
     }
     report.open = open.len() as u64;
     report.head = hex::encode(head.hash);
-    if seen_expected { Ok(report) } else { Err(Broken::Truncated) }
+    report.root = STANDARD.encode(check.edge.root());
+    report.checkpoint = check.last;
+    if seen_expected && check.earlier.is_none() { Ok(report) } else { Err(Broken::Truncated) }
 }

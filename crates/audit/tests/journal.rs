@@ -19,6 +19,10 @@ fn record(journal: &Journal, id: &str) -> Record {
     Record::begin(journal.now(), "KeyUnwrap", id, &caller, "vaults/v/keys/k")
 }
 
+fn head(text: &str) -> Earlier<'_> {
+    Earlier { head: Some(text), checkpoint: None }
+}
+
 fn public(dir: &Path) -> Vec<u8> {
     let text = fs::read_to_string(dir.join("checkpoint.pub")).unwrap();
     (0..32).map(|i| u8::from_str_radix(&text[i * 2..i * 2 + 2], 16).unwrap()).collect()
@@ -35,11 +39,11 @@ fn a_trail_verifies_and_counts() {
     journal.append(&denied.finish(journal.now(), Outcome::Denied, "PERMISSION_DENIED", "")).unwrap();
     assert_eq!(journal.read(3, 2).unwrap().iter().map(|e| e.sequence).collect::<Vec<_>>(), [4, 5]);
     drop(journal);
-    let report = verify(dir.path(), &public(dir.path()), None).unwrap();
+    let report = verify(dir.path(), &public(dir.path()), Earlier::default()).unwrap();
     assert_eq!((report.records, report.denied, report.open, report.unsigned), (101, 1, 0, 0));
-    verify(dir.path(), &public(dir.path()), Some(&report.head)).unwrap();
-    assert!(matches!(verify(dir.path(), &public(dir.path()), Some("00")), Err(Broken::Truncated)));
-    assert!(matches!(verify(dir.path(), &[0; 32], None), Err(Broken::Checkpoint { .. })));
+    verify(dir.path(), &public(dir.path()), head(&report.head)).unwrap();
+    assert!(matches!(verify(dir.path(), &public(dir.path()), head("00")), Err(Broken::Truncated)));
+    assert!(matches!(verify(dir.path(), &[0; 32], Earlier::default()), Err(Broken::Checkpoint { .. })));
 }
 
 #[test]
@@ -53,12 +57,13 @@ fn every_altered_byte_and_every_removed_line_is_found() {
     let path = dir.path().join("journal-000001.jsonl");
     let whole = fs::read(&path).unwrap();
     let key = public(dir.path());
-    let head = verify(dir.path(), &key, None).unwrap().head;
+    let head = verify(dir.path(), &key, Earlier::default()).unwrap().head;
     for at in 0..whole.len() {
         let mut bytes = whole.clone();
         bytes[at] ^= 0x08;
         fs::write(&path, &bytes).unwrap();
-        let found = verify(dir.path(), &key, Some(&head)).map_or(true, |report| report.unfinished_bytes > 0);
+        let found =
+            verify(dir.path(), &key, self::head(&head)).map_or(true, |report| report.unfinished_bytes > 0);
         assert!(found, "byte {at} was altered unseen");
     }
     let lines: Vec<&[u8]> = whole.split_inclusive(|b| *b == b'\n').collect();
@@ -66,7 +71,7 @@ fn every_altered_byte_and_every_removed_line_is_found() {
         let rest: Vec<u8> =
             lines.iter().enumerate().filter(|(i, _)| *i != gone).flat_map(|(_, l)| l.to_vec()).collect();
         fs::write(&path, rest).unwrap();
-        assert!(verify(dir.path(), &key, Some(&head)).is_err(), "line {gone} was removed unseen");
+        assert!(verify(dir.path(), &key, self::head(&head)).is_err(), "line {gone} was removed unseen");
     }
 }
 
@@ -102,12 +107,135 @@ fn a_broken_or_held_journal_is_not_opened() {
 }
 
 #[test]
-fn a_deleted_file_stops_the_journal() {
+fn a_file_that_is_removed_is_put_back_and_one_that_is_replaced_stops_the_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    let path = dir.path().join("journal-000001.jsonl");
+    journal.append(&record(&journal, "a")).unwrap();
+    fs::remove_file(&path).unwrap();
+    assert_eq!(journal.append(&record(&journal, "b")), Err(AuditUnavailable::Replaced));
+    assert_eq!(journal.append(&record(&journal, "c")), Ok(2));
+    let aside = dir.path().join("aside");
+    fs::rename(&path, &aside).unwrap();
+    fs::write(&path, "somebody else's").unwrap();
+    assert_eq!(journal.append(&record(&journal, "d")), Err(AuditUnavailable::Replaced));
+    assert_eq!(journal.append(&record(&journal, "e")), Err(AuditUnavailable::Replaced));
+    fs::rename(&aside, &path).unwrap();
+    assert_eq!(journal.append(&record(&journal, "f")), Ok(3));
+    drop(journal);
+    assert_eq!(verify(dir.path(), &public(dir.path()), Earlier::default()).unwrap().records, 3);
+}
+
+/// The checkpoint over all that is written.
+fn checkpoint(journal: &Journal) -> (String, TreeHead) {
+    let key = trail_key(&public(&dir_of(journal))).unwrap();
+    loop {
+        let signed = journal.checkpoint().map(|note| (TreeHead::open(&note, &key).unwrap(), note));
+        match signed {
+            Some((head, note)) if head.size == journal.written() => return (note, head),
+            _ => std::thread::yield_now(),
+        }
+    }
+}
+
+fn dir_of(journal: &Journal) -> std::path::PathBuf {
+    let text = format!("{journal:?}");
+    text.split('"').nth(1).unwrap().into()
+}
+
+/// Whether every record is proven to be in the tree that was signed last.
+fn proven(journal: &Journal) {
+    let (_, head) = checkpoint(journal);
+    let entries = journal.read(0, 10_000).unwrap();
+    assert_eq!(entries.len() as u64, head.size);
+    for entry in entries {
+        let proof = journal.inclusion_proof(entry.sequence, head.size).unwrap();
+        let root = tree::root_by_inclusion(&entry.leaf, entry.sequence - 1, head.size, &proof);
+        assert_eq!(root, Some(head.root), "record {}", entry.sequence);
+    }
+}
+
+#[test]
+fn every_record_is_proven_also_when_the_hashes_were_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    for i in 0..9 {
+        journal.begin(record(&journal, &format!("c{i}"))).unwrap().finish(Outcome::Success, "OK", "");
+    }
+    proven(&journal);
+    drop(journal);
+    let tree = dir.path().join("tree");
+    let whole = fs::read(&tree).unwrap();
+    for damage in [&[][..], &whole[..32 * 5 + 7], &[0; 32 * 40], &whole] {
+        fs::write(&tree, damage).unwrap();
+        proven(&open(dir.path()));
+        assert_eq!(fs::read(&tree).unwrap(), whole, "made anew as it was");
+    }
+}
+
+#[test]
+fn a_checkpoint_that_was_kept_finds_what_was_cut_off_or_written_anew() {
     let dir = tempfile::tempdir().unwrap();
     let journal = open(dir.path());
     journal.append(&record(&journal, "a")).unwrap();
+    journal.append(&record(&journal, "b")).unwrap();
+    let (kept, before) = checkpoint(&journal);
+    journal.append(&record(&journal, "c")).unwrap();
+    let (_, after) = checkpoint(&journal);
+    let proof = journal.consistency_proof(before.size, after.size).unwrap();
+    assert!(tree::is_consistent((before.size, &before.root), (after.size, &after.root), &proof));
+    assert!(journal.consistency_proof(1, after.size + 1).is_err());
+    drop(journal);
+    let key = public(dir.path());
+    let earlier = Earlier { head: None, checkpoint: Some(&kept) };
+    verify(dir.path(), &key, earlier).unwrap();
+    // Whoever has the key writes another trail.
     fs::remove_file(dir.path().join("journal-000001.jsonl")).unwrap();
-    assert_eq!(journal.append(&record(&journal, "b")), Err(AuditUnavailable));
+    fs::remove_file(dir.path().join("tree")).unwrap();
+    let journal = open(dir.path());
+    journal.append(&record(&journal, "x")).unwrap();
+    drop(journal);
+    verify(dir.path(), &key, Earlier::default()).unwrap();
+    assert!(matches!(verify(dir.path(), &key, earlier), Err(Broken::Truncated)));
+    let journal = open(dir.path());
+    journal.append(&record(&journal, "y")).unwrap();
+    drop(journal);
+    assert!(matches!(verify(dir.path(), &key, earlier), Err(Broken::Rewritten(2))));
+    let foreign = kept.replace("custody-audit-", "custody-audit_");
+    let foreign = Earlier { head: None, checkpoint: Some(&foreign) };
+    assert!(matches!(verify(dir.path(), &key, foreign), Err(Broken::Foreign)));
+}
+
+#[test]
+fn a_trail_of_format_1_goes_on() {
+    use aws_lc_rs::{
+        digest::{SHA256, digest},
+        rand::SystemRandom,
+        signature::{Ed25519KeyPair, KeyPair as _},
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let scratch = open(scratch.path());
+    let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
+    fs::write(dir.path().join("checkpoint.key"), pkcs8.as_ref()).unwrap();
+    let key = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap();
+    let (mut text, mut head) = (String::new(), vec![0; 32]);
+    for n in 1..=3u64 {
+        let record = serde_json::to_string(&record(&scratch, &format!("c{n}"))).unwrap();
+        head = digest(&SHA256, &[&head[..], &n.to_le_bytes(), record.as_bytes()].concat()).as_ref().to_vec();
+        text += &format!("{{\"seq\":{n},\"record\":{record},\"hash\":\"{}\"}}\n", hex::encode(&head));
+    }
+    let hash = hex::encode(&head);
+    let signature = hex::encode(key.sign(format!("custody audit checkpoint v1\n3\n{hash}\n").as_bytes()));
+    text += &format!("{{\"checkpoint\":{{\"seq\":3,\"hash\":\"{hash}\",\"signature\":\"{signature}\"}}}}\n");
+    fs::write(dir.path().join("journal-000001.jsonl"), text).unwrap();
+    let journal = open(dir.path());
+    journal.append(&record(&journal, "new")).unwrap();
+    proven(&journal);
+    drop(journal);
+    let report = verify(dir.path(), key.public_key().as_ref(), Earlier::default()).unwrap();
+    // Each of the old begins was ended as interrupted.
+    assert_eq!((report.records, report.unsigned), (7, 0));
 }
 
 #[test]
@@ -129,7 +257,7 @@ fn many_callers_share_a_flush_and_lose_nothing() {
         }
     });
     drop(journal);
-    assert_eq!(verify(dir.path(), &public(dir.path()), None).unwrap().records, 1600);
+    assert_eq!(verify(dir.path(), &public(dir.path()), Earlier::default()).unwrap().records, 1600);
 }
 
 /// A trail of several files: a start does not walk the first ones, and goes on where the last one ended.
@@ -158,14 +286,17 @@ fn a_long_trail_goes_on_over_its_files() {
     journal = open(dir.path());
     journal.append(&record(&journal, "last").finish(journal.now(), Outcome::Denied, "D", "")).unwrap();
     drop(journal);
-    let report = verify(dir.path(), &public(dir.path()), None).unwrap();
+    let report = verify(dir.path(), &public(dir.path()), Earlier::default()).unwrap();
     assert_eq!((report.records, report.unsigned), (records + 1, 0));
     // What a start does not look at, the verifier does.
     let first = dir.path().join("journal-000001.jsonl");
     let altered = fs::read_to_string(&first).unwrap().replacen("KeyUnwrap", "KeyGet...", 1);
     fs::write(&first, altered).unwrap();
     drop(open(dir.path()));
-    assert!(matches!(verify(dir.path(), &public(dir.path()), None), Err(Broken::Chain { sequence: 1, .. })));
+    assert!(matches!(
+        verify(dir.path(), &public(dir.path()), Earlier::default()),
+        Err(Broken::Chain { sequence: 1, .. })
+    ));
 }
 
 #[test]

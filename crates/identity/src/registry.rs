@@ -491,7 +491,9 @@ impl Registry {
     /// # Errors
     /// The trail cannot be read.
     pub fn read_audit(&self, after: u64, max: usize) -> Result<Vec<Entry>, IdentityError> {
-        self.journal.read(after, max).map_err(|_| IdentityError::AuditUnavailable(AuditUnavailable))
+        self.journal
+            .read(after, max)
+            .map_err(|_| IdentityError::AuditUnavailable(AuditUnavailable::Unreadable))
     }
 }
 

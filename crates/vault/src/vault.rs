@@ -196,7 +196,7 @@ impl Vault {
         if !all && call.caller.duty != Duty::SecurityOfficer {
             return self.gate.run::<op::ReadAudit, _>(call, "audit", |_| Ok((Vec::new(), after)));
         }
-        let broken = |_| VaultError::AuditUnavailable(custody_audit::AuditUnavailable);
+        let broken = |_| VaultError::AuditUnavailable(custody_audit::AuditUnavailable::Unreadable);
         let mut entries = self.journal.read(after, max).map_err(broken)?;
         let last = entries.last().map_or(after, |e| e.sequence);
         entries.retain(|e| all || self.gate.may(call, Permission::AuditRead, &e.record.resource_id));

@@ -1,0 +1,282 @@
+//! The one thread that owns the journal's file, its chain and its tree.
+
+use crate::{
+    AuditUnavailable, Outcome, Phase, Record, TreeHead,
+    chain::{CheckpointLine, Head},
+    checkpoint::{Checkpoint, Signer},
+    tree::{Edge, Hash, leaf_hash},
+    verify::files,
+    waiters::Waiters,
+};
+use custody_types::Clock;
+use parking_lot::Mutex;
+use serde_json::value::RawValue;
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+/// Most records in one disk flush.
+const GROUP_LEN_MAX: usize = 1024;
+/// Operations under way from which on a flush waits for company: a caller that has so many asked loses nothing by it.
+const GATHER_FROM: usize = 16;
+/// How long it waits.
+const GATHER_TIME: Duration = Duration::from_millis(4);
+/// A file is closed and a new one begun at this size.
+const FILE_LEN_MAX: u64 = 16 << 20;
+/// Records between checkpoints; also one after a second without records, and one at the end.
+const CHECKPOINT_EVERY: u64 = 4096;
+
+/// Who waits for a record to be on disk.
+pub(crate) enum Reply {
+    Nobody,
+    Waiter(u64),
+}
+
+pub(crate) enum Command {
+    Append { record: Box<RawValue>, caller: u64, reply: Reply },
+    Close,
+}
+
+/// A record as it is written: made by whoever asks, so that the one thread that owns the chain has less to do.
+pub(crate) fn raw(record: &Record) -> Result<Box<RawValue>, AuditUnavailable> {
+    serde_json::value::to_raw_value(record).map_err(|_| AuditUnavailable::Failed)
+}
+
+/// What the thread shares with the handles.
+#[derive(Default)]
+pub(crate) struct Shared {
+    /// The number of the last record on disk.
+    pub(crate) written: AtomicU64,
+    /// Records in the queue.
+    pub(crate) waiting: AtomicUsize,
+    /// Operations that have begun and not ended.
+    pub(crate) open: AtomicUsize,
+    pub(crate) waiters: Waiters,
+    /// The last checkpoint.
+    pub(crate) checkpoint: Mutex<Option<String>>,
+}
+
+/// The thread's state: the one owner of the file, the chain and the tree.
+pub(crate) struct Writer {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) dir: PathBuf,
+    pub(crate) path: PathBuf,
+    pub(crate) file: File,
+    pub(crate) len: u64,
+    pub(crate) head: Head,
+    pub(crate) edge: Edge,
+    /// The tree's hashes, for proofs; none where they could not be written, until the next start makes them anew.
+    pub(crate) nodes: Option<File>,
+    pub(crate) signer: Signer,
+    pub(crate) signed: u64,
+    /// What is after `len` in the file is not known.
+    pub(crate) failed: bool,
+    pub(crate) lock: File,
+}
+
+impl Writer {
+    pub(crate) fn run(mut self, inbox: &mpsc::Receiver<Command>) {
+        loop {
+            let first = match inbox.recv_timeout(Duration::from_secs(1)) {
+                Ok(command) => command,
+                Err(RecvTimeoutError::Timeout) => {
+                    _ = self.checkpoint();
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let mut closing = false;
+            let mut group = Vec::new();
+            let mut gathering = self.shared.open.load(Ordering::Relaxed) >= GATHER_FROM;
+            let until = Instant::now() + GATHER_TIME;
+            let mut first_caller = None;
+            let mut next = Some(first);
+            while let Some(command) = next {
+                match command {
+                    Command::Append { record, caller, reply } => {
+                        // One caller's many gather with each other; another's few wait for none of them.
+                        gathering &= *first_caller.get_or_insert(caller) == caller;
+                        group.push((record, reply));
+                    }
+                    Command::Close => closing = true,
+                }
+                if group.len() >= GROUP_LEN_MAX || closing {
+                    break;
+                }
+                next = match inbox.try_recv() {
+                    Ok(command) => Some(command),
+                    Err(_) if gathering => {
+                        inbox.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
+                    }
+                    Err(_) => None,
+                };
+            }
+            self.shared.waiting.fetch_sub(group.len(), Ordering::Relaxed);
+            self.write_group(group);
+            if closing {
+                break;
+            }
+        }
+        _ = self.checkpoint();
+        drop(self.lock);
+    }
+
+    fn write_group(&mut self, group: Vec<(Box<RawValue>, Reply)>) {
+        let done = self.append(group.iter().map(|(record, _)| &**record)).map(|()| self.head.sequence);
+        let mut abandoned = Vec::new();
+        for (record, reply) in group {
+            let told = match reply {
+                Reply::Nobody => true,
+                Reply::Waiter(number) => self.shared.waiters.tell(number, done),
+            };
+            // It was refused when the disk did not answer, and did not happen: its record has an end.
+            if let (false, Ok(_), Ok(begun)) = (told, done, serde_json::from_str::<Record>(record.get()))
+                && begun.phase == Phase::Begin
+            {
+                let why = "refused: the record was on disk too late";
+                abandoned.extend(
+                    raw(&begun.finish(self.clock.now(), Outcome::Interrupted, "UNAVAILABLE", why)).ok(),
+                );
+            }
+        }
+        if !abandoned.is_empty() {
+            _ = self.append(abandoned.iter().map(|end| &**end));
+        }
+    }
+
+    /// Appends records and makes them durable, all or none.
+    pub(crate) fn append<'a>(
+        &mut self,
+        records: impl Iterator<Item = &'a RawValue>,
+    ) -> Result<(), AuditUnavailable> {
+        let mut head = self.head;
+        let (mut text, mut leaves) = (Vec::new(), Vec::new());
+        for raw in records {
+            head = head.next(raw.get());
+            head.write_line(raw.get(), &mut text);
+            leaves.push(leaf_hash(raw.get().as_bytes()));
+        }
+        if text.is_empty() {
+            return Ok(());
+        }
+        self.write(&text)?;
+        self.head = head;
+        self.grow(&leaves);
+        self.shared.written.store(head.sequence, Ordering::Release);
+        if head.sequence - self.signed >= CHECKPOINT_EVERY {
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
+    /// Adds leaves to the tree. Its file holds nothing that is not in the records, so it is not flushed.
+    pub(crate) fn grow(&mut self, leaves: &[Hash]) {
+        let mut made = Vec::with_capacity(leaves.len() * 64);
+        for leaf in leaves {
+            self.edge.push(*leaf, |hash| made.extend_from_slice(hash));
+        }
+        if self.nodes.as_mut().is_some_and(|file| file.write_all(&made).is_err()) {
+            self.nodes = None;
+        }
+    }
+
+    fn checkpoint(&mut self) -> Result<(), AuditUnavailable> {
+        if self.signed == self.head.sequence {
+            return Ok(());
+        }
+        let note = self.signer.sign(TreeHead { size: self.edge.size(), root: self.edge.root() });
+        let line = CheckpointLine { checkpoint: Checkpoint::Note(note.clone()) };
+        let mut text = serde_json::to_vec(&line).map_err(|_| AuditUnavailable::Failed)?;
+        text.push(b'\n');
+        self.write(&text)?;
+        self.signed = self.head.sequence;
+        *self.shared.checkpoint.lock() = Some(note);
+        if self.len >= FILE_LEN_MAX {
+            self.next_file()?;
+        }
+        Ok(())
+    }
+
+    /// One write and one flush. What did not succeed is taken back, at the latest before the next.
+    fn write(&mut self, text: &[u8]) -> Result<(), AuditUnavailable> {
+        self.shared.waiters.set_busy(true);
+        let done = self.try_write(text);
+        self.shared.waiters.set_busy(false);
+        done
+    }
+
+    fn try_write(&mut self, text: &[u8]) -> Result<(), AuditUnavailable> {
+        if self.failed {
+            // All up to `len` was flushed once and stays; what came after it was acknowledged to nobody.
+            self.file.set_len(self.len)?;
+            self.file.sync_all()?;
+            self.failed = false;
+        }
+        self.check_there()?;
+        self.failed = true;
+        if let Err(e) = self.file.write_all(text) {
+            self.failed = self.file.set_len(self.len).is_err();
+            return Err(e.into());
+        }
+        self.file.sync_data()?;
+        self.failed = false;
+        self.len += text.len() as u64;
+        Ok(())
+    }
+
+    /// A journal whose file was replaced writes into nothing; that must not go unnoticed. A file that was removed is put back
+    /// from what is still open: this call is refused, and the next goes on.
+    fn check_there(&mut self) -> Result<(), AuditUnavailable> {
+        match (fs::metadata(&self.path), self.file.metadata()) {
+            (Ok(path), Ok(file))
+                if path.ino() == file.ino() && path.dev() == file.dev() && file.len() == self.len =>
+            {
+                Ok(())
+            }
+            (Err(e), Ok(file)) if e.kind() == io::ErrorKind::NotFound && file.len() >= self.len => {
+                self.put_back()?;
+                Err(AuditUnavailable::Replaced)
+            }
+            _ => Err(AuditUnavailable::Replaced),
+        }
+    }
+
+    fn put_back(&mut self) -> io::Result<()> {
+        let partial = self.path.with_extension("partial");
+        let mut text = Vec::new();
+        self.file.rewind()?;
+        (&self.file).take(self.len).read_to_end(&mut text)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&partial, &self.path)?;
+        File::open(&self.dir)?.sync_all()?;
+        self.file = open_for_append(&self.path)?;
+        Ok(())
+    }
+
+    fn next_file(&mut self) -> io::Result<()> {
+        let number = files(&self.dir).map_or(1, |f| f.len()) + 1;
+        let path = self.dir.join(format!("journal-{number:06}.jsonl"));
+        self.file = open_for_append(&path)?;
+        File::open(&self.dir)?.sync_all()?;
+        (self.path, self.len) = (path, 0);
+        Ok(())
+    }
+}
+
+/// A journal's file: read as well, so that one that was removed can be put back.
+pub(crate) fn open_for_append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)
+}
