@@ -52,7 +52,7 @@ fn one_trace_from_the_command_to_the_vault() {
         &[
             ("custody-control", "custody.control.v1.ClusterManager/RewrapCluster"),
             ("custody-node", "custody.storage.v1.StorageNode/RewrapVolume"),
-            ("custody-vault", "custody.vault.v1.KeyVault/UnwrapKey"),
+            ("custody-vault", "custody.vault.v1.LeaseManager/RenewLeases"),
         ],
     );
 

@@ -15,6 +15,8 @@ pub struct Entry {
     pub sequence: u64,
     /// The record.
     pub record: Record,
+    /// The same, byte for byte as it is hashed.
+    pub text: Box<RawValue>,
     /// SHA-256 over the previous hash, the sequence and the record's bytes, in hexadecimal.
     pub hash: String,
     /// Its leaf in the tree, where it stands at `sequence` less one.

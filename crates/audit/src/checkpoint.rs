@@ -44,12 +44,12 @@ impl TreeHead {
         format!("{origin}\n{}\n{}\n", self.size, STANDARD.encode(self.root))
     }
 
-    /// Of a checkpoint that the trail's key has signed.
+    /// Of a checkpoint that the trail's key has signed, and witnesses may have cosigned.
     ///
     /// # Errors
     /// It has not, or it is no checkpoint of this trail.
     pub fn open(note: &str, key: &VerifyingKey) -> Result<Self, NoteError> {
-        let text = key.open(note)?;
+        let text = key.open_among(note)?;
         let mut lines = text.lines();
         let origin = lines.next().ok_or(NoteError::Malformed)?;
         let size = lines.next().and_then(|n| n.parse().ok()).ok_or(NoteError::Malformed)?;
@@ -118,8 +118,14 @@ impl Signer {
             name(half)
         });
         let key = key.map_err(|_| bad())?;
-        fs::write(dir.join("checkpoint.pub"), hex::encode(public) + "\n")?;
-        fs::write(dir.join("checkpoint.vkey"), format!("{}\n", key.verifying_key()))?;
+        let halves = [("pub", hex::encode(public)), ("vkey", key.verifying_key().to_string())];
+        for (kind, text) in halves {
+            let (path, text) = (dir.join(format!("checkpoint.{kind}")), text + "\n");
+            // Not written again: the disk may be full, which a start gets over.
+            if fs::read_to_string(&path).map_or(true, |there| there != text) {
+                fs::write(&path, text)?;
+            }
+        }
         Ok(Self(key))
     }
 

@@ -66,33 +66,34 @@ const TREE: &str = "tree";
 /// How often it is looked at whether the disk answers.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
 
-/// The tree of a trail: its file as far as it is right up to record `base`, and the leaves after that. None where the file is
-/// too short, or the tree is not the one that was signed.
-fn grown(
-    dir: &Path,
-    base: u64,
-    leaves: &[Hash],
-    signed: Option<TreeHead>,
-) -> io::Result<Option<(Edge, File)>> {
+/// The tree of a trail: its file as far as it is right up to record `base`, and the leaves after that; no file where that cannot
+/// be written. None where the file is too short, or the tree is not the one that was signed.
+fn grown(dir: &Path, base: u64, leaves: &[Hash], signed: Option<TreeHead>) -> Option<(Edge, Option<File>)> {
     let path = dir.join(TREE);
-    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
-    let len = tree::final_hashes(base) * 32;
-    if file.metadata()?.len() < len {
-        return Ok(None);
-    }
-    file.set_len(len)?;
-    let mut edge = tree::edge(&NodeFile(file.try_clone()?), base)?;
+    let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path).ok();
+    let nodes = NodeFile::read(&path).ok().filter(|_| base > 0);
+    let mut edge = match nodes {
+        Some(nodes) => tree::edge(&nodes, base).ok()?,
+        None if base == 0 => Edge::default(),
+        None => return None,
+    };
+    let wrong = |edge: &Edge| signed.is_some_and(|s| s.size == edge.size() && s.root != edge.root());
     let mut made = Vec::new();
     for leaf in leaves {
+        if wrong(&edge) {
+            return None;
+        }
         edge.push(*leaf, |hash| made.extend_from_slice(hash));
     }
-    file.write_all(&made)?;
-    let size = edge.size();
-    let right = match signed.filter(|signed| (1..=size).contains(&signed.size)) {
-        Some(signed) => tree::edge(&NodeFile(file.try_clone()?), signed.size)?.root() == signed.root,
-        None => true,
-    };
-    Ok(right.then_some((edge, file)))
+    if wrong(&edge) {
+        return None;
+    }
+    let file = file.and_then(|mut file| {
+        file.set_len(tree::final_hashes(base) * 32).ok()?;
+        file.write_all(&made).ok()?;
+        Some(file)
+    });
+    Some((edge, file))
 }
 
 /// Tells those who wait when the disk does not answer; ends with what it answers.
@@ -138,6 +139,7 @@ pub struct Journal {
 pub struct Pending {
     journal: Arc<Journal>,
     begin: Option<Record>,
+    sequence: u64,
 }
 
 impl Journal {
@@ -184,7 +186,7 @@ impl Journal {
         let signer = Signer::open(dir)?;
         let note = last_checkpoint(walked).map_err(broken)?;
         let signed = note.as_ref().and_then(|note| TreeHead::open(note, signer.key()).ok());
-        let (edge, nodes) = match grown(dir, base, &leaves, signed)? {
+        let (edge, nodes) = match grown(dir, base, &leaves, signed) {
             Some(tree) => tree,
             None => {
                 // The hashes are lost, or not those of the records: they are made anew from all of them.
@@ -195,7 +197,7 @@ impl Journal {
                     head = walk(path, head, None, visit).map_err(broken)?.0;
                 }
                 let altered = || Broken::Rewritten(signed.map_or(0, |signed| signed.size));
-                grown(dir, 0, &leaves, signed)?.ok_or_else(|| broken(altered()))?
+                grown(dir, 0, &leaves, signed).ok_or_else(|| broken(altered()))?
             }
         };
         let shared = Arc::<Shared>::default();
@@ -210,7 +212,9 @@ impl Journal {
             len,
             head,
             edge,
-            nodes: Some(nodes),
+            nodes,
+            signed_at: None,
+            ends: Vec::new(),
             signed: signed.map_or(0, |signed| signed.size),
             signer,
             failed: false,
@@ -229,11 +233,9 @@ impl Journal {
                 )
             })
             .collect();
-        if !ends.is_empty() {
-            let ends = ends.iter().map(raw).collect::<Result<Vec<_>, _>>();
-            ends.and_then(|ends| writer.append(ends.iter().map(|e| &**e)))
-                .map_err(|_| io::Error::other("the journal's disk does not take records"))?;
-        }
+        writer.ends = ends.iter().map(raw).collect::<Result<_, _>>().map_err(io::Error::other)?;
+        // A disk that takes nothing now may do later: until then every operation is refused.
+        _ = writer.append(&[]);
         let (queue, inbox) = mpsc::sync_channel(QUEUE_LEN_MAX);
         let thread =
             std::thread::Builder::new().name("audit-journal".to_owned()).spawn(move || writer.run(&inbox))?;
@@ -254,8 +256,8 @@ impl Journal {
     /// # Errors
     /// The record is not on disk, so the operation must not happen.
     pub fn begin(self: &Arc<Self>, record: Record) -> Result<Pending, AuditUnavailable> {
-        self.append(&record)?;
-        Ok(self.pending(record))
+        let sequence = self.append(&record)?;
+        Ok(self.pending(record, sequence))
     }
 
     /// As [`Journal::begin`], for a task: it waits for the group flush without holding a thread.
@@ -263,13 +265,13 @@ impl Journal {
     /// # Errors
     /// The record is not on disk, or too many wait already; the operation must not happen.
     pub async fn begin_in_task(self: &Arc<Self>, record: Record) -> Result<Pending, AuditUnavailable> {
-        self.append_in_task(&record).await?;
-        Ok(self.pending(record))
+        let sequence = self.append_in_task(&record).await?;
+        Ok(self.pending(record, sequence))
     }
 
-    fn pending(self: &Arc<Self>, begin: Record) -> Pending {
+    fn pending(self: &Arc<Self>, begin: Record, sequence: u64) -> Pending {
         self.shared.open.fetch_add(1, Ordering::Relaxed);
-        Pending { journal: self.clone(), begin: Some(begin) }
+        Pending { journal: self.clone(), begin: Some(begin), sequence }
     }
 
     /// Writes a single record (a refusal, an event) and returns once it is on disk.
@@ -423,6 +425,12 @@ impl fmt::Debug for Journal {
 }
 
 impl Pending {
+    /// The number of the record that it began with.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// Ends the operation. The record is queued, not waited for: what happened has happened, and a process that
     /// dies before the write leaves an open begin, which the next start ends as interrupted.
     pub fn finish(mut self, outcome: Outcome, signature: &str, description: &str) {

@@ -9,8 +9,8 @@ pub enum AuditUnavailable {
     /// Its disk is full. It goes on when there is room.
     #[error("the audit journal's disk is full; nothing is done without its record")]
     Full,
-    /// Its disk may not be written to. It goes on when it may.
-    #[error("the audit journal's file system is read-only; nothing is done without its record")]
+    /// It may not be written to. It goes on when it may.
+    #[error("the audit journal's file or file system is read-only; nothing is done without its record")]
     ReadOnly,
     /// Its file is another one than it was. It goes on when that is taken away.
     #[error("the audit journal's file was removed or replaced; nothing is done without its record")]
@@ -36,7 +36,7 @@ impl From<io::Error> for AuditUnavailable {
     fn from(e: io::Error) -> Self {
         match e.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
-            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly,
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => Self::ReadOnly,
             _ => Self::Failed,
         }
     }

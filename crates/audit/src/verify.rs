@@ -213,12 +213,13 @@ pub(crate) fn walk_on(
         if seq != head.sequence || hash != hex::encode(head.hash) {
             return Err(Broken::Chain { path: path.to_owned(), line, sequence: seq });
         }
-        let leaf = leaf_hash(record.get().as_bytes());
+        let text = record;
+        let leaf = leaf_hash(text.get().as_bytes());
         if let Some(check) = check.as_mut() {
             check.push(leaf)?;
         }
-        let record: Record = serde_json::from_str(record.get()).map_err(|_| bad())?;
-        if visit(Some(Entry { sequence: seq, record, hash, leaf })).is_break() {
+        let record: Record = serde_json::from_str(text.get()).map_err(|_| bad())?;
+        if visit(Some(Entry { sequence: seq, record, text, hash, leaf })).is_break() {
             return Ok((head, good));
         }
     }

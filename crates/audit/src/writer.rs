@@ -32,8 +32,9 @@ const GATHER_FROM: usize = 16;
 const GATHER_TIME: Duration = Duration::from_millis(4);
 /// A file is closed and a new one begun at this size.
 const FILE_LEN_MAX: u64 = 16 << 20;
-/// Records between checkpoints; also one after a second without records, and one at the end.
+/// Records between checkpoints, and time: what is not signed after a second is signed then.
 const CHECKPOINT_EVERY: u64 = 4096;
+const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Who waits for a record to be on disk.
 pub(crate) enum Reply {
@@ -79,6 +80,10 @@ pub(crate) struct Writer {
     pub(crate) nodes: Option<File>,
     pub(crate) signer: Signer,
     pub(crate) signed: u64,
+    /// When the last checkpoint was signed, by this process.
+    pub(crate) signed_at: Option<Instant>,
+    /// Ends of what an earlier process left open, to be written before anything else.
+    pub(crate) ends: Vec<Box<RawValue>>,
     /// What is after `len` in the file is not known.
     pub(crate) failed: bool,
     pub(crate) lock: File,
@@ -132,9 +137,11 @@ impl Writer {
     }
 
     fn write_group(&mut self, group: Vec<(Box<RawValue>, Reply)>) {
-        let done = self.append(group.iter().map(|(record, _)| &**record)).map(|()| self.head.sequence);
+        let before = self.head.sequence + self.ends.len() as u64;
+        let done = self.append(&group.iter().map(|(record, _)| &**record).collect::<Vec<_>>());
         let mut abandoned = Vec::new();
-        for (record, reply) in group {
+        for (sequence, (record, reply)) in (before + 1..).zip(group) {
+            let done = done.map(|()| sequence);
             let told = match reply {
                 Reply::Nobody => true,
                 Reply::Waiter(number) => self.shared.waiters.tell(number, done),
@@ -150,15 +157,25 @@ impl Writer {
             }
         }
         if !abandoned.is_empty() {
-            _ = self.append(abandoned.iter().map(|end| &**end));
+            _ = self.append(&abandoned.iter().map(|end| &**end).collect::<Vec<_>>());
+        }
+        if self.signed_at.is_none_or(|at| at.elapsed() >= CHECKPOINT_PAUSE) {
+            _ = self.checkpoint();
         }
     }
 
     /// Appends records and makes them durable, all or none.
-    pub(crate) fn append<'a>(
-        &mut self,
-        records: impl Iterator<Item = &'a RawValue>,
-    ) -> Result<(), AuditUnavailable> {
+    pub(crate) fn append(&mut self, records: &[&RawValue]) -> Result<(), AuditUnavailable> {
+        let ends = std::mem::take(&mut self.ends);
+        let all: Vec<&RawValue> = ends.iter().map(|end| &**end).chain(records.iter().copied()).collect();
+        let done = self.append_all(&all);
+        if done.is_err() {
+            self.ends = ends;
+        }
+        done
+    }
+
+    fn append_all(&mut self, records: &[&RawValue]) -> Result<(), AuditUnavailable> {
         let mut head = self.head;
         let (mut text, mut leaves) = (Vec::new(), Vec::new());
         for raw in records {
@@ -199,7 +216,7 @@ impl Writer {
         let mut text = serde_json::to_vec(&line).map_err(|_| AuditUnavailable::Failed)?;
         text.push(b'\n');
         self.write(&text)?;
-        self.signed = self.head.sequence;
+        (self.signed, self.signed_at) = (self.head.sequence, Some(Instant::now()));
         *self.shared.checkpoint.lock() = Some(note);
         if self.len >= FILE_LEN_MAX {
             self.next_file()?;

@@ -23,6 +23,9 @@ fn head(text: &str) -> Earlier<'_> {
     Earlier { head: Some(text), checkpoint: None }
 }
 
+/// What the line of a record begins with. A checkpoint's line is no record: what it signs is in the others.
+const RECORD: &[u8] = b"{\"seq\":";
+
 fn public(dir: &Path) -> Vec<u8> {
     let text = fs::read_to_string(dir.join("checkpoint.pub")).unwrap();
     (0..32).map(|i| u8::from_str_radix(&text[i * 2..i * 2 + 2], 16).unwrap()).collect()
@@ -67,7 +70,7 @@ fn every_altered_byte_and_every_removed_line_is_found() {
         assert!(found, "byte {at} was altered unseen");
     }
     let lines: Vec<&[u8]> = whole.split_inclusive(|b| *b == b'\n').collect();
-    for gone in 0..lines.len() - 1 {
+    for gone in (0..lines.len()).filter(|n| lines[*n].starts_with(RECORD)) {
         let rest: Vec<u8> =
             lines.iter().enumerate().filter(|(i, _)| *i != gone).flat_map(|(_, l)| l.to_vec()).collect();
         fs::write(&path, rest).unwrap();
@@ -341,4 +344,70 @@ fn pages_of_a_trail_are_the_trail_also_while_it_grows_and_over_files() {
     let middle = journal.read(555, 1).unwrap();
     assert_eq!(middle[0].sequence, 556, "from anywhere");
     assert!(journal.read(1 << 40, 10).unwrap().is_empty());
+}
+
+/// A generator of its own, so that a failure can be had again.
+struct Draw(u64);
+
+impl Draw {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 33) % n as u64) as usize
+    }
+}
+
+#[test]
+fn a_thousand_random_tamperings_are_all_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for start in 0..3 {
+        let journal = open(dir.path());
+        for i in 0..40 {
+            let record = record(&journal, &format!("{start}-{i}"));
+            journal.begin(record).unwrap().finish(Outcome::Success, "OK", "");
+        }
+    }
+    let key = public(dir.path());
+    let path = dir.path().join("journal-000001.jsonl");
+    let whole = fs::read(&path).unwrap();
+    let kept = verify(dir.path(), &key, Earlier::default()).unwrap().checkpoint;
+    let known = Earlier { head: None, checkpoint: Some(&kept) };
+    verify(dir.path(), &key, known).unwrap();
+    let lines: Vec<Vec<u8>> = whole.split_inclusive(|b| *b == b'\n').map(<[u8]>::to_vec).collect();
+    let (mut draw, mut named, mut n) = (Draw(42), 0, 0);
+    while named < 1000 {
+        n += 1;
+        let mut altered = lines.clone();
+        let (one, other) = (draw.below(lines.len()), draw.below(lines.len()));
+        let what = draw.below(6);
+        match what {
+            // A byte is another.
+            0 => {
+                let line = &mut altered[one];
+                let at = draw.below(line.len());
+                line[at] = line[at].wrapping_add(1 + draw.below(255) as u8);
+            }
+            // A line is gone, is there twice, or stands elsewhere.
+            1 => _ = altered.remove(one),
+            2 => altered.insert(other, lines[one].clone()),
+            3 => altered.swap(one, other),
+            // The end is gone: whole lines, or not.
+            4 => altered.truncate(one),
+            _ => {
+                let bytes = altered.concat();
+                altered = vec![bytes[..draw.below(bytes.len())].to_vec()];
+            }
+        }
+        let bytes = altered.concat();
+        let records = |text: &[u8]| -> Vec<Vec<u8>> {
+            let lines = text.split_inclusive(|b| *b == b'\n');
+            lines.filter(|line| line.starts_with(RECORD)).map(<[u8]>::to_vec).collect()
+        };
+        if records(&bytes) == records(&whole) {
+            continue;
+        }
+        named += 1;
+        fs::write(&path, &bytes).unwrap();
+        let found = verify(dir.path(), &key, known);
+        assert!(found.is_err(), "tampering {n} of kind {what} at {one}, {other} was not named");
+    }
 }

@@ -85,6 +85,7 @@ async fn tell(options: &Options, dir: PathBuf, missing: &[String]) -> anyhow::Re
         "The security officer makes a key; the sysadmin makes an identity; the officer lets it use the key",
     );
     stage.make_key().await?;
+    stage.note_checkpoint().await?;
     if missing.is_empty() {
         with_database(options, &mut stage).await?;
     } else {

@@ -6,6 +6,7 @@ mod cluster;
 mod demo;
 mod deployment;
 mod identity;
+mod inclusion;
 mod key;
 mod lease;
 mod output;
@@ -17,6 +18,7 @@ mod session;
 mod supervisor;
 mod vault;
 mod volume;
+mod witness;
 
 use clap::{Parser, Subcommand};
 use output::Format;

@@ -4,13 +4,12 @@ use crate::{
     archives, backups, convert,
     engine::{Engine, ledger_failed},
 };
-use custody_audit::{Journal, Outcome, Record};
+use custody_audit::{Entry, Journal, Outcome, Record};
 use custody_control::{
     BackupRecord, ClusterRecord, ClusterSpec, ClusterState, EncryptionChange, EncryptionSpec, Event,
     Retention, WalArchiveSpec,
 };
 use custody_proto::{
-    audit::AuditRecord,
     control::{
         self as wire,
         cluster_manager_server::{ClusterManager, ClusterManagerServer},
@@ -38,16 +37,15 @@ pub(crate) struct ClusterService {
 pub(crate) struct ControlTrail(pub(crate) Arc<Journal>);
 
 impl Trail for ControlTrail {
-    fn read(&self, _: &CallContext, after: u64, max: usize) -> Result<(Vec<AuditRecord>, u64), Status> {
+    fn journal(&self) -> &Journal {
+        &self.0
+    }
+
+    fn read(&self, _: &CallContext, after: u64, max: usize) -> Result<(Vec<Entry>, u64), Status> {
         let broken = |_| status("UNAVAILABLE", "AUDIT_UNAVAILABLE", "the audit trail cannot be read", None);
         let entries = self.0.read(after, max).map_err(broken)?;
-        let wire = |e: custody_audit::Entry| AuditRecord {
-            sequence: e.sequence,
-            hash: e.hash,
-            json: serde_json::to_string(&e.record).unwrap_or_default(),
-        };
         let last = entries.last().map_or(after, |e| e.sequence);
-        Ok((entries.into_iter().map(wire).collect(), last))
+        Ok((entries, last))
     }
 }
 

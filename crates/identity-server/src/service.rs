@@ -1,12 +1,10 @@
 //! The Identity service on the wire.
 
+use custody_audit::{Entry, Journal};
 use custody_identity::{IdentityError, IssuedToken, ManagedIdentityRecord, PrincipalRecord, Registry};
-use custody_proto::{
-    audit::AuditRecord,
-    identity::{
-        self as wire,
-        identity_server::{Identity, IdentityServer},
-    },
+use custody_proto::identity::{
+    self as wire,
+    identity_server::{Identity, IdentityServer},
 };
 use custody_rpc::{
     CallContext, audit_log::Trail, page::cut, status::status, timestamp::to_wire, workers::Workers,
@@ -22,15 +20,14 @@ pub(crate) struct IdentityService {
 pub(crate) struct IdentityTrail(pub(crate) Arc<Registry>);
 
 impl Trail for IdentityTrail {
-    fn read(&self, _: &CallContext, after: u64, max: usize) -> Result<(Vec<AuditRecord>, u64), Status> {
+    fn journal(&self) -> &Journal {
+        self.0.journal()
+    }
+
+    fn read(&self, _: &CallContext, after: u64, max: usize) -> Result<(Vec<Entry>, u64), Status> {
         let entries = self.0.read_audit(after, max).map_err(failed)?;
-        let wire = |e: custody_audit::Entry| AuditRecord {
-            sequence: e.sequence,
-            hash: e.hash,
-            json: serde_json::to_string(&e.record).unwrap_or_default(),
-        };
         let last = entries.last().map_or(after, |e| e.sequence);
-        Ok((entries.into_iter().map(wire).collect(), last))
+        Ok((entries, last))
     }
 }
 

@@ -486,6 +486,12 @@ impl Registry {
         })
     }
 
+    /// The trail's journal: for what proves that a record is in it.
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
     /// Audit entries after number `after`.
     ///
     /// # Errors

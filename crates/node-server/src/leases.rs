@@ -16,6 +16,7 @@ use std::{
 };
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tonic::{Code, Status};
+use tracing::{Instrument as _, Span};
 
 /// Leases of one call, and receipts.
 const ASKED_MAX: usize = 1000;
@@ -57,6 +58,8 @@ struct Asked {
     request: LeaseRequest,
     /// When, by the monotonic clock.
     at: Duration,
+    /// What asks, so that the vault's answer is in its trace.
+    span: Span,
     told: oneshot::Sender<Result<Granted, AccessError>>,
 }
 
@@ -112,7 +115,7 @@ impl Leases {
             key_version: key_version.to_string(),
             duration: prost_types::Duration::try_from(self.lease).ok(),
         };
-        let asked = Asked { token, request, at: SystemClock.monotonic(), told };
+        let asked = Asked { token, request, at: SystemClock.monotonic(), span: Span::current(), told };
         let ended = || AccessError::Unreachable("this node ends".to_owned());
         self.queue.send(asked).await.map_err(|_| ended())?;
         answer.await.map_err(|_| ended())?
@@ -184,10 +187,14 @@ async fn gather(client: Client, mut queue: mpsc::Receiver<Asked>) {
         }
         let Ok(call) = calls.clone().acquire_owned().await else { return };
         let client = client.clone();
-        tokio::spawn(async move {
+        // One call can be in one trace alone: in that of the first who has one.
+        let traced = asked.iter().map(|one| &one.span).find(|span| !span.is_none());
+        let span = traced.cloned().unwrap_or_else(Span::none);
+        let renewing = async move {
             renew(client, asked).await;
             drop(call);
-        });
+        };
+        tokio::spawn(renewing.instrument(span));
     }
 }
 

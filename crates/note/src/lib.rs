@@ -12,6 +12,10 @@ use zeroize::Zeroizing;
 const ED25519_TYPE: u8 = 0x01;
 /// What a signature line begins with.
 const DASH: &str = "\u{2014} ";
+/// Signatures of a note.
+const SIGNATURES_MAX: usize = 16;
+/// The signature type of a witness (c2sp.org/tlog-cosignature).
+const COSIGNATURE_TYPE: u8 = 0x04;
 
 /// A note or a key that is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,23 +51,55 @@ pub fn lay_out(text: &str, name: &str, id: [u8; 4], signature: &[u8]) -> String 
     format!("{text}\n{DASH}{name} {}\n", STANDARD.encode([&id, signature].concat()))
 }
 
-/// The text, the signer's name, the key's id and the signature of a note that has one signature.
+/// A line of a note that says who says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature<'a> {
+    /// The signer's name.
+    pub name: &'a str,
+    /// Which key.
+    pub id: [u8; 4],
+    /// What it signed with it, by the key's type.
+    pub bytes: Vec<u8>,
+}
+
+/// The text of a note and its signatures, none of which is checked: at least one, at most 16.
+///
+/// # Errors
+/// It is none.
+pub fn take_apart(note: &str) -> Result<(&str, Vec<Signature<'_>>), NoteError> {
+    let bad = || NoteError::Malformed;
+    let split = note.rfind(&format!("\n\n{DASH}")).ok_or_else(bad)?;
+    let (text, signed) = note.split_at_checked(split + 1).ok_or_else(bad)?;
+    let lines = signed.strip_prefix('\n').and_then(|s| s.strip_suffix('\n')).ok_or_else(bad)?;
+    let signature = |line| -> Option<Signature<'_>> {
+        let (name, encoded) = str::strip_prefix(line, DASH)?.split_once(' ')?;
+        // Decodes the one encoding of these bytes and no other.
+        let bytes = STANDARD.decode(encoded).ok()?;
+        let (id, bytes) = bytes.split_first_chunk::<4>()?;
+        (!name.is_empty()).then(|| Signature { name, id: *id, bytes: bytes.to_vec() })
+    };
+    let signatures = lines.split('\n').map(signature).collect::<Option<Vec<_>>>().ok_or_else(bad)?;
+    if text.chars().any(|c| c.is_ascii_control() && c != '\n') || signatures.len() > SIGNATURES_MAX {
+        return Err(NoteError::Malformed);
+    }
+    Ok((text, signatures))
+}
+
+/// As [`take_apart`], of a note that has one signature.
 ///
 /// # Errors
 /// It has not.
-pub fn take_apart(note: &str) -> Result<(&str, &str, [u8; 4], Vec<u8>), NoteError> {
-    let split = note.rfind(&format!("\n\n{DASH}")).ok_or(NoteError::Malformed)?;
-    let (text, signed) = note.split_at_checked(split + 1).ok_or(NoteError::Malformed)?;
-    let line = signed.strip_prefix('\n').and_then(|s| s.strip_prefix(DASH)).ok_or(NoteError::Malformed)?;
-    let line = line.strip_suffix('\n').ok_or(NoteError::Malformed)?;
-    let (name, encoded) = line.split_once(' ').ok_or(NoteError::Malformed)?;
-    // Decodes the one encoding of these bytes and no other.
-    let bytes = STANDARD.decode(encoded).map_err(|_| NoteError::Malformed)?;
-    let (id, signature) = bytes.split_first_chunk::<4>().ok_or(NoteError::Malformed)?;
-    if text.chars().any(|c| c.is_ascii_control() && c != '\n') || name.is_empty() {
-        return Err(NoteError::Malformed);
+pub fn take_apart_sole(note: &str) -> Result<(&str, Signature<'_>), NoteError> {
+    let (text, mut signatures) = take_apart(note)?;
+    match (signatures.pop(), signatures.is_empty()) {
+        (Some(sole), true) => Ok((text, sole)),
+        _ => Err(NoteError::Malformed),
     }
-    Ok((text, name, *id, signature.to_vec()))
+}
+
+/// What a witness signs.
+fn cosigned(text: &str, time: u64) -> String {
+    format!("cosignature/v1\ntime {time}\n{text}")
 }
 
 /// An Ed25519 key that signs notes under a name.
@@ -109,6 +145,19 @@ impl SigningKey {
     #[must_use]
     pub fn verifying_key(&self) -> &VerifyingKey {
         &self.verifying
+    }
+
+    /// A checkpoint with this key's signature as a witness's added (c2sp.org/tlog-cosignature): that it has seen the log go on
+    /// to there, at a time in seconds since 1970.
+    ///
+    /// # Errors
+    /// It is no note.
+    pub fn cosign(&self, note: &str, time: u64) -> Result<String, NoteError> {
+        let (text, _) = take_apart(note)?;
+        let signature = self.pair.sign(cosigned(text, time).as_bytes());
+        let bytes = [&time.to_be_bytes(), signature.as_ref()].concat();
+        let line = lay_out("", &self.verifying.name, self.verifying.cosigning_id(), &bytes);
+        Ok(format!("{note}{}", line.trim_start_matches('\n')))
     }
 
     /// A note of `text`, which ends with a new line.
@@ -158,13 +207,54 @@ impl VerifyingKey {
     /// # Errors
     /// See [`NoteError`].
     pub fn open<'a>(&self, note: &'a str) -> Result<&'a str, NoteError> {
-        let (text, name, id, signature) = take_apart(note)?;
-        if name != self.name || id != self.id() {
-            return Err(NoteError::OtherKey(self.name.clone()));
-        }
+        let (text, sole) = take_apart_sole(note)?;
+        self.check(text, std::slice::from_ref(&sole)).map(|()| text)
+    }
+
+    /// The text of a note that this key has signed, and others may have as well.
+    ///
+    /// # Errors
+    /// See [`NoteError`].
+    pub fn open_among<'a>(&self, note: &'a str) -> Result<&'a str, NoteError> {
+        let (text, signatures) = take_apart(note)?;
+        self.check(text, &signatures).map(|()| text)
+    }
+
+    fn check(&self, text: &str, signatures: &[Signature<'_>]) -> Result<(), NoteError> {
+        let own = signatures.iter().find(|s| s.name == self.name && s.id == self.id());
+        let own = own.ok_or_else(|| NoteError::OtherKey(self.name.clone()))?;
+        self.verify(text.as_bytes(), &own.bytes)
+    }
+
+    fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), NoteError> {
         let key = UnparsedPublicKey::new(&ED25519, self.public);
-        key.verify(text.as_bytes(), &signature).map_err(|_| NoteError::Signature)?;
-        Ok(text)
+        key.verify(message, signature).map_err(|_| NoteError::Signature)
+    }
+
+    fn cosigning_id(&self) -> [u8; 4] {
+        key_id(&self.name, &[COSIGNATURE_TYPE], &self.public)
+    }
+
+    /// The key as a witness's, as others take it.
+    #[must_use]
+    pub fn witness(&self) -> String {
+        let id = u32::from_be_bytes(self.cosigning_id());
+        let key = STANDARD.encode([&[COSIGNATURE_TYPE], self.public.as_slice()].concat());
+        format!("{}+{id:08x}+{key}", self.name)
+    }
+
+    /// When this key, as a witness's, has cosigned a checkpoint (c2sp.org/tlog-cosignature): in seconds since 1970.
+    ///
+    /// # Errors
+    /// See [`NoteError`].
+    pub fn cosigned_at(&self, note: &str) -> Result<u64, NoteError> {
+        let (text, signatures) = take_apart(note)?;
+        let own = signatures.iter().find(|s| s.name == self.name && s.id == self.cosigning_id());
+        let own = own.ok_or_else(|| NoteError::OtherKey(self.name.clone()))?;
+        let (time, signature) = own.bytes.split_first_chunk::<8>().ok_or(NoteError::Malformed)?;
+        let time = u64::from_be_bytes(*time);
+        self.verify(cosigned(text, time).as_bytes(), signature)?;
+        Ok(time)
     }
 }
 
@@ -228,6 +318,22 @@ mod tests {
         }
         assert!(key.open(NOTE.trim_end()).is_err());
         assert!(key.open(&format!("{NOTE}{}", NOTE.lines().last().unwrap())).is_err());
+    }
+
+    #[test]
+    fn a_witness_signs_beside_the_log() {
+        let log = SigningKey::from_seed("log", &[1; 32]).unwrap();
+        let witness = SigningKey::from_seed("witness", &[2; 32]).unwrap();
+        let note = log.sign("log\n3\nAAAA\n");
+        let both = witness.cosign(&note, 1_790_000_000).unwrap();
+        assert_eq!(both.lines().count(), note.lines().count() + 1);
+        assert_eq!(witness.verifying_key().cosigned_at(&both), Ok(1_790_000_000));
+        assert_eq!(log.verifying_key().open_among(&both).unwrap(), "log\n3\nAAAA\n");
+        assert_eq!(log.verifying_key().open(&both), Err(NoteError::Malformed), "it is not the log's alone");
+        let altered = both.replace("3", "4");
+        assert!(witness.verifying_key().cosigned_at(&altered).is_err());
+        assert!(log.verifying_key().cosigned_at(&both).is_err(), "a log's signature is no witness's");
+        assert!(witness.verifying_key().open_among(&both).is_err(), "nor the other way round");
     }
 
     #[test]

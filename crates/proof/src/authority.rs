@@ -147,7 +147,7 @@ impl Authority {
         note: &'a str,
         certificates: &[String],
     ) -> Result<(&'a str, String), CertificateError> {
-        let (text, name, id, signed) = note::take_apart(note)?;
+        let (text, note::Signature { name, id, bytes: signed }) = note::take_apart_sole(note)?;
         let chain = Self::chain(certificates)?;
         let own = chain.first().ok_or(CertificateError::Malformed)?;
         let principal = principal_of(own).ok_or(CertificateError::Nameless)?;

@@ -1,22 +1,36 @@
 //! The AuditLog service over any trail.
 
-use crate::{CallContext, page, status::invalid, workers::Workers};
+use crate::{
+    CallContext, page,
+    status::{invalid, status},
+    workers::Workers,
+};
+use custody_audit::{Entry, Journal, tree::Hash};
 use custody_proto::audit::{
-    AuditRecord, ListRecordsRequest, ListRecordsResponse, TailRecordsRequest,
+    AuditRecord, Checkpoint, ConsistencyProof, GetCheckpointRequest, GetConsistencyProofRequest,
+    GetInclusionProofRequest, InclusionProof, ListRecordsRequest, ListRecordsResponse, TailRecordsRequest,
     audit_log_server::{AuditLog, AuditLogServer},
 };
+use custody_types::UnixMillis;
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 /// A trail that can be read.
 pub trait Trail: Send + Sync + 'static {
+    /// What it is written to.
+    fn journal(&self) -> &Journal;
+
     /// Up to `max` records after number `after` that the caller may read, with the number of the last one looked
     /// at, which lies further where records were left out.
     ///
     /// # Errors
     /// The caller may not, or the trail cannot be read.
-    fn read(&self, context: &CallContext, after: u64, max: usize) -> Result<(Vec<AuditRecord>, u64), Status>;
+    fn read(&self, context: &CallContext, after: u64, max: usize) -> Result<(Vec<Entry>, u64), Status>;
+}
+
+fn wire(e: &Entry) -> AuditRecord {
+    AuditRecord { sequence: e.sequence, hash: e.hash.clone(), json: e.text.get().to_owned() }
 }
 
 /// Serves a trail.
@@ -62,6 +76,7 @@ impl<T: Trail> AuditLog for AuditLogService<T> {
             }
         };
         let trail = self.trail.clone();
+        let wanted = Wanted::new(request)?;
         self.workers
             .run(move || {
                 let mut records = Vec::new();
@@ -71,9 +86,8 @@ impl<T: Trail> AuditLog for AuditLogService<T> {
                     if last <= after {
                         break;
                     }
-                    for record in fetched {
-                        let wanted = request.resource_prefix.is_empty()
-                            || record.json.contains(&format!("\"resourceId\":\"{}", request.resource_prefix));
+                    for entry in &fetched {
+                        let wanted = wanted.is(entry);
                         if wanted && records.len() == size {
                             let token = page_token(records.last());
                             return Ok(Response::new(ListRecordsResponse {
@@ -82,7 +96,7 @@ impl<T: Trail> AuditLog for AuditLogService<T> {
                             }));
                         }
                         if wanted {
-                            records.push(record);
+                            records.push(wire(entry));
                         }
                     }
                     after = last;
@@ -90,6 +104,30 @@ impl<T: Trail> AuditLog for AuditLogService<T> {
                 Ok(Response::new(ListRecordsResponse { records, next_page_token: String::new() }))
             })
             .await
+    }
+
+    async fn get_checkpoint(&self, _: Request<GetCheckpointRequest>) -> Result<Response<Checkpoint>, Status> {
+        let note = self.trail.journal().checkpoint().unwrap_or_default();
+        Ok(Response::new(Checkpoint { note }))
+    }
+
+    async fn get_inclusion_proof(
+        &self,
+        request: Request<GetInclusionProofRequest>,
+    ) -> Result<Response<InclusionProof>, Status> {
+        let (r, trail) = (request.into_inner(), self.trail.clone());
+        let prove = move || proof_of(trail.journal().inclusion_proof(r.sequence, r.tree_size), "sequence");
+        Ok(Response::new(InclusionProof { hashes: self.workers.run(prove).await? }))
+    }
+
+    async fn get_consistency_proof(
+        &self,
+        request: Request<GetConsistencyProofRequest>,
+    ) -> Result<Response<ConsistencyProof>, Status> {
+        let (r, trail) = (request.into_inner(), self.trail.clone());
+        let prove =
+            move || proof_of(trail.journal().consistency_proof(r.first_size, r.second_size), "first_size");
+        Ok(Response::new(ConsistencyProof { hashes: self.workers.run(prove).await? }))
     }
 
     async fn tail_records(
@@ -107,7 +145,7 @@ impl<T: Trail> AuditLog for AuditLogService<T> {
                     Ok((records, last)) => {
                         after = last.max(after);
                         for record in records {
-                            if sender.send(Ok(record)).await.is_err() {
+                            if sender.send(Ok(wire(&record))).await.is_err() {
                                 return;
                             }
                         }
@@ -121,6 +159,49 @@ impl<T: Trail> AuditLog for AuditLogService<T> {
             }
         });
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+    }
+}
+
+/// Which records a caller wants.
+struct Wanted {
+    request: ListRecordsRequest,
+    from: UnixMillis,
+    before: UnixMillis,
+}
+
+impl Wanted {
+    fn new(request: ListRecordsRequest) -> Result<Self, Status> {
+        let time = |t: Option<prost_types::Timestamp>, field, default| match t {
+            Some(t) => crate::timestamp::from_wire(&t, field),
+            None => Ok(UnixMillis::from_millis(default)),
+        };
+        Ok(Self {
+            from: time(request.start_time, "start_time", 0)?,
+            before: time(request.end_time, "end_time", u64::MAX)?,
+            request,
+        })
+    }
+
+    fn is(&self, entry: &Entry) -> bool {
+        let (wanted, record) = (&self.request, &entry.record);
+        let any_or = |wanted: &String, is: &str| wanted.is_empty() || wanted == is;
+        record.resource_id.starts_with(&wanted.resource_prefix)
+            && any_or(&wanted.principal, &record.identity.principal)
+            && any_or(&wanted.operation, &record.operation_name)
+            && (wanted.result.is_empty() || format!("{:?}", record.result_type) == wanted.result)
+            && record.result_description.contains(&wanted.description_part)
+            && (self.from..self.before).contains(&record.time)
+    }
+}
+
+fn proof_of(hashes: std::io::Result<Vec<Hash>>, field: &'static str) -> Result<Vec<Vec<u8>>, Status> {
+    match hashes {
+        Ok(hashes) => Ok(hashes.iter().map(|hash| hash.to_vec()).collect()),
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => Err(invalid(field, e)),
+        Err(_) => {
+            let why = "the hashes of the tree cannot be read; a restart of the service makes them anew";
+            Err(status("UNAVAILABLE", "AUDIT_UNAVAILABLE", why, None))
+        }
     }
 }
 

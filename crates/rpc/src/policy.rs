@@ -103,7 +103,11 @@ pub fn rule(method: Method) -> Rule {
             Rule::Duties(OFFICER)
         }
 
-        AuditLogListRecords | AuditLogTailRecords => Rule::Duties(&[Auditor, SecurityOfficer]),
+        AuditLogListRecords
+        | AuditLogTailRecords
+        | AuditLogGetCheckpoint
+        | AuditLogGetInclusionProof
+        | AuditLogGetConsistencyProof => Rule::Duties(&[Auditor, SecurityOfficer]),
 
         ClusterManagerCreateCluster
         | ClusterManagerDeleteCluster

@@ -2,6 +2,7 @@
 
 mod collector;
 mod deployment;
+mod disk;
 pub mod memory;
 mod proxy;
 mod softhsm;
@@ -10,6 +11,7 @@ pub mod volume;
 
 pub use collector::Collector;
 pub use deployment::{Deployment, database_tools, eventually, postgres_programs, target_program};
+pub use disk::Disk;
 pub use proxy::Proxy;
 pub use softhsm::SoftHsm;
 pub use storage_node::{CutNode, StorageNode};

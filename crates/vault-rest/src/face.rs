@@ -100,7 +100,7 @@ impl Face {
                 self.settings.domain
             ))
         })?;
-        let call = Call { caller, correlation_id: id.to_owned() };
+        let call = Call::new(caller, id.to_owned());
         Ok((route, Taken { call, vault, base: Base(host.base.clone()), parameters, body }))
     }
 

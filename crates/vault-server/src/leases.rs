@@ -1,6 +1,9 @@
 //! The LeaseManager service: parse, call the domain on a worker, convert back.
 
-use crate::{convert::failed, service::taken};
+use crate::{
+    convert::failed,
+    service::{taken, told},
+};
 use custody_proof::{Certified, Lease, Outcome};
 use custody_proto::vault::{
     self as wire,
@@ -85,8 +88,8 @@ impl LeaseService {
         act: impl FnOnce(&Vault, &Call, R) -> Result<T, Status> + Send + 'static,
     ) -> Result<Response<T>, Status> {
         let (call, request) = taken(request)?;
-        let vault = self.vault.clone();
-        self.workers.run(move || act(&vault, &call, request).map(Response::new)).await
+        let (vault, recorded) = (self.vault.clone(), call.recorded.clone());
+        told(self.workers.run(move || act(&vault, &call, request)).await, &recorded)
     }
 
     /// As whom a holding is held.
@@ -227,10 +230,10 @@ impl LeaseManager for LeaseService {
                         group.asks.push(ask);
                     }
                     None => groups.push(Group {
-                        call: Call {
-                            caller: caller.clone(),
-                            correlation_id: format!("{}-{}", context.correlation_id, groups.len()),
-                        },
+                        call: Call::new(
+                            caller.clone(),
+                            format!("{}-{}", context.correlation_id, groups.len()),
+                        ),
                         version,
                         places: vec![place],
                         asks: vec![ask],
@@ -270,7 +273,7 @@ impl LeaseManager for LeaseService {
         };
         let receipts: Vec<Certified> = receipts.into_iter().map(certified).collect();
         let caller = Caller { principal: holder, ..context.caller };
-        let call = Call { caller, correlation_id: context.correlation_id };
+        let call = Call::new(caller, context.correlation_id);
         let vault = self.vault.clone();
         let taken = move || vault.take_receipts(&call, &receipts).map_err(failed);
         let records = self.workers.run(taken).await?;

@@ -192,10 +192,7 @@ fn make_service_key(vault: &Vault, service: &ServiceManaged) -> Result<(), custo
         token_id: String::new(),
         address: String::new(),
     };
-    let call = |n: u32| Call {
-        caller: caller.clone(),
-        correlation_id: format!("start-{}-{n}", SystemClock.now().as_millis()),
-    };
+    let call = |n: u32| Call::new(caller.clone(), format!("start-{}-{n}", SystemClock.now().as_millis()));
     let parent = format!("vaults/{}", service.vault);
     let key = format!("{parent}/keys/{}", service.key);
     if vault.get_vault(&call(1), &parent).is_ok() && vault.get_key(&call(2), &key).is_ok() {

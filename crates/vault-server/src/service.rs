@@ -15,13 +15,14 @@ use custody_rpc::{
 };
 use custody_types::{Clock as _, Protection, SignatureAlgorithm, SystemClock, WrapAlgorithm};
 use custody_vault::{
-    Admission, Call, Event, EventType, IfExists, Material, Particulars, Vault, VaultError, VaultParameters,
+    Admission, Call, Event, EventType, IfExists, Material, Particulars, Recorded, Vault, VaultError,
+    VaultParameters,
     gate::{Operation, op},
 };
 use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 pub(crate) struct KeyVaultService {
     vault: Arc<Vault>,
@@ -54,8 +55,8 @@ impl KeyVaultService {
         R: Send + 'static,
     {
         let (call, request) = taken(request)?;
-        let vault = self.vault.clone();
-        self.workers.run(move || act(&vault, &call, request).map(Response::new)).await
+        let (vault, recorded) = (self.vault.clone(), call.recorded.clone());
+        told(self.workers.run(move || act(&vault, &call, request)).await, &recorded)
     }
 
     /// Uses a key: admitted by the gate in this task, done where computing holds nobody up.
@@ -64,20 +65,42 @@ impl KeyVaultService {
         call: Call,
         name: &str,
         act: impl FnOnce(Admission<Op>) -> Result<T, VaultError> + Send + 'static,
-    ) -> Result<T, Status> {
-        let caller = call.caller.principal.clone();
-        let admission = self.vault.admit::<Op>(call, name).await.map_err(failed)?;
-        let waits = admission.waits();
-        let act = move || act(admission).map_err(failed);
-        if waits { self.workers.run(act).await } else { self.compute.run(&caller, act).await }
+    ) -> Result<Response<T>, Status> {
+        let (caller, recorded) = (call.caller.principal.clone(), call.recorded.clone());
+        let done = async {
+            let admission = self.vault.admit::<Op>(call, name).await.map_err(failed)?;
+            let waits = admission.waits();
+            let act = move || act(admission).map_err(failed);
+            if waits { self.workers.run(act).await } else { self.compute.run(&caller, act).await }
+        };
+        told(done.await, &recorded)
     }
 }
 
 /// A request with who makes it.
 pub(crate) fn taken<R>(request: Request<R>) -> Result<(Call, R), Status> {
     let context = CallContext::of(&request)?;
-    let call = Call { caller: context.caller, correlation_id: context.correlation_id };
-    Ok((call, request.into_inner()))
+    Ok((Call::new(context.caller, context.correlation_id), request.into_inner()))
+}
+
+/// The metadata that says under which number the trail has a call.
+const SEQUENCE: &str = "custody-audit-sequence";
+
+/// An answer that says under which number the trail has the call, also where it is a refusal: with a proof of inclusion, the
+/// caller can show later that it was recorded.
+pub(crate) fn told<T>(done: Result<T, Status>, recorded: &Recorded) -> Result<Response<T>, Status> {
+    let sequence = recorded.sequence().map(MetadataValue::from);
+    match done {
+        Ok(answer) => {
+            let mut answer = Response::new(answer);
+            sequence.map(|n| answer.metadata_mut().insert(SEQUENCE, n));
+            Ok(answer)
+        }
+        Err(mut refused) => {
+            sequence.map(|n| refused.metadata_mut().insert(SEQUENCE, n));
+            Err(refused)
+        }
+    }
 }
 
 fn algorithm(name: &str) -> Result<WrapAlgorithm, Status> {
@@ -193,8 +216,8 @@ impl KeyVault for KeyVaultService {
 
     async fn get_key(&self, request: Request<wire::GetKeyRequest>) -> Result<Response<wire::Key>, Status> {
         let (call, r) = taken(request)?;
-        let key = self.vault.get_key_in_task(&call, &r.name).await.map_err(failed)?;
-        Ok(Response::new(convert::key(key)))
+        let key = self.vault.get_key_in_task(&call, &r.name).await.map_err(failed);
+        told(key.map(convert::key), &call.recorded)
     }
 
     async fn list_keys(
@@ -295,7 +318,7 @@ impl KeyVault for KeyVaultService {
         let algorithm = algorithm(&r.algorithm)?;
         let plain = zeroize(r.plaintext);
         let done = self.compute::<op::WrapKey, _>(call, &r.name, move |a| a.protect(algorithm, &plain));
-        Ok(Response::new(convert::wrapped(done.await?)))
+        Ok(done.await?.map(convert::wrapped))
     }
 
     async fn unwrap_key(
@@ -306,7 +329,7 @@ impl KeyVault for KeyVaultService {
         let algorithm = algorithm(&r.algorithm)?;
         let act = move |a: Admission<op::UnwrapKey>| a.unprotect(algorithm, &r.ciphertext);
         let opened = self.compute(call, &r.name, act).await?;
-        Ok(Response::new(wire::UnwrapKeyResponse { plaintext: opened.plain.to_vec() }))
+        Ok(opened.map(|opened| wire::UnwrapKeyResponse { plaintext: opened.plain.to_vec() }))
     }
 
     async fn rewrap_key(
@@ -329,7 +352,7 @@ impl KeyVault for KeyVaultService {
         let plain = zeroize(r.plaintext);
         let done =
             self.compute::<op::Encrypt, _>(call, &r.name, move |a| a.protect(algorithm, &plain)).await?;
-        Ok(Response::new(wire::EncryptResponse {
+        Ok(done.map(|done| wire::EncryptResponse {
             key_version: done.key_version.to_string(),
             algorithm: done.algorithm.to_string(),
             ciphertext: done.ciphertext,
@@ -344,7 +367,7 @@ impl KeyVault for KeyVaultService {
         let algorithm = algorithm(&r.algorithm)?;
         let act = move |a: Admission<op::Decrypt>| a.unprotect(algorithm, &r.ciphertext);
         let opened = self.compute(call, &r.name, act).await?;
-        Ok(Response::new(wire::DecryptResponse { plaintext: opened.plain.to_vec() }))
+        Ok(opened.map(|opened| wire::DecryptResponse { plaintext: opened.plain.to_vec() }))
     }
 
     async fn sign(
@@ -354,8 +377,9 @@ impl KeyVault for KeyVaultService {
         let (call, r) = taken(request)?;
         let algorithm = signature_algorithm(&r.algorithm)?;
         let act = move |a: Admission<op::Sign>| a.sign(algorithm, &r.digest);
-        let (version, signature) = self.compute(call, &r.name, act).await?;
-        Ok(Response::new(wire::SignResponse { key_version: version.to_string(), signature }))
+        let done = self.compute(call, &r.name, act).await?;
+        Ok(done
+            .map(|(version, signature)| wire::SignResponse { key_version: version.to_string(), signature }))
     }
 
     async fn verify(
@@ -365,8 +389,8 @@ impl KeyVault for KeyVaultService {
         let (call, r) = taken(request)?;
         let algorithm = signature_algorithm(&r.algorithm)?;
         let act = move |a: Admission<op::Verify>| a.verify(algorithm, &r.digest, &r.signature);
-        let (version, valid) = self.compute(call, &r.name, act).await?;
-        Ok(Response::new(wire::VerifyResponse { key_version: version.to_string(), valid }))
+        let done = self.compute(call, &r.name, act).await?;
+        Ok(done.map(|(version, valid)| wire::VerifyResponse { key_version: version.to_string(), valid }))
     }
 
     async fn backup_key(

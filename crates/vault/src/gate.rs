@@ -126,11 +126,12 @@ impl Gate {
         let (record, assignment) = match self.authorize::<Op>(permission, call, resource)? {
             Authorized::Yes { record, assignment } => (record, assignment),
             Authorized::No { refusal, error } => {
-                self.journal.append(&refusal)?;
+                call.recorded.set(self.journal.append(&refusal)?);
                 return Err(error);
             }
         };
         let pending = self.journal.begin(record)?;
+        call.recorded.set(pending.sequence());
         Admitted { pending, assignment, op: PhantomData }.run(act)
     }
 
@@ -143,11 +144,12 @@ impl Gate {
         let (record, assignment) = match self.authorize::<Op>(Op::PERMISSION, call, resource)? {
             Authorized::Yes { record, assignment } => (record, assignment),
             Authorized::No { refusal, error } => {
-                self.journal.append_in_task(&refusal).await?;
+                call.recorded.set(self.journal.append_in_task(&refusal).await?);
                 return Err(error);
             }
         };
         let pending = self.journal.begin_in_task(record).await?;
+        call.recorded.set(pending.sequence());
         Ok(Admitted { pending, assignment, op: PhantomData })
     }
 

@@ -49,7 +49,7 @@ pub use seal::{NewSeal, Passphrase, SealError, SealType};
 pub use sealing::{NewShares, SealSettings, SealView, ShareText, UnsealKey};
 pub use usage::{Admission, Opened};
 pub use uses::UseCounts;
-pub use vault::{Call, LoadError, Vault, VaultOptions};
+pub use vault::{Call, LoadError, Recorded, Vault, VaultOptions};
 pub use vaults::{VaultChange, VaultParameters};
 
 /// Bytes that are erased on drop: for key material that a transport hands in.

@@ -21,7 +21,10 @@ use custody_types::{Caller, Clock, Duty, KeyVersionName, Permission, UnixMillis}
 use parking_lot::{Mutex, RwLock};
 use std::{
     fmt,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 /// A call: who, and what ties it to a trace.
@@ -31,6 +34,32 @@ pub struct Call {
     pub caller: Caller,
     /// The trace id, or another unique id.
     pub correlation_id: String,
+    /// Where the gate notes under which number it has recorded the call.
+    pub recorded: Recorded,
+}
+
+impl Call {
+    /// A call that is not recorded yet.
+    #[must_use]
+    pub fn new(caller: Caller, correlation_id: String) -> Self {
+        Self { caller, correlation_id, recorded: Recorded::default() }
+    }
+}
+
+/// The number of a call's record in the trail, once it has one.
+#[derive(Clone, Debug, Default)]
+pub struct Recorded(Arc<AtomicU64>);
+
+impl Recorded {
+    pub(crate) fn set(&self, sequence: u64) {
+        self.0.store(sequence, Ordering::Release);
+    }
+
+    /// The number of the record that the call began with, or of the one that refused it; none before.
+    #[must_use]
+    pub fn sequence(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Acquire)).filter(|n| *n > 0)
+    }
 }
 
 /// How a vault is run.
@@ -203,12 +232,6 @@ impl Vault {
         Ok((entries, last))
     }
 
-    /// The number of the last audit record.
-    #[must_use]
-    pub fn audit_head(&self) -> u64 {
-        self.journal.written()
-    }
-
     /// Does what time has made due: purges deleted keys whose retention has ended, rotates keys whose policies say so,
     /// tells of expiries and of rights that ended, and stores what was counted.
     ///
@@ -251,10 +274,12 @@ impl Vault {
             token_id: String::new(),
             address: String::new(),
         };
-        Ok(Call { caller, correlation_id: crate::names::new_id()? })
+        Ok(Call::new(caller, crate::names::new_id()?))
     }
 
-    pub(crate) fn journal(&self) -> &Arc<Journal> {
+    /// The trail's journal: for what proves that a record is in it.
+    #[must_use]
+    pub fn journal(&self) -> &Arc<Journal> {
         &self.journal
     }
 }

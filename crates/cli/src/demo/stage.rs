@@ -2,11 +2,12 @@
 
 use super::{IDENTITY, KEY, ROLE, scan, sql::PASSWORD};
 use crate::{
-    audit, cluster,
+    audit, cluster, inclusion,
     output::{Format, line},
     session::Session,
 };
 use anyhow::{Context as _, ensure};
+use custody_audit::Earlier;
 use custody_proto::{control as ctl, vault as kv};
 use custody_rpc::status::reason;
 use prost_types::Timestamp;
@@ -25,6 +26,8 @@ pub(crate) struct Stage {
     /// The officers' shares of the vault's own seal.
     pub(crate) shares: Vec<String>,
     refused: usize,
+    /// A checkpoint of the vault's trail that the auditor keeps.
+    noted: Option<String>,
 }
 
 impl Stage {
@@ -38,6 +41,7 @@ impl Stage {
             assignment: String::new(),
             shares: Vec::new(),
             refused: 0,
+            noted: None,
         })
     }
 
@@ -112,6 +116,16 @@ impl Stage {
             kv::CreateRoleAssignmentRequest { parent: "vaults/contoso".to_owned(), role_assignment };
         self.assignment =
             self.session.access("officer")?.create_role_assignment(request).await?.into_inner().name;
+        Ok(())
+    }
+
+    /// The auditor notes what the vault's trail is now.
+    pub(crate) async fn note_checkpoint(&mut self) -> anyhow::Result<()> {
+        let mut auditor = self.session.audit("vault", "auditor")?;
+        let request = custody_proto::audit::GetCheckpointRequest {};
+        let note = auditor.get_checkpoint(request).await?.into_inner().note;
+        self.check(!note.is_empty(), "the auditor keeps a checkpoint of the trail, in a place of his own")?;
+        self.noted = Some(note);
         Ok(())
     }
 
@@ -395,21 +409,39 @@ impl Stage {
     pub(crate) async fn verify_trails(&self) -> anyhow::Result<()> {
         // A checkpoint is signed after a second without records; the report counts what is not signed yet.
         for service in ["vault", "control", "identity"] {
-            let report = audit::verify(&self.dir.join(service).join("data/audit"), None, None)?;
+            let noted = self.noted.as_deref().filter(|_| service == "vault");
+            let known = Earlier { head: None, checkpoint: noted };
+            let report = audit::verify(&self.dir.join(service).join("data/audit"), None, known)?;
             self.check(
                 report.records > 0 && report.unfinished_bytes == 0,
                 &format!(
-                    "{service}: {} records in one chain, {} checkpoints signed, {} refusals",
+                    "{service}: {} records in one tree, {} checkpoints signed, {} refusals",
                     report.records, report.checkpoints, report.denied
                 ),
             )?;
         }
+        let noted = self.noted.as_deref().and_then(|note| note.lines().nth(1)).unwrap_or_default();
+        self.check(
+            self.noted.is_some(),
+            &format!("the vault's goes on from the checkpoint over {noted} records that the auditor kept from the beginning"),
+        )?;
         let request = custody_proto::audit::ListRecordsRequest {
             page_size: 1000,
             resource_prefix: KEY.to_owned(),
             ..Default::default()
         };
         let page = self.session.audit("vault", "auditor")?.list_records(request).await?.into_inner();
+        let last = page.records.last().context("nothing is recorded about the key")?;
+        let proof = inclusion::fetch(&self.session, "vault", last.sequence).await?;
+        let key = audit::read_key(&self.dir.join("vault/data/audit/checkpoint.pub"))?;
+        self.check(
+            inclusion::check(&proof, &key).is_ok_and(|record| record == last.json),
+            &format!(
+                "record {} is proven to be in it, by {} hashes",
+                last.sequence,
+                proof.lines().count() - 8
+            ),
+        )?;
         line(format!("   the last records about {KEY}:"));
         for record in page.records.iter().rev().take(4).rev() {
             line(format!("     {} {:.170}", record.sequence, record.json));

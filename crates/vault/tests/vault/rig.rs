@@ -66,15 +66,9 @@ pub(crate) fn rig() -> Rig {
 }
 
 pub(crate) fn call(principal: &str, duty: Duty) -> Call {
-    Call {
-        caller: Caller {
-            principal: principal.into(),
-            duty,
-            token_id: "t".into(),
-            address: "127.0.0.1".into(),
-        },
-        correlation_id: format!("{:?}", std::time::Instant::now()),
-    }
+    let caller =
+        Caller { principal: principal.into(), duty, token_id: "t".into(), address: "127.0.0.1".into() };
+    Call::new(caller, format!("{:?}", std::time::Instant::now()))
 }
 
 pub(crate) fn officer() -> Call {
