@@ -1,4 +1,5 @@
 //! A vault whose journal cannot be written does nothing and says why; when it can, the vault goes on by itself.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use custody_clients::Vault;
 use custody_proto::vault::{GetKeyRequest, Key};

@@ -498,7 +498,8 @@ impl Node {
 
     /// Says that the keys of a volume that was closed are gone.
     fn release(&self, managed: &Managed) {
-        if let Some(lease) = managed.lease.lock().take() {
+        let lease = managed.lease.lock().take();
+        if let Some(lease) = lease {
             self.leases.report(&lease, "RELEASED", self.leases.now());
         }
     }

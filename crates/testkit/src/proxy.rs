@@ -95,8 +95,7 @@ fn connect(near: &TcpStream, target: &str, state: &Arc<State>) {
 
 fn forward(mut from: &TcpStream, mut to: &TcpStream, state: &State) {
     let mut buffer = vec![0; 64 << 10];
-    loop {
-        let Ok(len @ 1..) = from.read(&mut buffer) else { break };
+    while let Ok(len @ 1..) = from.read(&mut buffer) {
         while state.cut.load(Ordering::Acquire) {
             thread::sleep(LOOK_EVERY);
         }

@@ -88,6 +88,9 @@ struct ServiceManaged {
     managed_identity: String,
 }
 
+/// Between tries to make the platform's key.
+const SERVICE_KEY_PAUSE: Duration = Duration::from_millis(500);
+
 /// Jobs at once, running and waiting.
 const JOBS_MAX: usize = 1024;
 
@@ -116,8 +119,12 @@ async fn main() -> anyhow::Result<()> {
     })?);
     if vault.is_sealed() {
         tracing::warn!("the vault is sealed; its officers unseal it with `custody vault unseal`");
-    } else if let Some(service) = &settings.service_managed {
-        make_service_key(&vault, service).context("the service-managed key cannot be made")?;
+    }
+    let mut later = None;
+    if let Some(service) = settings.service_managed.map(Arc::new)
+        && !try_service_key(&vault, &service).await
+    {
+        later = Some(tokio::spawn(keep_service_key(vault.clone(), service)));
     }
     let ticking = tokio::spawn(tick(vault.clone()));
     let closing = tokio::spawn(leases::close_due(vault.clone(), settings.server.data.join("proof.pub")));
@@ -151,6 +158,9 @@ async fn main() -> anyhow::Result<()> {
     .await?;
     ticking.abort();
     closing.abort();
+    if let Some(later) = later {
+        later.abort();
+    }
     if let Some(https) = https {
         https.abort();
     }
@@ -182,6 +192,29 @@ fn denial_sink(journal: Arc<Journal>) -> DenialSink {
             ))
             .is_ok()
     })
+}
+
+/// Makes the platform's key if it can be made now.
+async fn try_service_key(vault: &Arc<Vault>, service: &Arc<ServiceManaged>) -> bool {
+    if vault.is_sealed() {
+        return false;
+    }
+    let (vault, service) = (vault.clone(), service.clone());
+    match tokio::task::spawn_blocking(move || make_service_key(&vault, &service)).await {
+        Ok(Ok(())) => true,
+        Ok(Err(e)) => {
+            tracing::error!(error = %e, "the service-managed key cannot be made yet");
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+/// Makes the platform's key as soon as it can be made: the vault may be sealed, and its disks full.
+async fn keep_service_key(vault: Arc<Vault>, service: Arc<ServiceManaged>) {
+    while !try_service_key(&vault, &service).await {
+        tokio::time::sleep(SERVICE_KEY_PAUSE).await;
+    }
 }
 
 /// The platform's vault, its key and its one grant. Repeating it changes nothing.

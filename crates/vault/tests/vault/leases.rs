@@ -158,7 +158,8 @@ fn who_does_not_answer_is_waited_for_until_its_lease_has_run_out() {
 
 #[test]
 fn every_way_to_end_access_ends_leases() {
-    let ways: [(&str, &str, fn(&Leased, &str)); 5] = [
+    type Way = (&'static str, &'static str, fn(&Leased, &str));
+    let ways: [Way; 5] = [
         ("ACCESS_CHANGED", "PERMISSION_DENIED", |l, grant| {
             l.vault.delete_role_assignment(&officer(), grant).unwrap();
         }),
