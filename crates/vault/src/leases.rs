@@ -24,6 +24,8 @@ pub(crate) const LEASE_POLICIES: &str = "lease-policies";
 const DURATION: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// Longest name of a volume.
 const VOLUME_LEN_MAX: usize = 200;
+/// How long a lease that has run out is remembered.
+const KEPT_AFTER_END: Duration = Duration::from_secs(86_400);
 /// Leases of one holder.
 const HELD_MAX: usize = 100_000;
 
@@ -353,6 +355,20 @@ impl Vault {
             let live = register.held.values().filter(|held| held.end() > now);
             Ok(live.filter(of).map(|held| held.signed.clone()).collect())
         })
+    }
+
+    /// Forgets leases that ran out long ago: their holders are gone, and came back under no other.
+    pub(crate) fn forget_leases(&self) -> Result<(), VaultError> {
+        let now = self.clock.monotonic();
+        let mut register = self.leases.lock();
+        let over = register.held.iter().filter(|(_, held)| held.end() + KEPT_AFTER_END < now);
+        let over: Vec<Place> = over.map(|(place, _)| place.clone()).collect();
+        if over.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        over.iter().for_each(|place| _ = register.forget(place, &mut batch));
+        Ok(self.store.commit(batch)?)
     }
 
     /// The text of the public key that leases and revocations are signed with.

@@ -251,6 +251,7 @@ impl Vault {
         self.gate.limits.forget();
         self.save_uses()?;
         self.forget_approvals()?;
+        self.forget_leases()?;
         rotation::run_agenda(self)?;
         lifecycle::purge_due(self)
     }

@@ -321,6 +321,20 @@ fn the_owner_bounds_how_long_a_key_is_held() {
 }
 
 #[test]
+fn a_holder_that_never_came_back_is_forgotten_after_a_day() {
+    let leased = leased();
+    leased.ask(NODE, "volumes/a", SPAN).unwrap();
+    leased.rig.clock.pass(86_400_000);
+    leased.vault.tick().unwrap();
+    leased.ask("principals/storage-2", "volumes/b", SPAN).unwrap();
+    leased.rig.clock.pass(20_000);
+    leased.vault.tick().unwrap();
+    let revoked = leased.vault.revoke_key(&officer(), KEY).unwrap();
+    let volumes: Vec<_> = revoked.leases.iter().map(|lease| lease.volume.as_str()).collect();
+    assert_eq!(volumes, ["volumes/b"], "the one that has just run out is told of, the old one is not");
+}
+
+#[test]
 fn what_is_given_back_is_not_waited_for() {
     let leased = leased();
     let lease = leased.ask(NODE, "volumes/a", SPAN).unwrap();
