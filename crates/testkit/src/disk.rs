@@ -37,14 +37,18 @@ impl Disk {
         self.at.join("filler")
     }
 
-    /// Uses all of it up.
+    /// Uses all of it up: most of it is taken at once, the rest written to.
     ///
     /// # Errors
     /// `dd` is missing.
     pub fn fill(&self) -> anyhow::Result<()> {
+        let file = File::create(self.filler())?;
+        let free = rustix::fs::statvfs(&self.at)?;
+        let most = (free.f_bavail * free.f_frsize).saturating_sub(1 << 20).max(1);
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, most)?;
         let to = format!("of={}", self.filler().display());
         // It ends with the error that is wanted.
-        Command::new("dd").args(["if=/dev/zero", &to, "bs=64k"]).output()?;
+        Command::new("dd").args(["if=/dev/zero", &to, "bs=64k", "oflag=append", "conv=notrunc"]).output()?;
         Ok(())
     }
 
