@@ -25,6 +25,8 @@ pub(crate) struct Session {
 }
 
 const DEADLINE: Duration = Duration::from_secs(60);
+/// Longest answer with a proof, in bytes: some ten thousand volumes.
+const PROOF_LEN_MAX: usize = 64 << 20;
 
 impl Session {
     pub(crate) fn open(dir: &Path, principal: Option<&str>, format: Format) -> anyhow::Result<Self> {
@@ -76,7 +78,9 @@ impl Session {
     }
 
     pub(crate) fn leases(&self, default: &str) -> anyhow::Result<Leases> {
-        Ok(Leases::new(self.channel("vault", "custody-vault", default)?))
+        // A proof has a lease, a receipt and a certificate for each volume.
+        let leases = Leases::new(self.channel("vault", "custody-vault", default)?);
+        Ok(leases.max_decoding_message_size(PROOF_LEN_MAX))
     }
 
     /// Whose certificates the deployment's processes have.

@@ -155,7 +155,7 @@ pub(crate) struct Register {
 
 impl Register {
     /// As it is stored.
-    pub(crate) fn load(store: &Store, now: Duration) -> Result<Self, VaultError> {
+    pub(crate) fn load(store: &Store, now: Duration, wall: UnixMillis) -> Result<Self, VaultError> {
         let mut register = Self::default();
         for (_, signed) in store.scan::<SignedLease>(LEASES, "")? {
             let place = (signed.lease.holder.clone(), signed.lease.volume.clone());
@@ -164,7 +164,7 @@ impl Register {
         for (key, epoch) in store.scan::<u64>(EPOCHS, "")? {
             register.epochs.insert(key.parse()?, epoch);
         }
-        register.open = Open::load(store, now)?;
+        register.open = Open::load(store, now, wall)?;
         Ok(register)
     }
 

@@ -57,11 +57,16 @@ pub(crate) struct Open {
 }
 
 impl Open {
-    /// Those that wait for answers. What they wait for has not run out before it would have if it had been granted now.
-    pub(crate) fn load(store: &Store, now: Duration) -> Result<BTreeMap<String, Self>, VaultError> {
+    /// Those that wait for answers. What they wait for has not run out before it would have if it had been granted now. How long
+    /// ago they were opened, the wall clock alone knows: a process's own clock begins with it.
+    pub(crate) fn load(
+        store: &Store,
+        now: Duration,
+        wall: UnixMillis,
+    ) -> Result<BTreeMap<String, Self>, VaultError> {
         let all = store.scan::<Self>(REVOCATIONS, "")?.into_iter();
         let open = all.filter(|(_, open)| open.close_time.is_none()).map(|(name, mut open)| {
-            open.began = now;
+            open.began = now.saturating_sub(wall.since(open.revoke_time));
             for lease in &mut open.leases {
                 let span = Duration::from_millis(lease.signed.lease.duration_ms);
                 lease.end = now + span + span / 1000 + Duration::from_millis(50);

@@ -238,7 +238,7 @@ impl Vault {
             let (catalog, assignments) = Catalog::load(&self.store, self.now())?;
             *self.catalog.write() = catalog;
             *self.gate.assignments.write() = assignments;
-            *self.leases.lock() = Register::load(&self.store, self.clock.monotonic())?;
+            *self.leases.lock() = Register::load(&self.store, self.clock.monotonic(), self.now())?;
         }
         self.gate.set_sealed(false);
         self.sealed_by_officer.store(false, Ordering::Release);

@@ -439,7 +439,7 @@ impl Stage {
             &format!(
                 "record {} is proven to be in it, by {} hashes",
                 last.sequence,
-                proof.lines().count() - 8
+                proof.lines().count() - 9
             ),
         )?;
         line(format!("   the last records about {KEY}:"));

@@ -257,14 +257,18 @@ fn a_restart_forgets_no_lease_and_believes_no_clock() {
 fn a_revocation_goes_on_after_a_restart() {
     let leased = leased();
     let lease = leased.ask(NODE, "volumes/a", SPAN).unwrap();
+    leased.rig.clock.pass(10_000);
     leased.vault.revoke_key(&officer(), KEY).unwrap();
     let Leased { rig, vault } = leased;
     rig.journal.close();
     drop(vault);
+    rig.clock.pass(700);
     let (vault, _journal) = open(rig.dir.path(), &rig.clock, Arc::default());
     let leased = Leased { rig, vault: Arc::new(vault) };
     assert_eq!(leased.outcomes(&first()), [Outcome::Waiting]);
     leased.report(&lease, "KEY_SUSPENDED").unwrap();
+    let outcomes = leased.outcomes(&first());
+    assert!(matches!(outcomes[0], Outcome::Erased { after_ms: 700, .. }), "{outcomes:?}");
     verify(&leased.proof(&first()), &leased.key(), &authority()).unwrap();
 }
 
