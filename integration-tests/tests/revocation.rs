@@ -1,15 +1,16 @@
 //! Revocation ends reads at once, also those under way, and leaves no key in any process's memory.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
-use custody_proto::{
-    storage::{
-        ArchiveWalRequest, BackupVolumeRequest, CreateVolumeRequest, GetVolumeRequest, Volume, VolumeState,
-        storage_node_client::StorageNodeClient,
-    },
-    vault::{UnwrapKeyRequest, key_vault_client::KeyVaultClient},
+use custody_proto::storage::{
+    ArchiveWalRequest, BackupVolumeRequest, GetVolumeRequest, VolumeState,
+    storage_node_client::StorageNodeClient,
 };
 use custody_rpc::AuthenticatedChannel;
-use custody_testkit::{Deployment, eventually, memory::occurrences};
+use custody_testkit::{
+    Deployment, eventually,
+    memory::occurrences,
+    volume::{customer_volume, unwrapped, wrapped_key},
+};
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -113,27 +114,9 @@ fn control(deployment: &Deployment) -> StorageNodeClient<AuthenticatedChannel> {
 async fn volume(deployment: &Deployment, size_bytes: i64) -> (String, String) {
     let (key, identity, _) = deployment.key_and_identity("revoke");
     deployment.bind(&identity).await.unwrap();
-    let volume = Volume {
-        size_bytes,
-        key: key.clone(),
-        managed_identity: identity.clone(),
-        customer_managed: true,
-        ..Volume::default()
-    };
-    let request =
-        CreateVolumeRequest { volume_id: "v".into(), volume: Some(volume), source_backup: String::new() };
-    control(deployment).create_volume(request).await.unwrap();
+    let control = deployment.channel("storage", "workload:control").unwrap();
+    customer_volume(control, "v", size_bytes, &key, &identity).await.unwrap();
     (key, identity)
-}
-
-/// What a stored wrapped key opens to.
-async fn unwrapped(vault: &mut KeyVaultClient<AuthenticatedChannel>, wrapped: &serde_json::Value) -> Vec<u8> {
-    let request = UnwrapKeyRequest {
-        name: wrapped["key_version"].as_str().unwrap().to_owned(),
-        algorithm: wrapped["algorithm"].as_str().unwrap().to_owned(),
-        ciphertext: serde_json::from_value(wrapped["ciphertext"].clone()).unwrap(),
-    };
-    vault.unwrap_key(request).await.unwrap().into_inner().plaintext
 }
 
 fn log_file(n: u32) -> String {
@@ -179,20 +162,16 @@ async fn revocation_ends_reads_and_leaves_no_key_in_memory() {
     assert!(filled.status.success(), "{filled:?}");
 
     let file = fs::read(deployment.dir().join("storage/data/v.volume")).unwrap();
-    let len = u32::from_le_bytes(*file[12..].first_chunk().unwrap()) as usize;
-    let superblock: serde_json::Value = serde_json::from_slice(&file[24..24 + len]).unwrap();
-    let mut vault = KeyVaultClient::new(deployment.channel("vault", &identity).unwrap());
-    let volume_key = unwrapped(&mut vault, &superblock["protector"]["wrapped"]).await;
+    let unwrap =
+        async |wrapped| unwrapped(deployment.channel("vault", &identity).unwrap(), &wrapped).await.unwrap();
+    let path = deployment.dir().join("storage/data/v.volume");
+    let volume_key = unwrap(wrapped_key(&path, 12, "/protector/wrapped").unwrap()).await;
     // A file of a log that is archived, for its key, and one whose sender has stopped in the middle.
     let mut database = StorageNodeClient::new(deployment.channel("storage", "workload:database").unwrap());
     archive(&mut database, 1, 4).await.1.await.unwrap().unwrap();
-    let object = fs::read(deployment.dir().join("backups/_wal/log").join(log_file(1))).unwrap();
-    let len = u32::from_le_bytes(*object[8..].first_chunk().unwrap()) as usize;
-    let header: serde_json::Value = serde_json::from_slice(&object[12..12 + len]).unwrap();
-    let log_key = unwrapped(&mut vault, &header["wrapped"]).await;
+    let object = deployment.dir().join("backups/_wal/log").join(log_file(1));
+    let log_key = unwrap(wrapped_key(&object, 8, "/wrapped").unwrap()).await;
     let (_stopped, unfinished) = archive(&mut database, 2, 5).await;
-    // The vault's end of this connection would keep what was sent last.
-    drop(vault);
     let (wrap, dek) = keys_below(&volume_key, &file);
 
     // Readers that never stop asking, small and large; each ends with the error it was told.

@@ -101,6 +101,11 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
+    /// Those about a resource, and what lies below it.
+    pub(crate) fn of(resource: &str) -> Self {
+        Self { resource: resource.to_owned(), ..Self::default() }
+    }
+
     fn request(&self, page_token: String) -> anyhow::Result<wire::ListRecordsRequest> {
         let time = |text: Option<&String>, field| -> anyhow::Result<Option<prost_types::Timestamp>> {
             let parse = |text: &String| {
@@ -181,7 +186,7 @@ pub(crate) async fn run(
             let filter = if resource.starts_with("volumes/") {
                 Filter { text: resource, ..Filter::default() }
             } else {
-                Filter { resource, ..Filter::default() }
+                Filter::of(&resource)
             };
             many(session.format, story(&records(&session, "vault", &filter).await?));
         }

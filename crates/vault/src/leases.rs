@@ -73,6 +73,13 @@ impl SignedLease {
         self.lease.key_version.key()
     }
 
+    /// From when on it has run out if it was granted at a moment, whatever the holder's clock does meanwhile: clocks run apart by
+    /// less than this allows.
+    pub(crate) fn end(&self, granted: Duration) -> Duration {
+        let span = Duration::from_millis(self.lease.duration_ms);
+        granted + span + span / 1000 + Duration::from_millis(50)
+    }
+
     /// As whom the key is held.
     fn caller(&self) -> Caller {
         Caller {
@@ -131,10 +138,9 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// From when on it has run out, whatever the holder's clock does meanwhile: clocks run apart by less than this allows.
+    /// From when on it has run out.
     pub(crate) fn end(&self) -> Duration {
-        let span = Duration::from_millis(self.signed.lease.duration_ms);
-        self.granted + span + span / 1000 + Duration::from_millis(50)
+        self.signed.end(self.granted)
     }
 }
 

@@ -68,8 +68,7 @@ impl Open {
         let open = all.filter(|(_, open)| open.close_time.is_none()).map(|(name, mut open)| {
             open.began = now.saturating_sub(wall.since(open.revoke_time));
             for lease in &mut open.leases {
-                let span = Duration::from_millis(lease.signed.lease.duration_ms);
-                lease.end = now + span + span / 1000 + Duration::from_millis(50);
+                lease.end = lease.signed.end(now);
             }
             (name, open)
         });

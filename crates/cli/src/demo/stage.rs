@@ -425,13 +425,8 @@ impl Stage {
             self.noted.is_some(),
             &format!("the vault's goes on from the checkpoint over {noted} records that the auditor kept from the beginning"),
         )?;
-        let request = custody_proto::audit::ListRecordsRequest {
-            page_size: 1000,
-            resource_prefix: KEY.to_owned(),
-            ..Default::default()
-        };
-        let page = self.session.audit("vault", "auditor")?.list_records(request).await?.into_inner();
-        let last = page.records.last().context("nothing is recorded about the key")?;
+        let records = audit::records(&self.session, "vault", &audit::Filter::of(KEY)).await?;
+        let last = records.last().context("nothing is recorded about the key")?;
         let proof = inclusion::fetch(&self.session, "vault", last.sequence).await?;
         let key = audit::read_key(&self.dir.join("vault/data/audit/checkpoint.pub"))?;
         self.check(
@@ -443,7 +438,7 @@ impl Stage {
             ),
         )?;
         line(format!("   the last records about {KEY}:"));
-        for record in page.records.iter().rev().take(4).rev() {
+        for record in records.iter().rev().take(4).rev() {
             line(format!("     {} {:.170}", record.sequence, record.json));
         }
         Ok(())
