@@ -1,6 +1,6 @@
 //! The AccessControl service: parse, call the domain on a worker, convert back.
 
-use crate::{convert::failed, service::taken};
+use crate::{convert::failed, service::run};
 use custody_authz::{Assignment, Condition, Considered, Group, Role, Unmet, Verdict};
 use custody_proto::vault::{
     self as wire,
@@ -122,9 +122,7 @@ impl AccessControlService {
         request: Request<R>,
         act: impl FnOnce(&Vault, &Call, R) -> Result<T, Status> + Send + 'static,
     ) -> Result<Response<T>, Status> {
-        let (call, request) = taken(request)?;
-        let vault = self.vault.clone();
-        self.workers.run(move || act(&vault, &call, request).map(Response::new)).await
+        run(&self.vault, &self.workers, request, act).await
     }
 }
 

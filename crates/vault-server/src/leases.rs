@@ -1,9 +1,6 @@
 //! The LeaseManager service: parse, call the domain on a worker, convert back.
 
-use crate::{
-    convert::failed,
-    service::{taken, told},
-};
+use crate::{convert::failed, service::run};
 use custody_proof::{Certified, Lease, Outcome};
 use custody_proto::vault::{
     self as wire,
@@ -87,9 +84,7 @@ impl LeaseService {
         request: Request<R>,
         act: impl FnOnce(&Vault, &Call, R) -> Result<T, Status> + Send + 'static,
     ) -> Result<Response<T>, Status> {
-        let (call, request) = taken(request)?;
-        let (vault, recorded) = (self.vault.clone(), call.recorded.clone());
-        told(self.workers.run(move || act(&vault, &call, request)).await, &recorded)
+        run(&self.vault, &self.workers, request, act).await
     }
 
     /// As whom a holding is held.

@@ -1,6 +1,6 @@
 //! The SealManager service: parse, call the domain on a worker, convert back.
 
-use crate::{convert::failed, service::taken};
+use crate::{convert::failed, service::run};
 use custody_proto::vault::{
     self as wire,
     seal_manager_server::{SealManager, SealManagerServer},
@@ -69,9 +69,8 @@ impl SealService {
         request: Request<R>,
         act: impl FnOnce(&Vault, &Call, R) -> Result<T, VaultError> + Send + 'static,
     ) -> Result<Response<T>, Status> {
-        let (call, request) = taken(request)?;
-        let vault = self.vault.clone();
-        self.workers.run(move || act(&vault, &call, request).map(Response::new).map_err(failed)).await
+        let act = move |vault: &Vault, call: &Call, r| act(vault, call, r).map_err(failed);
+        run(&self.vault, &self.workers, request, act).await
     }
 }
 

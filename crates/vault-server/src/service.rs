@@ -54,9 +54,7 @@ impl KeyVaultService {
     where
         R: Send + 'static,
     {
-        let (call, request) = taken(request)?;
-        let (vault, recorded) = (self.vault.clone(), call.recorded.clone());
-        told(self.workers.run(move || act(&vault, &call, request)).await, &recorded)
+        run(&self.vault, &self.workers, request, act).await
     }
 
     /// Uses a key: admitted by the gate in this task, done where computing holds nobody up.
@@ -77,8 +75,20 @@ impl KeyVaultService {
     }
 }
 
+/// Runs a domain call on a worker; the answer says where the trail has it.
+pub(crate) async fn run<R: Send + 'static, T: Send + 'static>(
+    vault: &Arc<Vault>,
+    workers: &Workers,
+    request: Request<R>,
+    act: impl FnOnce(&Vault, &Call, R) -> Result<T, Status> + Send + 'static,
+) -> Result<Response<T>, Status> {
+    let (call, request) = taken(request)?;
+    let (vault, recorded) = (vault.clone(), call.recorded.clone());
+    told(workers.run(move || act(&vault, &call, request)).await, &recorded)
+}
+
 /// A request with who makes it.
-pub(crate) fn taken<R>(request: Request<R>) -> Result<(Call, R), Status> {
+fn taken<R>(request: Request<R>) -> Result<(Call, R), Status> {
     let context = CallContext::of(&request)?;
     Ok((Call::new(context.caller, context.correlation_id), request.into_inner()))
 }
@@ -88,7 +98,7 @@ const SEQUENCE: &str = "custody-audit-sequence";
 
 /// An answer that says under which number the trail has the call, also where it is a refusal: with a proof of inclusion, the
 /// caller can show later that it was recorded.
-pub(crate) fn told<T>(done: Result<T, Status>, recorded: &Recorded) -> Result<Response<T>, Status> {
+fn told<T>(done: Result<T, Status>, recorded: &Recorded) -> Result<Response<T>, Status> {
     let sequence = recorded.sequence().map(MetadataValue::from);
     match done {
         Ok(answer) => {
