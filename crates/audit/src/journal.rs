@@ -4,7 +4,7 @@ use crate::{
     AuditUnavailable, Broken, Entry, Outcome, Phase, Record, TreeHead,
     chain::Head,
     checkpoint::Signer,
-    tree::{self, Edge, Hash, NodeFile, consistency_proof, inclusion_proof},
+    tree::{self, Edge, Hash, NodeFile, NodeWriter, consistency_proof, inclusion_proof},
     verify::{files, head_at_end, last_checkpoint, walk, walk_on},
     writer::{Command, Reply, Shared, Writer, open_for_append, raw},
 };
@@ -14,7 +14,7 @@ use std::{
     fmt,
     fs::{self, File, OpenOptions},
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    io::{self, Write as _},
+    io,
     ops::ControlFlow,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -54,6 +54,7 @@ const QUEUE_LEN_MAX: usize = 8192;
 const BEGINS_LEN_MAX: usize = 4096;
 /// Files that are walked at a start: operations still open are among the last few thousand records.
 const FILES_WALKED: usize = 2;
+
 /// Tells callers apart, and no more: two that are taken for one gather together.
 fn caller_of(record: &Record) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -68,9 +69,14 @@ const WATCH_EVERY: Duration = Duration::from_millis(250);
 
 /// The tree of a trail: its file as far as it is right up to record `base`, and the leaves after that; no file where that cannot
 /// be written. None where the file is too short, or the tree is not the one that was signed.
-fn grown(dir: &Path, base: u64, leaves: &[Hash], signed: Option<TreeHead>) -> Option<(Edge, Option<File>)> {
+fn grown(
+    dir: &Path,
+    base: u64,
+    leaves: &[Hash],
+    signed: Option<TreeHead>,
+) -> Option<(Edge, Option<NodeWriter>)> {
     let path = dir.join(TREE);
-    let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path).ok();
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).ok();
     let nodes = NodeFile::read(&path).ok().filter(|_| base > 0);
     let mut edge = match nodes {
         Some(nodes) => tree::edge(&nodes, base).ok()?,
@@ -88,12 +94,11 @@ fn grown(dir: &Path, base: u64, leaves: &[Hash], signed: Option<TreeHead>) -> Op
     if wrong(&edge) {
         return None;
     }
-    let file = file.and_then(|mut file| {
-        file.set_len(tree::final_hashes(base) * 32).ok()?;
-        file.write_all(&made).ok()?;
-        Some(file)
+    let nodes = file.and_then(|file| {
+        let mut nodes = NodeWriter::after(file, tree::final_hashes(base)).ok()?;
+        nodes.push(&made).then_some(nodes)
     });
-    Some((edge, file))
+    Some((edge, nodes))
 }
 
 /// Tells those who wait when the disk does not answer; ends with what it answers.

@@ -253,6 +253,41 @@ impl NodeFile {
     }
 }
 
+/// Bytes of hashes that wait in memory for a disk that does not take them: of some 16,000 records.
+const OWED_LEN_MAX: usize = 1 << 20;
+
+/// The end of the file of hashes. What a full disk does not take waits, and is written with what comes next.
+pub(crate) struct NodeWriter {
+    file: File,
+    len: u64,
+    owed: Vec<u8>,
+}
+
+impl NodeWriter {
+    /// Goes on after the first `hashes` hashes of a file that is open for writing, and not for appending.
+    pub(crate) fn after(file: File, hashes: u64) -> io::Result<Self> {
+        let len = hashes * 32;
+        file.set_len(len)?;
+        Ok(Self { file, len, owed: Vec::new() })
+    }
+
+    /// Adds hashes; false where so many could not be written that the rest is of no use.
+    pub(crate) fn push(&mut self, hashes: &[u8]) -> bool {
+        self.owed.extend_from_slice(hashes);
+        self.settle() || self.owed.len() <= OWED_LEN_MAX
+    }
+
+    /// Writes what waits; false where the disk does not take it.
+    pub(crate) fn settle(&mut self) -> bool {
+        // At its place, so that what a disk took in part is written over.
+        if !self.owed.is_empty() && self.file.write_all_at(&self.owed, self.len).is_ok() {
+            self.len += self.owed.len() as u64;
+            self.owed.clear();
+        }
+        self.owed.is_empty()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,6 +333,22 @@ mod tests {
         let path: Vec<_> = inclusion_proof(&nodes, 0, 7).unwrap().iter().map(hex::encode).collect();
         assert_eq!(path.first().unwrap(), "96a296d224f285c67bee93c30f8a309157f0daa35dc5b87e410b78630a09cfc7");
         assert_eq!(path.len(), 3);
+    }
+
+    #[test]
+    fn hashes_that_a_disk_did_not_take_are_written_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tree");
+        let mut nodes = NodeWriter::after(File::create(&path).unwrap(), 0).unwrap();
+        assert!(nodes.push(&[1; 32]));
+        let writable = std::mem::replace(&mut nodes.file, File::open(&path).unwrap());
+        assert!(nodes.push(&[2; 32]) && !nodes.settle());
+        assert_eq!(std::fs::read(&path).unwrap(), [1; 32]);
+        nodes.file = writable;
+        assert!(nodes.push(&[3; 32]));
+        assert_eq!(std::fs::read(&path).unwrap(), [[1; 32], [2; 32], [3; 32]].concat());
+        nodes.file = File::open(&path).unwrap();
+        assert!(!nodes.push(&vec![4; OWED_LEN_MAX + 1]));
     }
 
     #[test]

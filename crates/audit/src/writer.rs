@@ -4,7 +4,7 @@ use crate::{
     AuditUnavailable, Outcome, Phase, Record, TreeHead,
     chain::{CheckpointLine, Head},
     checkpoint::{Checkpoint, Signer},
-    tree::{Edge, Hash, leaf_hash},
+    tree::{Edge, Hash, NodeWriter, leaf_hash},
     verify::files,
     waiters::Waiters,
 };
@@ -76,8 +76,8 @@ pub(crate) struct Writer {
     pub(crate) len: u64,
     pub(crate) head: Head,
     pub(crate) edge: Edge,
-    /// The tree's hashes, for proofs; none where they could not be written, until the next start makes them anew.
-    pub(crate) nodes: Option<File>,
+    /// The tree's hashes, for proofs; none where too many could not be written, until the next start makes them anew.
+    pub(crate) nodes: Option<NodeWriter>,
     pub(crate) signer: Signer,
     pub(crate) signed: u64,
     /// When the last checkpoint was signed, by this process.
@@ -96,6 +96,7 @@ impl Writer {
                 Ok(command) => command,
                 Err(RecvTimeoutError::Timeout) => {
                     _ = self.checkpoint();
+                    _ = self.nodes.as_mut().map(NodeWriter::settle);
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -202,7 +203,7 @@ impl Writer {
         for leaf in leaves {
             self.edge.push(*leaf, |hash| made.extend_from_slice(hash));
         }
-        if self.nodes.as_mut().is_some_and(|file| file.write_all(&made).is_err()) {
+        if self.nodes.as_mut().is_some_and(|nodes| !nodes.push(&made)) {
             self.nodes = None;
         }
     }

@@ -199,7 +199,7 @@ fn proof_of(hashes: std::io::Result<Vec<Hash>>, field: &'static str) -> Result<V
         Ok(hashes) => Ok(hashes.iter().map(|hash| hash.to_vec()).collect()),
         Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => Err(invalid(field, e)),
         Err(_) => {
-            let why = "the hashes of the tree cannot be read; a restart of the service makes them anew";
+            let why = "the hashes of the tree cannot be read now; ask again, and where it stays so, a restart of the service makes them anew";
             Err(status("UNAVAILABLE", "AUDIT_UNAVAILABLE", why, None))
         }
     }
