@@ -10,6 +10,7 @@ mod protector;
 
 use custody_envelope::{StreamKey, VolumeKey};
 use custody_node::{layout::*, *};
+use custody_types::{UnixMillis, WrapAlgorithm, WrappedKey};
 use manifest::manifest;
 use protector::protector;
 use std::{
@@ -148,5 +149,39 @@ fn backups_of_earlier_builds_are_restored() {
         .unwrap();
         read_backup((&store, &name), &manifest, &stream_key(), |piece| volume.restore(piece)).unwrap();
         check(&volume);
+    }
+}
+
+/// What the frozen file of a log holds.
+fn segment() -> Vec<u8> {
+    (0..5000u32).flat_map(u32::to_le_bytes).collect()
+}
+
+#[test]
+fn files_of_logs_of_earlier_builds_are_restored() {
+    let store = Directory::new(frozen());
+    for version in [1u32] {
+        let name = format!("wal-{version}");
+        let archive = WalArchive::new(&store, &name);
+        let file = WalFileName::parse("000000010000000000000001").unwrap();
+        if std::env::var_os("CUSTODY_FREEZE").is_some() && archive.files().unwrap().is_empty() {
+            let wrapped = protector().wrapped.unwrap_or_else(|| WrappedKey {
+                key_version: "vaults/v/keys/k/versions/00000000000000000000000000000000".parse().unwrap(),
+                algorithm: WrapAlgorithm::RsaOaep256,
+                ciphertext: vec![1; 256],
+            });
+            let mut writer =
+                archive.create(&file, 16 << 20, UnixMillis::from_secs(7), (&stream_key(), &wrapped)).unwrap();
+            writer.write(&segment()).unwrap();
+            writer.seal().unwrap().finish().unwrap();
+        }
+        let object = archive.open(&file).unwrap();
+        assert_eq!(object.header().size_bytes, 16 << 20);
+        let (mut all, mut part) = (Vec::new(), zeroize::Zeroizing::default());
+        let mut reader = object.reader(&stream_key());
+        while reader.next(&mut part).unwrap() {
+            all.extend_from_slice(&part);
+        }
+        assert_eq!(all, segment());
     }
 }
