@@ -3,7 +3,7 @@
 use prost::Message as _;
 use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf};
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "custody/audit/v1/audit_log.proto",
     "custody/control/v1/cluster_manager.proto",
     "custody/database/v1/database_node.proto",
@@ -12,6 +12,7 @@ const FILES: [&str; 10] = [
     "custody/vault/v1/access_control.proto",
     "custody/vault/v1/key_vault.proto",
     "custody/vault/v1/lease_manager.proto",
+    "custody/vault/v1/lineage.proto",
     "custody/vault/v1/seal.proto",
     "google/longrunning/operations.proto",
 ];

@@ -105,8 +105,7 @@ async fn a_revocation_is_proven_also_of_a_node_that_is_cut_off() {
             let mut client = Storage::new(database.clone());
             write(&mut client, &volume, 7).await.unwrap();
             readers.push((n, reader(client, volume.clone(), reads.get(n).unwrap().clone())));
-            let wrapped =
-                wrapped_key(&data.join(format!("{volume}.volume")), 12, "/protector/wrapped").unwrap();
+            let wrapped = wrapped_key(&data.join(format!("{volume}.volume"))).unwrap();
             keys.push(unwrapped(deployment.channel("vault", &identity).unwrap(), &wrapped).await.unwrap());
         }
     }

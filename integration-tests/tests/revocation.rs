@@ -9,7 +9,7 @@ use custody_rpc::AuthenticatedChannel;
 use custody_testkit::{
     Deployment, eventually,
     memory::occurrences,
-    volume::{customer_volume, unwrapped, wrapped_key},
+    volume::{customer_volume, unwrapped, wrapped_key, wrapped_log_key},
 };
 use std::{
     fs,
@@ -165,12 +165,11 @@ async fn revocation_ends_reads_and_leaves_no_key_in_memory() {
     let unwrap =
         async |wrapped| unwrapped(deployment.channel("vault", &identity).unwrap(), &wrapped).await.unwrap();
     let path = deployment.dir().join("storage/data/v.volume");
-    let volume_key = unwrap(wrapped_key(&path, 12, "/protector/wrapped").unwrap()).await;
+    let volume_key = unwrap(wrapped_key(&path).unwrap()).await;
     // A file of a log that is archived, for its key, and one whose sender has stopped in the middle.
     let mut database = StorageNodeClient::new(deployment.channel("storage", "workload:database").unwrap());
     archive(&mut database, 1, 4).await.1.await.unwrap().unwrap();
-    let object = deployment.dir().join("backups/_wal/log").join(log_file(1));
-    let log_key = unwrap(wrapped_key(&object, 8, "/wrapped").unwrap()).await;
+    let log_key = unwrap(wrapped_log_key(&deployment.dir().join("backups/_wal/log")).unwrap()).await;
     let (_stopped, unfinished) = archive(&mut database, 2, 5).await;
     let (wrap, dek) = keys_below(&volume_key, &file);
 

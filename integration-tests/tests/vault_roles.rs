@@ -1,7 +1,8 @@
 //! Every built-in role against every operation of the vault, on the wire (`vault-roles.txt`).
 use custody_proto::vault::{
-    self as kv, access_control_client::AccessControlClient, key_vault_client::KeyVaultClient,
-    lease_manager_client::LeaseManagerClient, seal_manager_client::SealManagerClient,
+    self as kv, access_control_client::AccessControlClient, key_lineage_client::KeyLineageClient,
+    key_vault_client::KeyVaultClient, lease_manager_client::LeaseManagerClient,
+    seal_manager_client::SealManagerClient,
 };
 use custody_testkit::Deployment;
 use std::fmt::Write as _;
@@ -23,6 +24,7 @@ const HOLDERS: [(&str, Option<&str>); 9] = [
 type Client = KeyVaultClient<custody_clients::AuthenticatedChannel>;
 type AccessClient = AccessControlClient<custody_clients::AuthenticatedChannel>;
 type SealClient = SealManagerClient<custody_clients::AuthenticatedChannel>;
+type LineageClient = KeyLineageClient<custody_clients::AuthenticatedChannel>;
 type LeaseClient = LeaseManagerClient<custody_clients::AuthenticatedChannel>;
 
 /// One caller's clients.
@@ -32,11 +34,12 @@ struct Clients {
     access: AccessClient,
     seals: SealClient,
     leases: LeaseClient,
+    lineage: LineageClient,
 }
 
 /// Calls an operation on names that do not exist: who may, learns so; who may not, learns nothing.
 async fn call(clients: Clients, operation: &str) -> Result<(), Status> {
-    let Clients { keys: mut c, access, seals, leases } = clients;
+    let Clients { keys: mut c, access, seals, leases, lineage } = clients;
     let (parent, name) = ("vaults/m".to_owned(), "vaults/m/keys/none".to_owned());
     let version = format!("{name}/versions/{}", "0".repeat(32));
     let mask = Some(prost_types::FieldMask { paths: vec!["enabled".to_owned()] });
@@ -63,7 +66,7 @@ async fn call(clients: Clients, operation: &str) -> Result<(), Status> {
             .map(drop),
         "DeleteKey" => c.delete_key(kv::DeleteKeyRequest { name }).await.map(drop),
         "UndeleteKey" => c.undelete_key(kv::UndeleteKeyRequest { name }).await.map(drop),
-        "PurgeKey" => c.purge_key(kv::PurgeKeyRequest { name }).await.map(drop),
+        "PurgeKey" => c.purge_key(kv::PurgeKeyRequest { name, crypto_shred: false }).await.map(drop),
         "RotateKey" => c.rotate_key(kv::RotateKeyRequest { name }).await.map(drop),
         "GetKeyVersion" => c.get_key_version(kv::GetKeyVersionRequest { name: version }).await.map(drop),
         "ListKeyVersions" => c
@@ -128,7 +131,21 @@ async fn call(clients: Clients, operation: &str) -> Result<(), Status> {
         }
         "ListLeases" | "GetLeasePolicy" | "UpdateLeasePolicy" | "RevokeKey" | "ReinstateKey"
         | "GetRevocation" | "ListRevocations" | "WatchRevocation" => call_lease(leases, operation).await,
+        "GetLineage" | "ListDependents" | "GetShredReport" => call_lineage(lineage, operation).await,
         other => call_access(access, other).await,
+    }
+}
+
+/// As [`call`], of the operations on what depends on a key.
+async fn call_lineage(mut c: LineageClient, operation: &str) -> Result<(), Status> {
+    let key = "vaults/m/keys/none".to_owned();
+    let (lineage, report) = (format!("{key}/lineage"), format!("{key}/shredReport"));
+    match operation {
+        "GetLineage" => c.get_lineage(kv::GetLineageRequest { name: lineage }).await.map(drop),
+        "ListDependents" => {
+            c.list_dependents(kv::ListDependentsRequest { parent: key, ..Default::default() }).await.map(drop)
+        }
+        _ => c.get_shred_report(kv::GetShredReportRequest { name: report }).await.map(drop),
     }
 }
 
@@ -247,7 +264,10 @@ async fn call_access(mut c: AccessClient, operation: &str) -> Result<(), Status>
     }
 }
 
-const OPERATIONS: [&str; 56] = [
+const OPERATIONS: [&str; 59] = [
+    "GetLineage",
+    "ListDependents",
+    "GetShredReport",
     "GetVault",
     "UpdateVault",
     "CreateKey",
@@ -307,15 +327,23 @@ const OPERATIONS: [&str; 56] = [
 ];
 
 /// Those that no role decides: they follow from the duty, are open to everyone, or are decided by the role of another identity.
-const BY_DUTY: [&str; 6] =
-    ["BreakGlass", "CreateVault", "ListVaults", "GetProofKey", "RenewLeases", "ReportErasures"];
+const BY_DUTY: [&str; 8] = [
+    "BreakGlass",
+    "CreateVault",
+    "ListVaults",
+    "GetProofKey",
+    "RenewLeases",
+    "ReportErasures",
+    "ReportDependents",
+    "ListReportedDependents",
+];
 
 #[test]
 fn every_operation_of_the_schema_is_tried() {
     for method in custody_proto::Method::ALL {
         let path = method.path();
         let of = |service: &str| path.strip_prefix(&format!("/custody.vault.v1.{service}/"));
-        let services = ["KeyVault", "AccessControl", "SealManager", "LeaseManager"];
+        let services = ["KeyVault", "AccessControl", "SealManager", "LeaseManager", "KeyLineage"];
         if let Some(operation) = services.into_iter().find_map(of) {
             assert!(
                 OPERATIONS.contains(&operation) || BY_DUTY.contains(&operation),
@@ -355,6 +383,7 @@ async fn every_role_against_every_operation() {
             keys: KeyVaultClient::new(channel.clone()),
             access: AccessControlClient::new(channel.clone()),
             leases: LeaseManagerClient::new(channel.clone()),
+            lineage: KeyLineageClient::new(channel.clone()),
             seals: SealManagerClient::new(channel),
         });
     }

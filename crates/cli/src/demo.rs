@@ -1,5 +1,6 @@
 //! The story, with checks: any that fails ends it non-zero.
 
+mod lineage;
 mod officers;
 mod proofs;
 mod scan;
@@ -200,5 +201,9 @@ async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<(
     stage.change_key("payroll-restored", false).await?;
     stage.check(restored.accounts()? == before, "every account is there under the service's key")?;
     stage.change_key("payroll-restored", true).await?;
-    stage.check(restored.accounts()? == before, "and under the customer's; PostgreSQL never stopped")
+    stage.check(restored.accounts()? == before, "and under the customer's; PostgreSQL never stopped")?;
+
+    stage.scene("The officer asks whether the key's first version can be retired");
+    stage.retire_first_version().await?;
+    stage.verify_backup("hourly").await
 }

@@ -1,7 +1,7 @@
 //! Verbs on keys.
 
 use crate::{
-    lease,
+    lease, lineage,
     output::{Format, line, many, one},
     public_key,
     session::{Session, time},
@@ -97,7 +97,12 @@ pub(crate) enum Verb {
     /// Recovers a deleted key.
     Recover { name: String },
     /// Destroys a deleted key for good.
-    Purge { name: String },
+    Purge {
+        name: String,
+        /// Although volumes, backups or logs depend on it, which become unreadable. Needs a second officer.
+        #[arg(long)]
+        crypto_shred: bool,
+    },
     /// Makes a new version.
     Rotate { name: String },
     /// Wraps a file's content; for workloads.
@@ -127,6 +132,8 @@ pub(crate) enum Verb {
     Restore { vault: String, file: PathBuf },
     #[command(flatten)]
     Lease(lease::Verb),
+    #[command(flatten)]
+    Lineage(lineage::Verb),
 }
 
 fn state(s: i32) -> String {
@@ -374,9 +381,13 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
         Verb::Recover { name } => {
             one(format, &key(client.undelete_key(wire::UndeleteKeyRequest { name }).await?.into_inner()))
         }
-        Verb::Purge { name } => {
-            client.purge_key(wire::PurgeKeyRequest { name: name.clone() }).await?;
-            line(format!("{name} destroyed"));
+        Verb::Purge { name, crypto_shred } => {
+            client.purge_key(wire::PurgeKeyRequest { name: name.clone(), crypto_shred }).await?;
+            if crypto_shred {
+                lineage::tell_shredded(session, &name).await?;
+            } else {
+                line(format!("{name} destroyed"));
+            }
         }
         Verb::Rotate { name } => {
             one(format, &key(client.rotate_key(wire::RotateKeyRequest { name }).await?.into_inner()))
@@ -430,6 +441,7 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
             one(format, &key(client.restore_key(request).await?.into_inner()));
         }
         Verb::Lease(verb) => lease::run(session, verb).await?,
+        Verb::Lineage(verb) => lineage::run(session, verb).await?,
     }
     Ok(())
 }

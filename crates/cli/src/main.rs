@@ -9,6 +9,7 @@ mod identity;
 mod inclusion;
 mod key;
 mod lease;
+mod lineage;
 mod output;
 mod pki;
 mod proof;

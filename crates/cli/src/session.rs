@@ -7,7 +7,7 @@ use crate::{
 use anyhow::Context as _;
 pub(crate) use custody_clients::Access;
 use custody_clients::{
-    Audit, AuthenticatedChannel, Control, Endpoint, Identity, Leases, Operations, Seals, Storage,
+    Audit, AuthenticatedChannel, Control, Endpoint, Identity, Leases, Lineage, Operations, Seals, Storage,
     TokenSource, Vault,
 };
 use custody_rpc::tls;
@@ -81,6 +81,10 @@ impl Session {
         // A proof has a lease, a receipt and a certificate for each volume.
         let leases = Leases::new(self.channel("vault", "custody-vault", default)?);
         Ok(leases.max_decoding_message_size(PROOF_LEN_MAX))
+    }
+
+    pub(crate) fn lineage(&self, default: &str) -> anyhow::Result<Lineage> {
+        Ok(Lineage::new(self.channel("vault", "custody-vault", default)?))
     }
 
     /// Whose certificates the deployment's processes have.

@@ -13,8 +13,9 @@ use custody_proto::{
     longrunning::operations_client::OperationsClient,
     storage::storage_node_client::StorageNodeClient,
     vault::{
-        access_control_client::AccessControlClient, key_vault_client::KeyVaultClient,
-        lease_manager_client::LeaseManagerClient, seal_manager_client::SealManagerClient,
+        access_control_client::AccessControlClient, key_lineage_client::KeyLineageClient,
+        key_vault_client::KeyVaultClient, lease_manager_client::LeaseManagerClient,
+        seal_manager_client::SealManagerClient,
     },
 };
 
@@ -24,6 +25,8 @@ pub type Vault = KeyVaultClient<AuthenticatedChannel>;
 pub type Access = AccessControlClient<AuthenticatedChannel>;
 /// Leases on what keys of a vault open, and proof of where they have ended.
 pub type Leases = LeaseManagerClient<AuthenticatedChannel>;
+/// What depends on which version of a key.
+pub type Lineage = KeyLineageClient<AuthenticatedChannel>;
 /// Seals of the vault.
 pub type Seals = SealManagerClient<AuthenticatedChannel>;
 /// A client of the identity service.

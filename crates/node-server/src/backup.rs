@@ -1,6 +1,7 @@
 //! Backing volumes up and restoring them.
 
 use crate::{
+    inventory::{backup_facts, backup_resource},
     managed::Managed,
     node::{Node, blocking, failed, key_of, refused},
 };
@@ -36,31 +37,51 @@ struct Part {
     key: StreamKey,
 }
 
-/// Backups that are being made, by name, each with the one that it adds to.
+/// Backups and archived files that are being made, changed or removed.
 #[derive(Default)]
-pub(crate) struct Writing(Mutex<Vec<[String; 2]>>);
+pub(crate) struct Writing(Mutex<Vec<UnderWay>>);
+
+struct UnderWay {
+    name: String,
+    /// What it adds to, for an increment that is being made.
+    base: String,
+    /// Whether it is being removed, with all below it.
+    going: bool,
+}
 
 pub(crate) struct BeingWritten(Arc<Writing>, String);
 
 impl Writing {
     pub(crate) fn enter(self: &Arc<Self>, name: &str, base: &str) -> Result<BeingWritten, Status> {
-        let mut names = self.0.lock();
-        if names.iter().any(|[n, _]| n == name) {
-            return Err(in_progress());
-        }
-        names.push([name.to_owned(), base.to_owned()]);
-        Ok(BeingWritten(self.clone(), name.to_owned()))
+        self.begin(UnderWay { name: name.to_owned(), base: base.to_owned(), going: false })
     }
 
-    fn any_in(&self, name: &str) -> bool {
-        self.0.lock().iter().flatten().any(|n| is_in(n, name))
+    /// Keeps others from it, and from all below it, while it is removed.
+    pub(crate) fn leave(self: &Arc<Self>, name: &str) -> Result<BeingWritten, Status> {
+        self.begin(UnderWay { name: name.to_owned(), base: String::new(), going: true })
+    }
+
+    fn begin(self: &Arc<Self>, new: UnderWay) -> Result<BeingWritten, Status> {
+        let mut all = self.0.lock();
+        let in_the_way = |other: &UnderWay| {
+            is_in(&other.name, &new.name)
+                || is_in(&new.name, &other.name)
+                || (new.going && is_in(&other.base, &new.name))
+                || (other.going && is_in(&new.base, &other.name))
+        };
+        if all.iter().any(in_the_way) {
+            return Err(in_progress());
+        }
+        let name = new.name.clone();
+        all.push(new);
+        Ok(BeingWritten(self.clone(), name))
     }
 }
 
 impl Drop for BeingWritten {
     fn drop(&mut self) {
         let Self(writing, name) = self;
-        writing.0.lock().retain(|[n, _]| n != name);
+        writing.0.lock().retain(|other| other.name != *name);
     }
 }
 
@@ -235,6 +256,9 @@ pub(crate) async fn begin(
     }
     // A backup has a key of its own, wrapped by the KEK version of this moment.
     let (key, wrapped) = node.new_stream_key(&protector).await?;
+    let facts = backup_facts((!base_name.is_empty()).then_some(base_name));
+    let declared = node.dependents.declare(&backup_resource(backup), &wrapped.key_version, facts).await;
+    let declared = declared.map_err(refused)?;
     let mut backup_id = [0; 16];
     random(&mut backup_id).map_err(failed)?;
     let manifest = BackupManifest {
@@ -248,6 +272,8 @@ pub(crate) async fn begin(
         size_bytes: managed.size_bytes(),
         create_time: SystemClock.now(),
         wrapped,
+        bound: None,
+        managed_identity: protector.managed_identity,
         chunks: 0,
         marks_from: None,
     };
@@ -279,6 +305,9 @@ pub(crate) async fn begin(
             Ok(total.into_inner())
         })
         .await;
+        if done.is_ok() {
+            declared.stored();
+        }
         let last =
             done.map(|total| BackupProgress { done_blocks: total, total_blocks: total, complete: true });
         _ = sender.send(last).await;
@@ -289,11 +318,9 @@ pub(crate) async fn begin(
 /// Removes a backup, or a directory of them, unless another adds to it.
 pub(crate) async fn delete(node: &Node, backup: &str) -> Result<(), Status> {
     check_name("backup", backup)?;
-    if node.writing.any_in(backup) {
-        return Err(in_progress());
-    }
+    let _alone = node.writing.leave(backup)?;
     let (store, name) = (node.config.backups.clone(), backup.to_owned());
-    blocking(move || {
+    let removed = blocking(move || {
         if let Some(increment) = increment_of(store.as_ref(), &name).map_err(backup_failed)? {
             let why =
                 format!("`{increment}` adds to it and could not be restored any more; delete that first");
@@ -304,7 +331,11 @@ pub(crate) async fn delete(node: &Node, backup: &str) -> Result<(), Status> {
         }
         Err(status("NOT_FOUND", "NOT_FOUND", &format!("the backup `{name}` does not exist"), None))
     })
-    .await
+    .await;
+    if removed.is_ok() {
+        node.dependents.gone(&backup_resource(backup));
+    }
+    removed
 }
 
 /// A backup outside `name` that adds to `name`, or to one in it.
@@ -323,11 +354,17 @@ fn increment_of(store: &dyn BackupStore, name: &str) -> Result<Option<String>, B
 
 /// A name is an id, with one folder before it at most.
 pub(crate) fn check_name(field: &'static str, backup: &str) -> Result<(), Status> {
-    let good = |part: &str| format!("volumes/{part}").parse::<VolumeName>().is_ok();
+    // A backup's segments are in a folder `data`, which is not looked into for backups; an archive's keys are in `keys`.
+    let good = |part: &str| {
+        format!("volumes/{part}").parse::<VolumeName>().is_ok() && part != "data" && part != "keys"
+    };
     if backup.split('/').count() <= 2 && backup.split('/').all(good) {
         return Ok(());
     }
-    Err(invalid(field, "must be an id, or two with a slash between: a-z, 0-9 and -, beginning with a letter"))
+    Err(invalid(
+        field,
+        "must be an id, or two with a slash between: a-z, 0-9 and -, beginning with a letter; neither `data` nor `keys`",
+    ))
 }
 
 async fn read_manifest(

@@ -195,9 +195,24 @@ impl BackupStore for Bucket {
         Ok(Box::new(Bytes(self.get(&self.path(path, ""))?)))
     }
 
+    fn head(&self, path: &str, len: usize) -> io::Result<Vec<u8>> {
+        let (path, len) = (self.path(path, ""), len as u64);
+        let range = self.wait(self.store.get_range(&path, 0..len));
+        Ok(range?.into())
+    }
+
+    fn put(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        Self::put(self, &self.path(path, ""), bytes.to_vec(), PutMode::Overwrite)
+    }
+
     fn list(&self, folder: &str) -> io::Result<Vec<String>> {
         let found = self.wait(self.store.list_with_delimiter(Some(&self.path(folder, ""))))?;
         Ok(found.objects.iter().filter_map(|o| Some(o.location.filename()?.to_owned())).collect())
+    }
+
+    fn folders(&self, folder: &str) -> io::Result<Vec<String>> {
+        let found = self.wait(self.store.list_with_delimiter(Some(&self.path(folder, ""))))?;
+        Ok(found.common_prefixes.iter().filter_map(|path| Some(path.filename()?.to_owned())).collect())
     }
 
     fn remove_objects(&self, paths: &[String]) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! The keeper of one volume: renews its lease, erases its keys when it ends, opens it when access is back.
 
 use crate::{
+    inventory::volume_facts,
     leases::{Granted, Moment},
     managed::{Change, Managed, Nudge, VolumeStatus},
     node::{Node, blocking, failed, key_of, vault_of},
@@ -216,7 +217,7 @@ impl Keeper {
 
 /// Asks for the lease: access now. Opens the volume if it is closed, and follows the key to a new version if it must.
 async fn ask(
-    node: &Node,
+    node: &Arc<Node>,
     managed: &Arc<Managed>,
     look_at_version: bool,
 ) -> Result<(Granted, Option<Volume>), AccessError> {
@@ -242,7 +243,7 @@ async fn ask(
     let follows = !protector.key.contains("/versions/");
     if look_at_version && follows {
         // The key may be held: a new version that cannot be followed takes nothing away, and is tried again.
-        match follow(&access, managed, opened.as_ref(), &protector, wrapped).await {
+        match follow(node, &access, managed, opened.as_ref(), wrapped).await {
             Ok(None) => {}
             Ok(Some(version)) => granted = node.leases.ask(&access, &managed.name, &version).await?,
             Err(e) => {
@@ -255,20 +256,31 @@ async fn ask(
 
 /// Moves the wrapped volume key to the key's current version, where that is another one and may be used; answers it.
 async fn follow(
+    node: &Arc<Node>,
     access: &VaultAccess,
     managed: &Arc<Managed>,
     opened: Option<&Volume>,
-    protector: &Protector,
     wrapped: &WrappedKey,
 ) -> Result<Option<KeyVersionName>, AccessError> {
+    let protector = managed.protector();
     let Some(key) = key_of(&protector.key) else { return Ok(None) };
     let facts = access.get_key(key.as_str()).await?;
     if !facts.active || facts.current_version == wrapped.key_version {
         return Ok(None);
     }
     let plain = access.unwrap_key(wrapped).await?;
-    let moved = access.wrap_key(facts.current_version.as_str(), &plain).await;
-    let stored = rewrap(managed, opened, Protector { wrapped: Some(moved?), ..protector.clone() }).await;
+    let moved = access.wrap_key(facts.current_version.as_str(), &plain).await?;
+    let next = Protector { wrapped: Some(moved), ..protector };
+    let declared =
+        node.dependents.declare(managed.name.as_str(), &facts.current_version, volume_facts(&next)).await?;
+    let stored = rewrap(managed, opened, next).await;
+    let (node, name) = (node.clone(), managed.name.clone());
+    let noted = blocking(move || {
+        node.note_volume(&name);
+        drop(declared);
+        Ok(())
+    });
+    _ = noted.await;
     Ok(stored.then_some(facts.current_version))
 }
 

@@ -2,15 +2,20 @@
 
 mod backup;
 mod bucket;
+mod dependents;
 mod export;
+mod inventory;
 mod keeper;
 mod leases;
 mod managed;
 mod node;
+mod protection;
+mod rewrap;
 mod service;
 mod spill;
 mod upload;
 mod wal;
+mod wal_index;
 mod watch;
 
 use anyhow::Context as _;
@@ -20,6 +25,7 @@ use custody_rpc::{
     ServerSettings, authentication::DenialSink, hardening, server, settings, tls::principal_of,
     workers::Workers,
 };
+use dependents::Inventory;
 use leases::Leases;
 use node::{Node, NodeConfig};
 use serde::Deserialize;
@@ -126,6 +132,9 @@ async fn main() -> anyhow::Result<()> {
         nbd_address: nbd_tcp.local_addr()?,
     };
     let node = Node::open(config, leases).await?;
+    let looked_at = Arc::downgrade(&node);
+    let look = move || looked_at.upgrade().map_or_else(|| Ok(Inventory::new()), |node| node.look());
+    node.dependents.start(&node.config.vault, &node.config.identity, Arc::new(look));
     let sweep = tokio::spawn(spill::sweep(node.clone()));
     let exports: Arc<dyn custody_nbd::Exports> = Arc::new(export::NodeExports(node.clone()));
     _ = std::fs::remove_file(&settings.nbd_socket);

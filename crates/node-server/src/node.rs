@@ -2,9 +2,12 @@
 
 use crate::{
     backup::{Chain, Writing},
+    dependents::{Declared, Dependents},
     keeper,
     leases::{Granted, Leases},
     managed::{Managed, VolumeStatus},
+    protection::{Protection, wrap},
+    wal_index::WalIndex,
     watch::Watches,
 };
 use custody_clients::{AccessError, Endpoint, TokenSource, VaultAccess};
@@ -14,9 +17,7 @@ use custody_node::{
     anchor_path,
 };
 use custody_rpc::status::{invalid, status};
-use custody_types::{
-    Clock as _, KeyName, KeyVersionName, ManagedIdentityName, SystemClock, VaultName, VolumeName, WrappedKey,
-};
+use custody_types::{Clock as _, KeyName, KeyVersionName, SystemClock, VaultName, VolumeName, WrappedKey};
 use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -55,6 +56,8 @@ pub(crate) struct Node {
     access: Mutex<HashMap<String, VaultAccess>>,
     pub(crate) watches: Watches,
     pub(crate) leases: Leases,
+    pub(crate) dependents: Dependents,
+    pub(crate) wal_index: Arc<WalIndex>,
     pub(crate) writing: Arc<Writing>,
     pub(crate) spills: Spills,
     /// What moments of spills are counted from.
@@ -67,37 +70,6 @@ pub(crate) struct Node {
 const SPILLS_MAX: usize = 10_000;
 /// How long a spill that nobody reads is kept.
 const SPILL_IDLE_MAX: Duration = Duration::from_secs(3600);
-
-/// What shall protect a volume.
-pub(crate) struct Protection {
-    /// A key or a key version.
-    pub(crate) key: String,
-    pub(crate) managed_identity: String,
-    pub(crate) customer_managed: bool,
-    /// The request's fields of key and identity.
-    pub(crate) fields: [&'static str; 2],
-}
-
-impl Protection {
-    fn kind(&self) -> ProtectorKind {
-        if self.customer_managed { ProtectorKind::CustomerManaged } else { ProtectorKind::ServiceManaged }
-    }
-
-    /// Whether this is what protects already.
-    fn is(&self, protector: &Protector) -> bool {
-        (&self.key, &self.managed_identity, self.kind())
-            == (&protector.key, &protector.managed_identity, protector.kind)
-    }
-
-    fn protector(&self, wrapped: WrappedKey) -> Protector {
-        Protector {
-            kind: self.kind(),
-            key: self.key.clone(),
-            managed_identity: self.managed_identity.clone(),
-            wrapped: Some(wrapped),
-        }
-    }
-}
 
 /// What a caller wants made.
 pub(crate) struct NewVolume {
@@ -112,11 +84,11 @@ pub(crate) struct NewVolume {
 enum Begun {
     /// The file of a restore that was cut short.
     Unfinished(Box<Volume>),
-    /// A key, and what protects it.
-    Anew(VolumeKey, Protector),
+    /// A key, what protects it, and that the vault knows of it.
+    Anew(VolumeKey, Protector, Declared),
 }
 
-struct Busy<'a>(&'a Node, VolumeName);
+pub(crate) struct Busy<'a>(&'a Node, VolumeName);
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
@@ -157,6 +129,8 @@ impl Node {
             grid: SystemClock.monotonic(),
             watches: Watches::default(),
             leases,
+            dependents: Dependents::default(),
+            wal_index: Arc::default(),
             writing: Arc::default(),
             options: VolumeOptions {
                 data_key_age_max: config.data_key_age_max,
@@ -274,7 +248,7 @@ impl Node {
         (now + after).saturating_sub(Duration::from_nanos(u64::try_from(past).unwrap_or(0)))
     }
 
-    fn reserve(&self, name: &VolumeName) -> Result<Busy<'_>, Status> {
+    pub(crate) fn reserve(&self, name: &VolumeName) -> Result<Busy<'_>, Status> {
         let mut busy = self.busy.lock();
         if busy.contains(name) {
             return Err(status(
@@ -353,23 +327,28 @@ impl Node {
             None => {
                 let key = VolumeKey::generate().map_err(failed)?;
                 let protector = wrap(&access, &new.protection, &key).await?;
-                Begun::Anew(key, protector)
+                let declared = self.declare_volume(&new.name, &protector).await?;
+                Begun::Anew(key, protector, declared)
             }
         };
         let opens = match &begun {
             Begun::Unfinished(volume) => volume.protector().wrapped,
-            Begun::Anew(_, protector) => protector.wrapped.clone(),
+            Begun::Anew(_, protector, _) => protector.wrapped.clone(),
         };
         if let Some(wrapped) = opens {
             *lease = Some(self.leases.ask(&access, &new.name, &wrapped.key_version).await.map_err(refused)?);
         }
-        let node = self.clone();
+        let (node, name) = (self.clone(), new.name.clone());
         blocking(move || {
             let made = match begun {
                 Begun::Unfinished(volume) => *volume,
-                Begun::Anew(key, protector) => {
+                Begun::Anew(key, protector, declared) => {
                     _ = node.remove_volume(&partial);
-                    Volume::create(&partial, size, &key, protector, node.options.clone()).map_err(failed)?
+                    let made = Volume::create(&partial, size, &key, protector, node.options.clone());
+                    // What is there of it, if only in part, is noted before the declaration goes.
+                    node.note_volume(&name);
+                    drop(declared);
+                    made.map_err(failed)?
                 }
             };
             let filled = restore.map_or(Ok(()), |r| r.fill(&made)).and_then(|()| {
@@ -381,6 +360,7 @@ impl Node {
                 // A store that is away now may be there later.
                 if e.code() != Code::Unavailable {
                     _ = node.remove_volume(&partial);
+                    node.note_volume(&name);
                 }
                 return Err(e);
             }
@@ -420,64 +400,6 @@ impl Node {
         .await
     }
 
-    /// Has a volume's key wrapped by another key, and puts that in place of its protector. What was wrapped by that key before
-    /// the last change, and is not settled, is taken as it is: the present key need not open, for it may be why.
-    pub(crate) async fn change_protector(&self, name: &str, by: Protection) -> Result<Arc<Managed>, Status> {
-        let managed = self.volume(name)?;
-        let _busy = self.reserve(&managed.name)?;
-        let now = managed.protector();
-        let Some(wrapped) = &now.wrapped else {
-            return Err(invalid("name", "an ephemeral volume has no protector"));
-        };
-        if by.is(&now) {
-            return Ok(managed);
-        }
-        let path = managed.path.clone();
-        let superblock =
-            blocking(move || Superblock::read(&File::open(path).map_err(failed)?).map_err(failed)).await?;
-        let (next, key) = match superblock.former.filter(|former| by.is(former)) {
-            Some(Protector { wrapped: Some(wrapped), .. }) => {
-                let access = self.check_key(&by).await?;
-                let plain = access.unwrap_key(&wrapped).await.map_err(refused)?;
-                (by.protector(wrapped), VolumeKey::from_bytes(&plain).map_err(failed)?)
-            }
-            _ => {
-                let plain = self.access(&now.managed_identity).unwrap_key(wrapped).await.map_err(refused)?;
-                let key = VolumeKey::from_bytes(&plain).map_err(failed)?;
-                let access = self.check_key(&by).await?;
-                (wrap(&access, &by, &key).await?, key)
-            }
-        };
-        keeper::change_protector(&managed, next, key).await?;
-        Ok(managed)
-    }
-
-    /// The rules that Azure has for a key that protects a database (azure-reference 1.2).
-    async fn check_key(&self, new: &Protection) -> Result<VaultAccess, Status> {
-        let [key_field, identity_field] = new.fields;
-        let base = key_of(&new.key).ok_or_else(|| invalid(key_field, "must be a key or a key version"))?;
-        new.managed_identity.parse::<ManagedIdentityName>().map_err(|e| invalid(identity_field, e))?;
-        let access = self.access(&new.managed_identity);
-        let facts = access.get_key(base.as_str()).await.map_err(refused)?;
-        let unusable = |reason, why: &str| Err(status("FAILED_PRECONDITION", reason, why, None));
-        if !matches!(facts.size_bits, 2048 | 3072 | 4096) {
-            return unusable("KEY_SIZE", "the key must be RSA of 2048, 3072 or 4096 bits");
-        }
-        if new.customer_managed && !facts.purge_protected {
-            return unusable(
-                "PURGE_PROTECTION_REQUIRED",
-                "the key's vault must have purge protection, or the data could be lost at once and for good; make the key in a vault that has it",
-            );
-        }
-        if !new.key.contains("/versions/") && !facts.active {
-            return unusable(
-                "KEY_NOT_ACTIVE",
-                "the key's current version is not active: enable it, and check its dates",
-            );
-        }
-        Ok(access)
-    }
-
     /// Closes and removes a volume. Its wrapped key goes with its file: what was in it cannot be opened any more.
     pub(crate) async fn delete(self: &Arc<Self>, name: &str) -> Result<(), Status> {
         let managed = match self.volume(name) {
@@ -491,7 +413,9 @@ impl Node {
         blocking(move || {
             managed.close(VolumeStatus::inaccessible("DELETED"));
             node.release(&managed);
-            node.remove_volume(&managed.path).map_err(failed)
+            let removed = node.remove_volume(&managed.path).map_err(failed);
+            node.note_volume(&managed.name);
+            removed
         })
         .await
     }
@@ -509,10 +433,15 @@ impl Node {
         let name: VolumeName = name.parse().map_err(|e| invalid("name", e))?;
         let _busy = self.reserve(&name)?;
         let (node, partial) = (self.clone(), self.config.data.join(format!("{}.partial", name.id())));
-        blocking(move || match node.remove_volume(&partial) {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(failed(e)),
+        let noted = name.clone();
+        blocking(move || {
+            let removed = node.remove_volume(&partial);
+            node.note_volume(&noted);
+            match removed {
+                Ok(()) => Ok(true),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+                Err(e) => Err(failed(e)),
+            }
         })
         .await
     }
@@ -531,17 +460,6 @@ impl Node {
         }
         self.leases.last_words().await;
     }
-}
-
-/// Has a volume key wrapped by a key that was checked.
-async fn wrap(access: &VaultAccess, by: &Protection, key: &VolumeKey) -> Result<Protector, Status> {
-    let wrapped = access.wrap_key(&by.key, key.expose_to_wrap()).await.map_err(refused)?;
-    // What the vault gave must open again, or the volume would be lost with the first restart.
-    let opened = access.unwrap_key(&wrapped).await.map_err(refused)?;
-    if opened.as_slice() != key.expose_to_wrap() {
-        return Err(failed("the vault unwrapped another key than it had wrapped"));
-    }
-    Ok(by.protector(wrapped))
 }
 
 /// The superblock of a volume file whose restore was cut short after something was noted of it.

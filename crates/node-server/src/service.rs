@@ -3,8 +3,9 @@
 use crate::{
     backup, keeper,
     managed::Managed,
-    node::{NewVolume, Node, Protection, failed},
-    spill, wal,
+    node::{NewVolume, Node, failed},
+    protection::Protection,
+    rewrap, spill, wal,
 };
 use custody_node::{ProtectorKind, VolumeError};
 use custody_proto::storage::{
@@ -97,6 +98,7 @@ impl StorageNode for StorageService {
     type WatchVolumeStream = Parts<wire::Volume>;
     type ReadBlocksStream = Parts<wire::ReadBlocksResponse>;
     type BackupVolumeStream = Parts<wire::BackupProgress>;
+    type RewrapDependentsStream = Parts<wire::RewrapProgress>;
     type ReadSpillStream = Parts<wire::ReadSpillResponse>;
     type RestoreWalStream = Parts<wire::RestoreWalResponse>;
 
@@ -219,7 +221,13 @@ impl StorageNode for StorageService {
         let managed = self.node.volume(&request.get_ref().name)?;
         let not_now = || status("UNAVAILABLE", "VOLUME_INACCESSIBLE", "the volume is inaccessible now", None);
         let volume = managed.volume().ok_or_else(not_now)?;
-        self.workers.run(move || volume.settle_protector().map_err(failed)).await?;
+        let (node, name) = (self.node.clone(), managed.name.clone());
+        let settle = move || {
+            let settled = volume.settle_protector().map_err(failed);
+            node.note_volume(&name);
+            settled
+        };
+        self.workers.run(settle).await?;
         Ok(Response::new(self.view(&managed)))
     }
 
@@ -369,6 +377,15 @@ impl StorageNode for StorageService {
     ) -> Result<Response<()>, Status> {
         let r = request.get_ref();
         backup::verify(&self.node, &r.backup, &r.managed_identity).await.map(Response::new)
+    }
+
+    async fn rewrap_dependents(
+        &self,
+        request: Request<wire::RewrapDependentsRequest>,
+    ) -> Result<Response<Self::RewrapDependentsStream>, Status> {
+        let r = request.get_ref();
+        let progress = rewrap::begin(&self.node, &r.key, &r.managed_identity, r.per_second)?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(progress))))
     }
 
     async fn write_spill(

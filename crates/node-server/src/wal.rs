@@ -2,16 +2,20 @@
 
 use crate::{
     backup::{backup_failed, check_name},
+    dependents::Facts,
     managed::{Managed, last},
-    node::{Node, failed, key_of, refused},
+    node::{Node, blocking, failed, key_of, refused},
     upload::next,
+    wal_index::resource,
 };
 use custody_envelope::StreamKey;
 use custody_node::{
-    BackupError, BackupStore, Protector, WAL_FILE_LEN_MAX, WAL_FOLDER, WalArchive, WalFileName, WalObject,
+    BackupError, BackupStore, Protector, WAL_FILE_LEN_MAX, WAL_FOLDER, WalArchive, WalFileName, WalKeyEntry,
+    WalKeyId, WalObject,
 };
-use custody_proto::storage::{
-    ArchiveWalRequest, RestoreWalRequest, RestoreWalResponse, WalArchive as WireArchive,
+use custody_proto::{
+    storage::{ArchiveWalRequest, RestoreWalRequest, RestoreWalResponse, WalArchive as WireArchive},
+    vault::DependentKind,
 };
 use custody_rpc::{
     status::{invalid, status},
@@ -21,6 +25,7 @@ use custody_rpc::{
 use custody_types::{UnixMillis, WrappedKey};
 use parking_lot::Mutex;
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -40,6 +45,8 @@ const PART_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct WalKey {
     key: StreamKey,
     wrapped: WrappedKey,
+    /// The archive that it is of, and its id there, for one that seals.
+    place: Option<(String, WalKeyId)>,
     files: AtomicU32,
 }
 
@@ -91,13 +98,19 @@ impl WalKeys {
 }
 
 impl WalKey {
-    fn new(key: StreamKey, wrapped: WrappedKey) -> Arc<Self> {
-        Arc::new(Self { key, wrapped, files: AtomicU32::new(0) })
+    fn new(key: StreamKey, wrapped: WrappedKey, place: Option<(String, WalKeyId)>) -> Arc<Self> {
+        Arc::new(Self { key, wrapped, place, files: AtomicU32::new(0) })
+    }
+
+    /// Its id in an archive, where it is of that.
+    fn id_in(&self, archive: &str) -> Option<WalKeyId> {
+        self.place.as_ref().filter(|(name, _)| name == archive).map(|(_, id)| *id)
     }
 
     /// Whether what is archived now may be sealed under it.
-    fn seals_for(&self, protector: &Protector) -> bool {
-        protector.wrapped.as_ref().is_some_and(|w| w.key_version == self.wrapped.key_version)
+    fn seals_for(&self, protector: &Protector, archive: &str) -> bool {
+        self.id_in(archive).is_some()
+            && protector.wrapped.as_ref().is_some_and(|w| w.key_version == self.wrapped.key_version)
             && self.files.load(Ordering::Relaxed) < FILES_MAX
     }
 }
@@ -143,16 +156,29 @@ fn archive_failed(file: &WalFileName, e: BackupError) -> Status {
 }
 
 /// The key for what is archived now: one for many files.
-async fn key_to_seal(node: &Node, managed: &Managed) -> Result<Arc<WalKey>, Status> {
+async fn key_to_seal(node: &Node, managed: &Managed, archive: &str) -> Result<Arc<WalKey>, Status> {
     let protector = managed.protector();
-    if let Some(key) = managed.wal_keys.sealing.get().filter(|key| key.seals_for(&protector)) {
+    let there = |key: &Arc<WalKey>| key.id_in(archive).is_some_and(|id| node.wal_index.has_key(archive, id));
+    if let Some(key) =
+        managed.wal_keys.sealing.get().filter(|key| key.seals_for(&protector, archive) && there(key))
+    {
         return Ok(key);
     }
     if key_of(&protector.key).is_none() {
         return Err(invalid("name", "the log of an ephemeral volume is not archived"));
     }
     let (key, wrapped) = node.new_stream_key(&protector).await?;
-    let key = WalKey::new(key, wrapped);
+    let facts = Facts::of(DependentKind::WalArchive);
+    let declared = node.dependents.declare(&resource(archive), &wrapped.key_version, facts).await;
+    let declared = declared.map_err(refused)?;
+    let id = WalKeyId::new().map_err(failed)?;
+    let entry = WalKeyEntry { managed_identity: protector.managed_identity, wrapped: wrapped.clone() };
+    let (store, name, stored) = (node.config.backups.clone(), archive.to_owned(), entry.clone());
+    let put = move || WalArchive::new(store.as_ref(), &name).put_key(id, &stored);
+    blocking(move || put().map_err(backup_failed)).await?;
+    declared.stored();
+    node.wal_index.stored_key(archive, id, entry);
+    let key = WalKey::new(key, wrapped, Some((archive.to_owned(), id)));
     managed.wal_keys.sealing.keep(managed, &key)?;
     Ok(key)
 }
@@ -164,7 +190,7 @@ async fn key_to_open(node: &Node, managed: &Managed, wrapped: &WrappedKey) -> Re
     }
     let access = node.access(&managed.protector().managed_identity);
     let plain = access.unwrap_key(wrapped).await.map_err(refused)?;
-    let key = WalKey::new(StreamKey::from_bytes(&plain).map_err(failed)?, wrapped.clone());
+    let key = WalKey::new(StreamKey::from_bytes(&plain).map_err(failed)?, wrapped.clone(), None);
     managed.wal_keys.opening.keep(managed, &key)?;
     Ok(key)
 }
@@ -184,17 +210,19 @@ pub(crate) async fn archive(
     let there = arriving.there(node, workers).await?;
     // A server that ended before it noted that a file is archived archives it again.
     let key = match &there {
-        Some(object) => key_to_open(node, &managed, &object.header().wrapped).await?,
-        None => key_to_seal(node, &managed).await?,
+        Some(object) => key_to_open(node, &managed, object.wrapped()).await?,
+        None => key_to_seal(node, &managed, &arriving.archive).await?,
     };
     let (sender, parts_in) = mpsc::channel(2);
-    let (store, target) = (node.config.backups.clone(), managed.clone());
+    let (store, target, index) = (node.config.backups.clone(), managed.clone(), node.wal_index.clone());
     let taking = workers.run(move || {
         // Also when the caller has gone, and asks again while this one ends.
         let _turn = turn;
         let done = match there {
             Some(object) => arriving.compare(&target, object, &key, parts_in),
-            None => arriving.seal(&target, store.as_ref(), key, parts_in),
+            None => arriving.seal(&target, store.as_ref(), key, parts_in).map(|id| {
+                index.archived(&arriving.archive, &arriving.file, id);
+            }),
         };
         done.map_err(|e| match e {
             TakeError::Archive(e) => archive_failed(&arriving.file, e),
@@ -261,16 +289,18 @@ impl Arriving {
         store: &dyn BackupStore,
         key: Arc<WalKey>,
         parts: mpsc::Receiver<Result<Vec<u8>, Status>>,
-    ) -> Result<(), TakeError> {
+    ) -> Result<WalKeyId, TakeError> {
         let archive = WalArchive::new(store, &self.archive);
-        let sealed = (&key.key, &key.wrapped);
+        let id = key.id_in(&self.archive).ok_or_else(|| failed("the key is another archive's"))?;
+        let sealed = (&key.key, id);
         let mut writer = archive.create(&self.file, self.size_bytes, self.written_time, sealed)?;
         self.receive(managed, parts, |bytes| writer.write(bytes))?;
         let sealed = writer.seal()?;
         key.files.fetch_add(1, Ordering::Relaxed);
         // A slow store must not keep the key.
         drop(key);
-        Ok(sealed.finish()?)
+        sealed.finish()?;
+        Ok(id)
     }
 
     /// Whether what comes is what is archived. On a thread that may block.
@@ -325,7 +355,7 @@ pub(crate) async fn restore(
     let file = file_name("file", &request.file)?;
     let object = open(node, workers, &request.archive, &file).await?.map_err(|e| archive_failed(&file, e))?;
     let mut size_bytes = object.header().size_bytes;
-    let key = key_to_open(node, &managed, &object.header().wrapped).await?;
+    let key = key_to_open(node, &managed, object.wrapped()).await?;
     let mut reader = object.reader(&key.key);
     let (sender, receiver) = mpsc::channel(2);
     let workers = workers.clone();
@@ -414,12 +444,33 @@ pub(crate) async fn prune(node: &Node, workers: &Workers, name: &str, first: &st
     if !first.is_segment() {
         return Err(invalid("first_segment", "must be a whole segment"));
     }
-    let removed = with_archive(node, workers, name, move |archive| archive.prune(&first)).await?;
+    // A key that seals now is kept, though no file may be left under it.
+    let sealing =
+        node.volumes().into_iter().filter_map(|managed| managed.wal_keys.sealing.get()?.id_in(name));
+    let in_use: BTreeSet<WalKeyId> = sealing.collect();
+    let (index, archive_name) = (node.wal_index.clone(), name.to_owned());
+    let store = node.config.backups.clone();
+    let removed = with_archive(node, workers, name, move |archive| {
+        let removed = archive.prune(&first)?;
+        index.load(store.as_ref(), &archive_name)?;
+        let idle = index.pruned(&archive_name, &archive.files()?, &in_use);
+        archive.remove_keys(&idle)?;
+        index.forget_keys(&archive_name, &idle);
+        Ok(removed)
+    });
+    let removed = removed.await?;
+    node.dependents.set(&resource(name), node.wal_index.versions(name));
     Ok(u32::try_from(removed).unwrap_or(u32::MAX))
 }
 
 pub(crate) async fn delete(node: &Node, workers: &Workers, name: &str) -> Result<(), Status> {
+    check_name("archive", name)?;
+    // What is archived meanwhile would lose its key.
+    let _alone = node.writing.leave(&format!("{WAL_FOLDER}/{name}"))?;
     if with_archive(node, workers, name, |archive| archive.remove()).await? {
+        // A key that sealed for it is not one of its keys any more.
+        node.wal_index.forget(name);
+        node.dependents.gone(&resource(name));
         return Ok(());
     }
     Err(status("NOT_FOUND", "NOT_FOUND", &format!("the archive `{name}` does not exist"), None))

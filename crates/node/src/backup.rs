@@ -3,15 +3,17 @@
 //!
 //! A backup is chunks, in segments, and a manifest, which comes last (`docs/formats/backup.md`).
 
-use crate::{BackupStore, VolumeError, layout::BLOCK_LEN};
+use crate::{BackupStore, MANIFEST_NAME, VolumeError, layout::BLOCK_LEN};
 use custody_envelope::{CHUNK_LEN, OpenError, RandomError, checksum};
 use custody_types::{UnixMillis, WrappedKey};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, io};
 
 /// The format's version.
-const VERSION: u32 = 4;
-/// The version before, which is read: its marks and its binding come first.
+const VERSION: u32 = 5;
+/// The version before, which is read: its binding has the wrapped key in it.
+const VERSION_4: u32 = 4;
+/// The version before that, which is read: its marks and its binding come first.
 const VERSION_3: u32 = 3;
 /// Chunks in a segment, at most: few objects, and each small enough to be held in memory.
 pub(crate) const SEGMENT_CHUNKS: usize = 16;
@@ -51,13 +53,34 @@ pub struct BackupManifest {
     pub size_bytes: u64,
     /// When.
     pub create_time: UnixMillis,
-    /// The backup's key, wrapped by the KEK version of that time.
+    /// The backup's key, wrapped by the KEK version of that time, or of when it was re-wrapped.
     pub wrapped: WrappedKey,
+    /// As `wrapped` was when the backup was made, where it was re-wrapped and its version's binding has that: 3 and 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<WrappedKey>,
+    /// The identity that the key was wrapped as. Empty before version 5.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub managed_identity: String,
     /// Its chunks; [`write_backup`](crate::write_backup) sets it.
     pub chunks: u64,
     /// The chunk that its marks begin with, after all blocks; set there too. None in version 3, where they come first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub marks_from: Option<u64>,
+}
+
+/// What of a manifest its binding has.
+#[derive(Serialize)]
+struct Bound<'a> {
+    version: u32,
+    backup_id: &'a [u8; 16],
+    source: &'a str,
+    volume_id: &'a [u8; 16],
+    base: Option<&'a Base>,
+    size_bytes: u64,
+    create_time: UnixMillis,
+    managed_identity: &'a str,
+    chunks: u64,
+    marks_from: Option<u64>,
 }
 
 /// What an increment adds to.
@@ -87,7 +110,7 @@ pub enum BackupError {
     #[error("the backup does not exist")]
     Missing,
     /// The manifest is not readable.
-    #[error("`manifest.json` is not a manifest of version {VERSION} or {VERSION_3}")]
+    #[error("`manifest.json` is not a manifest of version {VERSION_3} to {VERSION}")]
     Manifest,
     /// The base is of another volume.
     #[error("the base is a backup of another volume, or of one since restored; take a full backup")]
@@ -121,9 +144,48 @@ impl BackupManifest {
     /// The format's version.
     pub const VERSION: u32 = VERSION;
 
-    /// Ties the clear manifest to the sealed stream: the last bytes of it, or the first in version 3.
+    /// Ties the clear manifest to the sealed stream: the last bytes of it, or the first in version 3. What the stream key is
+    /// wrapped with is in no binding since version 5: another key than the right one opens nothing.
     pub(crate) fn binding(&self) -> [u8; BINDING_LEN] {
-        checksum(&serde_json::to_vec(self).unwrap_or_default())
+        let text = if self.version == VERSION {
+            serde_json::to_vec(&Bound {
+                version: self.version,
+                backup_id: &self.backup_id,
+                source: &self.source,
+                volume_id: &self.volume_id,
+                base: self.base.as_ref(),
+                size_bytes: self.size_bytes,
+                create_time: self.create_time,
+                managed_identity: &self.managed_identity,
+                chunks: self.chunks,
+                marks_from: self.marks_from,
+            })
+        } else {
+            let mut made = self.clone();
+            if let Some(bound) = made.bound.take() {
+                made.wrapped = bound;
+            }
+            serde_json::to_vec(&made)
+        };
+        checksum(&text.unwrap_or_default())
+    }
+
+    /// Puts the backup's key, wrapped anew, in place of what its manifest has. A crash leaves the one or the other.
+    ///
+    /// # Errors
+    /// The store failed; the old one stands.
+    pub fn rewrap(
+        &self,
+        store: &dyn BackupStore,
+        name: &str,
+        wrapped: WrappedKey,
+    ) -> Result<(), BackupError> {
+        let mut next = Self { wrapped, ..self.clone() };
+        if self.version != VERSION && self.bound.is_none() {
+            next.bound = Some(self.wrapped.clone());
+        }
+        let text = serde_json::to_vec(&next).map_err(io::Error::from)?;
+        Ok(store.put(&format!("{name}/{MANIFEST_NAME}"), &text)?)
     }
 
     /// Reads a backup's manifest.
@@ -137,7 +199,8 @@ impl BackupManifest {
         })?;
         let manifest: Self = serde_json::from_slice(&bytes).map_err(|_| BackupError::Manifest)?;
         let known = match manifest.version {
-            VERSION => manifest.marks_from.is_some_and(|from| from < manifest.chunks),
+            VERSION if manifest.bound.is_some() => false,
+            VERSION | VERSION_4 => manifest.marks_from.is_some_and(|from| from < manifest.chunks),
             VERSION_3 => manifest.marks_from.is_none(),
             _ => false,
         };

@@ -6,7 +6,7 @@ use std::{
     collections::VecDeque,
     fmt,
     fs::{self, File},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
@@ -65,11 +65,30 @@ pub trait BackupStore: Send + Sync + fmt::Debug {
     /// [`io::ErrorKind::NotFound`], or the store failed.
     fn open(&self, path: &str) -> io::Result<Box<dyn Segment>>;
 
+    /// The first bytes of such an object: `len` of them, or all where there are fewer.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`], or the store failed.
+    fn head(&self, path: &str, len: usize) -> io::Result<Vec<u8>>;
+
+    /// Makes an object, or puts it in the place of another: whole and durable when this returns. A crash leaves the one or the
+    /// other.
+    ///
+    /// # Errors
+    /// The store failed.
+    fn put(&self, path: &str, bytes: &[u8]) -> io::Result<()>;
+
     /// The names of such objects in a folder, in any order; none where there is no such folder.
     ///
     /// # Errors
     /// The store failed.
     fn list(&self, folder: &str) -> io::Result<Vec<String>>;
+
+    /// The names of the folders in a folder of such objects, in any order; none where there is no such folder.
+    ///
+    /// # Errors
+    /// The store failed.
+    fn folders(&self, folder: &str) -> io::Result<Vec<String>>;
 
     /// Removes such objects.
     ///
@@ -140,6 +159,23 @@ impl Directory {
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
         Self(root)
+    }
+
+    /// The names in a folder: of folders, or of what is none.
+    fn entries(&self, folder: &str, folders: bool) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(self.0.join(folder)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name().into_string().unwrap_or_default();
+            if !name.starts_with('.') && entry.file_type()?.is_dir() == folders {
+                names.push(name);
+            }
+        }
+        Ok(names)
     }
 
     fn going(&self, name: &str) -> PathBuf {
@@ -243,13 +279,22 @@ impl BackupStore for Directory {
         Ok(Box::new((file, len)))
     }
 
+    fn head(&self, path: &str, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        File::open(self.0.join(path))?.take(len as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn put(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        put(&self.0.join(path), bytes, &self.0)
+    }
+
     fn list(&self, folder: &str) -> io::Result<Vec<String>> {
-        let entries = match fs::read_dir(self.0.join(folder)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
-        };
-        let names = entries.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()));
-        names.filter(|name| name.as_ref().map_or(true, |name| !name.starts_with('.'))).collect()
+        self.entries(folder, false)
+    }
+
+    fn folders(&self, folder: &str) -> io::Result<Vec<String>> {
+        self.entries(folder, true)
     }
 
     fn remove_objects(&self, paths: &[String]) -> io::Result<()> {
@@ -294,13 +339,8 @@ impl BackupSink for DirectorySink {
             file.sync_all()?;
         }
         sync_dir(&self.dir.join("data"))?;
-        let partial = self.dir.join(".manifest.partial");
-        let mut file = File::create(&partial)?;
-        file.write_all(manifest)?;
-        file.sync_all()?;
-        fs::rename(partial, self.dir.join(MANIFEST_NAME))?;
-        // Its own name may be new as well, and its folder's.
-        sync_up(&self.dir, &self.root)
+        let path = self.dir.join(MANIFEST_NAME);
+        put(&path, manifest, &self.root)
     }
 }
 
@@ -332,6 +372,20 @@ impl Segment for (File, u64) {
     fn read_exact_at(&self, out: &mut [u8], at: u64) -> io::Result<()> {
         self.0.read_exact_at(out, at)
     }
+}
+
+/// Makes a file below `root`, or puts it in the place of another, whole and durable.
+fn put(path: &Path, bytes: &[u8], root: &Path) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(root);
+    fs::create_dir_all(folder)?;
+    let name = path.file_name().and_then(|n| n.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
+    let partial = path.with_file_name(format!(".{name}.partial"));
+    let mut file = File::create(&partial)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&partial, path)?;
+    // Its own name may be new as well, and its folder's.
+    sync_up(folder, root)
 }
 
 /// Makes the names of a folder, and of those above it up to `root`, durable.

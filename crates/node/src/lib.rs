@@ -25,6 +25,7 @@ mod spill;
 mod superblock;
 mod volume;
 mod wal_archive;
+mod wal_key;
 mod write;
 mod write_behind;
 
@@ -43,6 +44,7 @@ pub use spill::{SpillError, SpillId, SpillLimits, SpillWriter, Spills};
 pub use superblock::{Protector, ProtectorKind, Restoring, Superblock, SuperblockError};
 pub use volume::{Volume, VolumeOptions};
 pub use wal_archive::{
-    NotAWalFile, SealedWal, WAL_FILE_LEN_MAX, WAL_FOLDER, WalArchive, WalFileName, WalHeader, WalObject,
-    WalReader, WalWriter,
+    NotAWalFile, SealedWal, WAL_FILE_LEN_MAX, WAL_FOLDER, WalArchive, WalFileKey, WalFileName, WalHeader,
+    WalObject, WalReader, WalWriter,
 };
+pub use wal_key::{NotAWalKeyId, WalKeyEntry, WalKeyId};

@@ -133,29 +133,34 @@ impl Superblock {
     /// # Errors
     /// See [`SuperblockError`].
     pub fn read(file: &File) -> Result<Self, SuperblockError> {
-        let mut best: Option<Self> = None;
-        let mut version = VERSION;
+        let decoded = Self::decoded(file)?;
+        let other = decoded.iter().find_map(|copy| copy.as_ref().err().copied());
+        let newest = decoded.into_iter().flatten().max_by_key(|found| found.sequence);
+        newest.ok_or_else(|| other.map_or(SuperblockError::Damaged, SuperblockError::Version))
+    }
+
+    /// Reads every whole copy, the newest first: what one of them needs, the file may need.
+    ///
+    /// # Errors
+    /// The file system failed.
+    pub fn copies(file: &File) -> io::Result<Vec<Self>> {
+        let mut copies: Vec<Self> = Self::decoded(file)?.into_iter().flatten().collect();
+        copies.sort_by_key(|copy| std::cmp::Reverse(copy.sequence));
+        Ok(copies)
+    }
+
+    /// The whole copies, or of which other version one is.
+    fn decoded(file: &File) -> io::Result<Vec<Result<Self, u32>>> {
+        let mut decoded = Vec::new();
         for copy in 0..2u64 {
             let mut bytes = vec![0; SUPERBLOCK_LEN];
-            if let Err(e) = file.read_exact_at(&mut bytes, copy * SUPERBLOCK_LEN as u64) {
-                if e.kind() == io::ErrorKind::UnexpectedEof {
-                    continue;
-                }
-                return Err(e.into());
-            }
-            match Self::decode(&bytes) {
-                Some(Ok(found)) if best.as_ref().is_none_or(|b| found.sequence > b.sequence) => {
-                    best = Some(found)
-                }
-                Some(Err(other)) => version = other,
-                _ => {}
+            match file.read_exact_at(&mut bytes, copy * SUPERBLOCK_LEN as u64) {
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {}
+                Err(e) => return Err(e),
+                Ok(()) => decoded.extend(Self::decode(&bytes)),
             }
         }
-        match best {
-            Some(found) => Ok(found),
-            None if version != VERSION => Err(SuperblockError::Version(version)),
-            None => Err(SuperblockError::Damaged),
-        }
+        Ok(decoded)
     }
 
     /// Checks that the superblock was written under this volume's key.

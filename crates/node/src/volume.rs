@@ -228,11 +228,13 @@ impl Volume {
     }
 
     /// Puts another protector in the superblock: a re-wrap. The volume key and the data stay as they are; a crash
-    /// leaves the old protector or the new one.
+    /// leaves the old protector or the new one. When this returns, neither copy of the superblock needs what wrapped the old one.
     ///
     /// # Errors
     /// The file system failed; the old protector stands.
     pub fn set_protector(&self, protector: Protector) -> Result<(), SuperblockError> {
+        // Once for each copy.
+        self.update_superblock(|superblock| superblock.protector = protector.clone())?;
         self.update_superblock(|superblock| superblock.protector = protector)
     }
 

@@ -2,7 +2,11 @@
 //!
 //! The bytes are in `docs/formats/wal-archive.md`.
 
-use crate::{BackupError, BackupStore, Segment, SegmentWriter, backup_reader::cut};
+use crate::{
+    BackupError, BackupStore, Segment, SegmentWriter,
+    backup_reader::cut,
+    wal_key::{WalKeyEntry, WalKeyId, WalKeyObject},
+};
 use custody_envelope::{
     CHUNK_HEAD_LEN, CHUNK_LEN, CHUNK_OVERHEAD_LEN, Provider, StreamKey, StreamSealer, checksum, random,
 };
@@ -14,9 +18,13 @@ use zeroize::Zeroizing;
 /// The folder of all archives. It is no backup's: an id has no underscore.
 pub const WAL_FOLDER: &str = "_wal";
 /// The format's version.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The version before, which is read: its header has the wrapped key in it.
+const VERSION_1: u32 = 1;
 /// What every object begins with.
 const MAGIC: [u8; 8] = *b"custwal1";
+/// Bytes before the header: those, and its length.
+const HEAD_LEN: usize = MAGIC.len() + 4;
 /// Bytes of a header, at most.
 const HEADER_LEN_MAX: usize = 16 << 10;
 /// Bytes of a file, at most: `initdb --wal-segsize` goes to 1 GiB, and the servers here have 16 MiB.
@@ -88,8 +96,31 @@ pub struct WalHeader {
     pub size_bytes: u64,
     /// When PostgreSQL last wrote to the file: what was committed before is in it or in an earlier one.
     pub written_time: UnixMillis,
-    /// The key, wrapped by the KEK version of that time. Many files have the same.
-    pub wrapped: WrappedKey,
+    /// The key's object. Many files have the same. Version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key_id: Option<WalKeyId>,
+    /// The key, wrapped by the KEK version of that time. Version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    wrapped: Option<WrappedKey>,
+}
+
+impl WalHeader {
+    fn parse(text: &[u8]) -> Option<Self> {
+        let header: Self = serde_json::from_slice(text).ok()?;
+        let known = match header.version {
+            VERSION => header.key_id.is_some() && header.wrapped.is_none(),
+            VERSION_1 => header.key_id.is_none() && header.wrapped.is_some(),
+            _ => false,
+        };
+        known.then_some(header)
+    }
+
+    /// Which key the file is sealed under.
+    #[must_use]
+    pub fn key_id(&self) -> WalKeyId {
+        let of_version_1 = || self.wrapped.as_ref().map(WalKeyId::of).unwrap_or_default();
+        self.key_id.unwrap_or_else(of_version_1)
+    }
 }
 
 /// One PostgreSQL's archive.
@@ -125,8 +156,18 @@ pub struct WalReader {
 pub struct WalObject {
     object: Box<dyn Segment>,
     header: WalHeader,
+    wrapped: WrappedKey,
     binding: [u8; 32],
     at: u64,
+}
+
+/// A file's key, as far as the first bytes of the file tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalFileKey {
+    /// Which.
+    pub id: WalKeyId,
+    /// How it was wrapped when the file was archived; for version 1 alone, and where it was not re-wrapped since.
+    pub wrapped: Option<WrappedKey>,
 }
 
 impl<'a> WalArchive<'a> {
@@ -144,6 +185,77 @@ impl<'a> WalArchive<'a> {
         format!("{}/{file}", self.folder())
     }
 
+    fn keys_folder(&self) -> String {
+        format!("{}/keys", self.folder())
+    }
+
+    fn key_path(&self, id: WalKeyId) -> String {
+        format!("{}/{id}", self.keys_folder())
+    }
+
+    /// Stores a key, or one that was wrapped anew: before anything is sealed under it.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn put_key(&self, id: WalKeyId, key: &WalKeyEntry) -> Result<(), BackupError> {
+        let text = WalKeyObject::text(self.name, id, key)?;
+        Ok(self.store.put(&self.key_path(id), &text)?)
+    }
+
+    /// A stored key; none where there is none of this id.
+    ///
+    /// # Errors
+    /// [`BackupError::Corrupt`], or the store failed.
+    pub fn key(&self, id: WalKeyId) -> Result<Option<WalKeyEntry>, BackupError> {
+        match self.store.head(&self.key_path(id), HEADER_LEN_MAX) {
+            Ok(text) => WalKeyObject::parse(&text, self.name, id).map(Some).ok_or(BackupError::Corrupt),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The ids of all stored keys.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn keys(&self) -> Result<Vec<WalKeyId>, BackupError> {
+        let mut ids: Vec<_> =
+            self.store.list(&self.keys_folder())?.iter().filter_map(|name| name.parse().ok()).collect();
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Removes keys that no file is sealed under any more.
+    ///
+    /// # Errors
+    /// The store failed; calling it again goes on.
+    pub fn remove_keys(&self, ids: &[WalKeyId]) -> Result<(), BackupError> {
+        let paths: Vec<_> = ids.iter().map(|id| self.key_path(*id)).collect();
+        Ok(self.store.remove_objects(&paths)?)
+    }
+
+    /// Which key a file is sealed under, by its first bytes.
+    ///
+    /// # Errors
+    /// [`BackupError::Missing`], [`BackupError::Corrupt`], or the store failed.
+    pub fn file_key(&self, file: &WalFileName) -> Result<WalFileKey, BackupError> {
+        let bytes = self.store.head(&self.path(file), HEAD_LEN + HEADER_LEN_MAX).map_err(missing)?;
+        let (head, rest) = bytes.split_first_chunk().ok_or(BackupError::Corrupt)?;
+        let text = rest.get(..header_len(*head)?).ok_or(BackupError::Corrupt)?;
+        let header = self.header(file, text)?;
+        Ok(WalFileKey { id: header.key_id(), wrapped: header.wrapped })
+    }
+
+    /// Checks that a header is this file's.
+    fn header(&self, file: &WalFileName, text: &[u8]) -> Result<WalHeader, BackupError> {
+        let own = |header: &WalHeader| {
+            header.archive == self.name
+                && header.file == file.as_str()
+                && header.size_bytes <= WAL_FILE_LEN_MAX
+        };
+        WalHeader::parse(text).filter(own).ok_or(BackupError::Corrupt)
+    }
+
     /// Begins a file. It is there when [`SealedWal::finish`] returns, and never takes another's place.
     ///
     /// # Errors
@@ -153,7 +265,7 @@ impl<'a> WalArchive<'a> {
         file: &WalFileName,
         size_bytes: u64,
         written_time: UnixMillis,
-        (key, wrapped): (&StreamKey, &WrappedKey),
+        (key, key_id): (&StreamKey, WalKeyId),
     ) -> Result<WalWriter<'a>, BackupError> {
         let mut stream_id = [0; 16];
         random(&mut stream_id)?;
@@ -164,7 +276,8 @@ impl<'a> WalArchive<'a> {
             file: file.to_string(),
             size_bytes,
             written_time,
-            wrapped: wrapped.clone(),
+            key_id: Some(key_id),
+            wrapped: None,
         };
         let header = serde_json::to_vec(&header).map_err(io::Error::from)?;
         let len = u32::try_from(header.len()).map_err(io::Error::other)?;
@@ -184,25 +297,17 @@ impl<'a> WalArchive<'a> {
     /// # Errors
     /// [`BackupError::Missing`], [`BackupError::Corrupt`], or the store failed.
     pub fn open(&self, file: &WalFileName) -> Result<WalObject, BackupError> {
-        let object = self.store.open(&self.path(file)).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => BackupError::Missing,
-            _ => e.into(),
-        })?;
-        let mut head = [0; MAGIC.len() + 4];
+        let object = self.store.open(&self.path(file)).map_err(missing)?;
+        let mut head = [0; HEAD_LEN];
         object.read_exact_at(&mut head, 0).map_err(cut)?;
-        let [magic @ .., a, b, c, d] = head;
-        let len = u32::from_le_bytes([a, b, c, d]) as usize;
-        if magic != MAGIC || len > HEADER_LEN_MAX {
-            return Err(BackupError::Corrupt);
-        }
+        let len = header_len(head)?;
         let mut text = vec![0; len];
-        object.read_exact_at(&mut text, head.len() as u64).map_err(cut)?;
-        let header: WalHeader = serde_json::from_slice(&text).map_err(|_| BackupError::Corrupt)?;
-        let own = header.archive == self.name && header.file == file.as_str() && header.version == VERSION;
-        if !own || header.size_bytes > WAL_FILE_LEN_MAX {
-            return Err(BackupError::Corrupt);
-        }
-        Ok(WalObject { object, header, binding: checksum(&text), at: (head.len() + len) as u64 })
+        object.read_exact_at(&mut text, HEAD_LEN as u64).map_err(cut)?;
+        let header = self.header(file, &text)?;
+        // A key of version 1 that was re-wrapped has an object as well.
+        let stored = self.key(header.key_id())?.map(|key| key.wrapped);
+        let wrapped = stored.or_else(|| header.wrapped.clone()).ok_or(BackupError::Corrupt)?;
+        Ok(WalObject { object, header, wrapped, binding: checksum(&text), at: (HEAD_LEN + len) as u64 })
     }
 
     /// Every file, in order of names: the segments of one timeline in the order of the log.
@@ -239,6 +344,17 @@ impl<'a> WalArchive<'a> {
     pub fn remove(&self) -> Result<bool, BackupError> {
         Ok(self.store.remove(&self.folder())?)
     }
+}
+
+/// The length of the header that follows.
+fn header_len(head: [u8; HEAD_LEN]) -> Result<usize, BackupError> {
+    let [magic @ .., a, b, c, d] = head;
+    let len = u32::from_le_bytes([a, b, c, d]) as usize;
+    if magic == MAGIC && len <= HEADER_LEN_MAX { Ok(len) } else { Err(BackupError::Corrupt) }
+}
+
+fn missing(e: io::Error) -> BackupError {
+    if e.kind() == io::ErrorKind::NotFound { BackupError::Missing } else { e.into() }
 }
 
 fn exists(e: io::Error) -> BackupError {
@@ -315,6 +431,12 @@ impl WalObject {
     #[must_use]
     pub fn header(&self) -> &WalHeader {
         &self.header
+    }
+
+    /// Its key, as it is wrapped now.
+    #[must_use]
+    pub fn wrapped(&self) -> &WrappedKey {
+        &self.wrapped
     }
 
     /// To read what is in it.

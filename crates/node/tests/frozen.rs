@@ -7,10 +7,12 @@
 mod manifest;
 #[path = "stage/protector.rs"]
 mod protector;
+#[path = "stage/wrapped.rs"]
+mod wrapped;
 
 use custody_envelope::{StreamKey, VolumeKey};
 use custody_node::{layout::*, *};
-use custody_types::{UnixMillis, WrapAlgorithm, WrappedKey};
+use custody_types::UnixMillis;
 use manifest::manifest;
 use protector::protector;
 use std::{
@@ -18,8 +20,10 @@ use std::{
     ops::ControlFlow,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
 };
+use wrapped::{key_entry, wrapped};
 
 const SIZE: u64 = 2 * EXTENT_LEN;
 
@@ -136,7 +140,7 @@ fn backups_of_earlier_builds_are_restored() {
     let dir = tempfile::tempdir().unwrap();
     let mut names = store.names().unwrap();
     names.sort();
-    assert_eq!(names, ["backup-3", "backup-4"]);
+    assert_eq!(names, ["backup-3", "backup-4", "backup-5"]);
     for name in names {
         let manifest = BackupManifest::read(&store, &name).unwrap();
         let volume = Volume::create(
@@ -160,18 +164,15 @@ fn segment() -> Vec<u8> {
 #[test]
 fn files_of_logs_of_earlier_builds_are_restored() {
     let store = Directory::new(frozen());
-    for version in [1u32] {
+    for version in [1, 2] {
         let name = format!("wal-{version}");
         let archive = WalArchive::new(&store, &name);
         let file = WalFileName::parse("000000010000000000000001").unwrap();
         if std::env::var_os("CUSTODY_FREEZE").is_some() && archive.files().unwrap().is_empty() {
-            let wrapped = protector().wrapped.unwrap_or_else(|| WrappedKey {
-                key_version: "vaults/v/keys/k/versions/00000000000000000000000000000000".parse().unwrap(),
-                algorithm: WrapAlgorithm::RsaOaep256,
-                ciphertext: vec![1; 256],
-            });
-            let mut writer =
-                archive.create(&file, 16 << 20, UnixMillis::from_secs(7), (&stream_key(), &wrapped)).unwrap();
+            let id = WalKeyId::of(&wrapped(1));
+            archive.put_key(id, &key_entry(1)).unwrap();
+            let sealed = (&stream_key(), id);
+            let mut writer = archive.create(&file, 16 << 20, UnixMillis::from_secs(7), sealed).unwrap();
             writer.write(&segment()).unwrap();
             writer.seal().unwrap().finish().unwrap();
         }
@@ -183,5 +184,36 @@ fn files_of_logs_of_earlier_builds_are_restored() {
             all.extend_from_slice(&part);
         }
         assert_eq!(all, segment());
+    }
+}
+
+/// What earlier builds wrote is re-wrapped by this one, and opens with the same key.
+#[test]
+fn what_earlier_builds_wrapped_is_wrapped_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp").arg("-r").arg(frozen()).arg(dir.path().join("store")).status();
+    assert!(copied.unwrap().success());
+    let store = Directory::new(dir.path().join("store"));
+    for name in store.names().unwrap() {
+        let manifest = BackupManifest::read(&store, &name).unwrap();
+        for n in [2, 3] {
+            let manifest = BackupManifest::read(&store, &name).unwrap();
+            manifest.rewrap(&store, &name, wrapped(n)).unwrap();
+        }
+        let again = BackupManifest::read(&store, &name).unwrap();
+        assert_eq!(again.wrapped, wrapped(3));
+        assert_eq!(again.bound, (manifest.version < BackupManifest::VERSION).then_some(manifest.wrapped));
+        read_backup((&store, &name), &again, &stream_key(), |_| Ok(())).unwrap();
+    }
+    let file = WalFileName::parse("000000010000000000000001").unwrap();
+    for name in ["wal-1", "wal-2"] {
+        let archive = WalArchive::new(&store, name);
+        let key = archive.file_key(&file).unwrap();
+        assert_eq!(key.wrapped.is_some(), name == "wal-1");
+        archive.put_key(key.id, &key_entry(2)).unwrap();
+        let object = archive.open(&file).unwrap();
+        assert_eq!(object.wrapped(), &wrapped(2));
+        let mut part = zeroize::Zeroizing::default();
+        assert!(object.reader(&stream_key()).next(&mut part).unwrap());
     }
 }

@@ -271,6 +271,8 @@ fn a_protector_is_replaced_without_touching_data() {
     let next = Protector { key: "vaults/v/keys/other".into(), ..protector() };
     volume.set_protector(next.clone()).unwrap();
     drop(volume);
+    let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
+    assert!(!text.contains(&format!("{:?}", protector().key)), "no copy needs the one before");
     assert_eq!(open(&path).protector(), next);
     assert_eq!(read(&open(&path), 0, 4096), vec![5; 4096]);
 }

@@ -1,10 +1,14 @@
 //! What an archive of a write-ahead log promises: a file comes back as it was, or not at all.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "stage/wrapped.rs"]
+mod wrapped;
+
 use custody_envelope::StreamKey;
 use custody_node::*;
-use custody_types::{UnixMillis, WrapAlgorithm, WrappedKey};
+use custody_types::UnixMillis;
 use std::{fs, path::PathBuf};
+use wrapped::{key_entry, wrapped};
 use zeroize::Zeroizing;
 
 const ARCHIVE: &str = "sales-1/coordinator";
@@ -14,6 +18,7 @@ struct Stage {
     dir: tempfile::TempDir,
     store: Directory,
     key: StreamKey,
+    id: WalKeyId,
 }
 
 fn name(file: &str) -> WalFileName {
@@ -24,7 +29,7 @@ impl Stage {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Directory::new(dir.path().to_owned());
-        Self { dir, store, key: StreamKey::generate().unwrap() }
+        Self { dir, store, key: StreamKey::generate().unwrap(), id: WalKeyId::new().unwrap() }
     }
 
     fn archive(&self) -> WalArchive<'_> {
@@ -36,13 +41,9 @@ impl Stage {
     }
 
     fn put(&self, file: &str, content: &[u8], size: u64) -> Result<(), BackupError> {
-        let wrapped = WrappedKey {
-            key_version: "vaults/v/keys/k/versions/00000000000000000000000000000000".parse().unwrap(),
-            algorithm: WrapAlgorithm::RsaOaep256,
-            ciphertext: vec![1],
-        };
+        self.archive().put_key(self.id, &key_entry(1))?;
         let written = UnixMillis::from_secs(7);
-        let mut writer = self.archive().create(&name(file), size, written, (&self.key, &wrapped))?;
+        let mut writer = self.archive().create(&name(file), size, written, (&self.key, self.id))?;
         // In parts that are no chunks.
         for part in content.chunks(700_001) {
             writer.write(part)?;
@@ -102,17 +103,40 @@ fn a_file_takes_no_other_files_place() {
     let link = stage.path(second);
     let aside = link.with_file_name("aside");
     fs::rename(&link, &aside).unwrap();
-    let wrapped = stage.archive().open(&name(FIRST)).unwrap().header().wrapped.clone();
-    let late =
-        stage.archive().create(&name(second), 3, UnixMillis::default(), (&stage.key, &wrapped)).unwrap();
+    let sealed = (&stage.key, stage.id);
+    let late = stage.archive().create(&name(second), 3, UnixMillis::default(), sealed).unwrap();
     fs::rename(&aside, &link).unwrap();
     assert!(matches!(late.seal().unwrap().finish(), Err(BackupError::Exists)));
     assert_eq!(stage.get(second).unwrap(), b"one");
     // What is given up leaves nothing.
     let third = name("000000010000000000000003");
-    drop(stage.archive().create(&third, 3, UnixMillis::default(), (&stage.key, &wrapped)).unwrap());
+    drop(stage.archive().create(&third, 3, UnixMillis::default(), sealed).unwrap());
     let folder = stage.path("");
-    assert_eq!(fs::read_dir(folder).unwrap().count(), 2);
+    // The two, and the folder of keys.
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 3);
+}
+
+#[test]
+fn a_key_is_wrapped_anew_without_its_files() {
+    let stage = Stage::new();
+    stage.put(FIRST, b"first", 5).unwrap();
+    let archive = stage.archive();
+    assert_eq!(archive.open(&name(FIRST)).unwrap().wrapped(), &wrapped(1));
+    let before = fs::read(stage.path(FIRST)).unwrap();
+    archive.put_key(stage.id, &key_entry(2)).unwrap();
+    assert_eq!(archive.open(&name(FIRST)).unwrap().wrapped(), &wrapped(2));
+    assert_eq!((fs::read(stage.path(FIRST)).unwrap(), stage.get(FIRST).unwrap()), (before, b"first".into()));
+    assert_eq!(archive.file_key(&name(FIRST)).unwrap(), WalFileKey { id: stage.id, wrapped: None });
+    assert_eq!(archive.keys().unwrap(), [stage.id]);
+    assert_eq!(stage.files(), [FIRST], "a key is no file");
+    // Without its key, or with that of another archive, nothing is opened.
+    let (key, other) = (stage.path("keys").join(stage.id.to_string()), WalKeyId::new().unwrap());
+    archive.put_key(other, &key_entry(3)).unwrap();
+    fs::copy(stage.path("keys").join(other.to_string()), &key).unwrap();
+    assert!(matches!(stage.get(FIRST), Err(BackupError::Corrupt)));
+    archive.remove_keys(&[stage.id, other]).unwrap();
+    assert!(archive.keys().unwrap().is_empty());
+    assert!(matches!(stage.get(FIRST), Err(BackupError::Corrupt)));
 }
 
 #[test]
@@ -190,6 +214,7 @@ fn only_postgresqls_own_names_are_taken() {
         "00000001000000000000000",
         "00000001000000000000000g",
         "00000001.History",
+        "keys",
         "00000001000000000000000a",
         "00000001000000000000000F/..",
         "00000001000000000000000F.backup",

@@ -87,7 +87,11 @@ pub fn rule(method: Method) -> Rule {
         | AccessControlApproveApproval
         | AccessControlRejectApproval => Rule::Duties(EVERYONE),
 
-        LeaseManagerRenewLeases | LeaseManagerReportErasures => Rule::Duties(&[Workload]),
+        LeaseManagerRenewLeases
+        | LeaseManagerReportErasures
+        | KeyLineageReportDependents
+        | KeyLineageListReportedDependents => Rule::Duties(&[Workload]),
+        KeyLineageGetLineage | KeyLineageListDependents | KeyLineageGetShredReport => Rule::Duties(EVERYONE),
         LeaseManagerListLeases
         | LeaseManagerGetLeasePolicy
         | LeaseManagerUpdateLeasePolicy
@@ -142,6 +146,7 @@ pub fn rule(method: Method) -> Rule {
         | StorageNodePruneWalArchive
         | StorageNodeDeleteWalArchive => Rule::Services(CONTROL),
         StorageNodeRotateDataKeys | StorageNodeRotateExtentKey => Rule::Duties(&[SystemAdministrator]),
+        StorageNodeRewrapDependents => Rule::Duties(&[SecurityOfficer, SystemAdministrator]),
         StorageNodeGetVolume | StorageNodeListVolumes => {
             Rule::Duties(&[SystemAdministrator, Auditor, Workload])
         }

@@ -32,18 +32,26 @@ pub async fn customer_volume(
     StorageNodeClient::new(control).create_volume(request).await.map(drop)
 }
 
-/// The wrapped key in the JSON that a file has at a place: `docs/formats/volume.md` and `wal-archive.md`.
+/// The wrapped key in a volume's superblock: `docs/formats/volume.md`.
 ///
 /// # Errors
 /// The file is not of that format.
-pub fn wrapped_key(file: &Path, len_at: usize, pointer: &str) -> anyhow::Result<Value> {
-    let bytes = fs::read(file).with_context(|| format!("`{}`", file.display()))?;
-    let rest = bytes.get(len_at..).context("too short")?;
-    let len = rest.first_chunk().map(|len| u32::from_le_bytes(*len) as usize).context("too short")?;
-    // In a volume's header, the id and the number of writes stand between the length and the JSON.
-    let json_at = len_at + if pointer.starts_with("/protector") { 12 } else { 4 };
-    let json: Value = serde_json::from_slice(bytes.get(json_at..json_at + len).context("too short")?)?;
-    json.pointer(pointer).cloned().context("no wrapped key")
+pub fn wrapped_key(volume: &Path) -> anyhow::Result<Value> {
+    let bytes = fs::read(volume).with_context(|| format!("`{}`", volume.display()))?;
+    let len = bytes.get(12..).and_then(|rest| rest.first_chunk()).context("too short")?;
+    let text = bytes.get(24..24 + u32::from_le_bytes(*len) as usize).context("too short")?;
+    let json: Value = serde_json::from_slice(text)?;
+    json.pointer("/protector/wrapped").cloned().context("no wrapped key")
+}
+
+/// The wrapped key of an archived log that has one: `docs/formats/wal-archive.md`.
+///
+/// # Errors
+/// The folder is no such archive.
+pub fn wrapped_log_key(archive: &Path) -> anyhow::Result<Value> {
+    let key = fs::read_dir(archive.join("keys"))?.next().context("no key")??;
+    let json: Value = serde_json::from_slice(&fs::read(key.path())?)?;
+    json.get("wrapped").cloned().context("no wrapped key")
 }
 
 /// What a wrapped key opens to, as a managed identity; `vault` is its channel.

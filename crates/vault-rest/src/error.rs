@@ -107,6 +107,7 @@ impl From<VaultError> for RestError {
             ),
             "NOT_FOUND" => Self::new(StatusCode::NOT_FOUND, "KeyNotFound", message),
             "ALREADY_EXISTS" => Self::new(StatusCode::CONFLICT, "Conflict", message),
+            "KEY_HAS_DEPENDENTS" => Self::conflict("KeyHasDependents", message),
             "NAME_HELD" => Self::conflict("ObjectIsDeletedButRecoverable", message),
             "KEY_SUSPENDED" => Self::forbidden("KeyDisabled", message),
             "KEY_PRE_ACTIVE" => Self::forbidden("KeyNotYetValid", message),

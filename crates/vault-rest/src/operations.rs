@@ -64,7 +64,7 @@ pub(crate) fn run(face: &Face, route: Route, taken: &Taken) -> Outcome {
         }
         Route::Purge { key } => {
             deleted(vault, taken, &key)?;
-            vault.purge_key(call, &named(&key))?;
+            vault.purge_key(call, &named(&key), false)?;
             Ok(Answer::NoContent)
         }
         Route::Rotate { key } => bundle(taken, &vault.rotate_key(call, &named(&key))?),

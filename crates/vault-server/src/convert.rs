@@ -196,14 +196,18 @@ fn uses(counts: &UseCounts) -> wire::KeyUses {
     }
 }
 
-pub(crate) fn version(v: VersionView) -> wire::KeyVersion {
-    let state = match v.state {
+pub(crate) fn key_state(state: KeyState) -> wire::KeyState {
+    match state {
         KeyState::PreActive => wire::KeyState::PreActive,
         KeyState::Active => wire::KeyState::Active,
         KeyState::Suspended => wire::KeyState::Suspended,
         KeyState::Expired => wire::KeyState::Expired,
         _ => wire::KeyState::Deleted,
-    };
+    }
+}
+
+pub(crate) fn version(v: VersionView) -> wire::KeyVersion {
+    let state = key_state(v.state);
     let kind = v.public.key_type();
     let shown = wire::KeyVersion {
         name: v.name.to_string(),

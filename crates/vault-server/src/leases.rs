@@ -27,7 +27,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 /// Leases, or receipts, of one call.
-const ASKED_MAX: usize = 1000;
+pub(crate) const ASKED_MAX: usize = 1000;
 /// A watch ends after this time, over or not.
 const WATCH_TIME_MAX: Duration = Duration::from_secs(4000);
 /// Between looks at which leases have run out.
@@ -108,7 +108,7 @@ impl LeaseService {
 }
 
 /// The holder, by the certificate that it shows.
-fn holder_of<T>(request: &Request<T>) -> Result<(CallContext, String), Status> {
+pub(crate) fn holder_of<T>(request: &Request<T>) -> Result<(CallContext, String), Status> {
     let context = CallContext::of(request)?;
     let why = "this call needs a client certificate that names a principal: the holder's";
     let missing = || status("UNAUTHENTICATED", "CLIENT_CERTIFICATE_REQUIRED", why, None);
@@ -116,7 +116,7 @@ fn holder_of<T>(request: &Request<T>) -> Result<(CallContext, String), Status> {
     Ok((context, holder))
 }
 
-fn too_many(field: &str) -> Status {
+pub(crate) fn too_many(field: &str) -> Status {
     invalid(field, "has more than 1,000 entries; send several calls")
 }
 

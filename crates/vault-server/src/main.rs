@@ -3,6 +3,7 @@
 mod access;
 mod convert;
 mod leases;
+mod lineage;
 mod seal;
 mod service;
 mod trail;
@@ -23,6 +24,7 @@ use custody_vault::{
 
 use custody_vault_rest::{Face, FaceSettings};
 use leases::LeaseService;
+use lineage::LineageService;
 use seal::SealService;
 use serde::Deserialize;
 use service::KeyVaultService;
@@ -144,6 +146,7 @@ async fn main() -> anyhow::Result<()> {
     };
     let routes = Routes::default()
         .add_service(KeyVaultService::server(vault.clone(), events.clone(), workers.clone(), compute))
+        .add_service(LineageService::server(vault.clone(), workers.clone()))
         .add_service(LeaseService::server(vault.clone(), events, verifier.clone(), workers.clone()))
         .add_service(AccessControlService::server(vault.clone(), workers.clone()))
         .add_service(SealService::server(vault.clone(), workers.clone()))

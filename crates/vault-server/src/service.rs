@@ -273,7 +273,8 @@ impl KeyVault for KeyVaultService {
     }
 
     async fn purge_key(&self, request: Request<wire::PurgeKeyRequest>) -> Result<Response<()>, Status> {
-        self.run(request, |vault, call, r| vault.purge_key(call, &r.name).map_err(failed)).await
+        self.run(request, |vault, call, r| vault.purge_key(call, &r.name, r.crypto_shred).map_err(failed))
+            .await
     }
 
     async fn rotate_key(

@@ -4,7 +4,7 @@
 //! officer, who may do the same thing, approves it. The first asks again, and the approval is spent in the same commit
 //! as the act: it serves once, for that officer and that act.
 //!
-//! What needs it: a purge, a backup of a key, a role granted to oneself, weakening a vault, and break-glass.
+//! What needs it: a purge, above all one of a key that something depends on, a backup of a key, a role granted to oneself, weakening a vault, and break-glass.
 
 use crate::{
     ApprovalPolicy, Call, EventType, Vault, VaultError,
@@ -86,6 +86,12 @@ pub(crate) struct SecondOfficer(Option<Approval>);
 impl SecondOfficer {
     /// For an act that needs none.
     pub(crate) const NOT_NEEDED: Self = Self(None);
+
+    /// The second officer, where one agreed.
+    pub(crate) fn principal(&self) -> &str {
+        let decision = self.0.as_ref().and_then(|approval| approval.decision.as_ref());
+        decision.map_or("", |(officer, _)| officer)
+    }
 }
 
 impl Vault {

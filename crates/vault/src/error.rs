@@ -63,6 +63,16 @@ pub enum VaultError {
         /// Why not, and what to do.
         why: &'static str,
     },
+    /// Something would become unreadable.
+    #[error(
+        "`{name}` is not destroyed: it is needed by {what}, unreadable for good without it; see `custody key lineage`, then re-wrap or delete them, or have a second officer agree to crypto-shred them"
+    )]
+    HasDependents {
+        /// The key.
+        name: String,
+        /// What, in words.
+        what: String,
+    },
     /// A second officer has to agree first.
     #[error(
         "this needs a second officer's approval ({action}): have `{approval}` approved by another officer who may do it, then ask again within the hour"
@@ -148,6 +158,7 @@ impl VaultError {
             Self::KeyUnusable { .. }
             | Self::OperationForbidden { .. }
             | Self::ApprovalRequired { .. }
+            | Self::HasDependents { .. }
             | Self::BudgetSpent(_)
             | Self::VaultSealed(_)
             | Self::Precondition { .. }
@@ -179,6 +190,7 @@ impl VaultError {
             },
             Self::OperationForbidden { .. } => "KEY_OPERATION_FORBIDDEN",
             Self::ApprovalRequired { .. } => "APPROVAL_REQUIRED",
+            Self::HasDependents { .. } => "KEY_HAS_DEPENDENTS",
             Self::BudgetSpent(_) => "KEY_BUDGET_SPENT",
             Self::Throttled { .. } => "RATE_LIMITED",
             Self::Precondition { .. } => "INVALID_KEY_TRANSITION",

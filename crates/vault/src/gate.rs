@@ -56,9 +56,19 @@ impl<Op: Operation> Admitted<Op> {
         self,
         act: impl FnOnce(Permit<Op>) -> Result<T, VaultError>,
     ) -> Result<T, VaultError> {
+        self.run_and_say(|permit| act(permit).map(|done| (done, String::new())))
+    }
+
+    /// As [`Admitted::run`], for what the trail shall have more of than that it was allowed, and why.
+    pub(crate) fn run_and_say<T>(
+        self,
+        act: impl FnOnce(Permit<Op>) -> Result<(T, String), VaultError>,
+    ) -> Result<T, VaultError> {
         match act(Permit(PhantomData)) {
-            Ok(done) => {
-                self.pending.finish(Outcome::Success, "OK", &self.assignment);
+            Ok((done, said)) => {
+                let separator = if said.is_empty() { "" } else { "; " };
+                let text = format!("{}{separator}{said}", self.assignment);
+                self.pending.finish(Outcome::Success, "OK", &text);
                 Ok(done)
             }
             Err(error) => {
@@ -283,6 +293,10 @@ operations! {
     GetRevocation = "KeyRevocationGet", Get;
     /// Lists revocations.
     ListRevocations = "KeyRevocationList", Get;
+    /// Says what depends on which version.
+    GetLineage = "KeyLineageGet", AccessRead;
+    /// Reads what became unreadable with a key.
+    GetShredReport = "KeyShredReportGet", AccessRead;
     /// Watches changes.
     WatchKeys = "KeyWatch", Get;
     /// Gives a role.

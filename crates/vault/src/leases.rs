@@ -222,7 +222,8 @@ impl Vault {
         Ok(expire)
     }
 
-    /// Grants or renews leases of `holder` on one version. What the holder asks as is in `call`.
+    /// Grants or renews leases of `holder` on one version. What the holder asks as is in `call`. Answers what the trail shall
+    /// have of it as well: which volumes have a new lease.
     pub(crate) fn do_grant(
         &self,
         _: &Permit<op::RenewLease>,
@@ -230,7 +231,7 @@ impl Vault {
         version: &KeyVersionName,
         holder: &str,
         asks: &[LeaseAsk],
-    ) -> Result<Vec<SignedLease>, VaultError> {
+    ) -> Result<(Vec<SignedLease>, String), VaultError> {
         let key = version.key();
         let policy = self.lease_policy(&key);
         let mut register = self.leases.lock();
@@ -238,7 +239,7 @@ impl Vault {
         let expire = self.holdable(&call.caller, version)?;
         let (now, moment) = (self.now(), self.clock.monotonic());
         let signer = self.keyring.signer()?;
-        let (mut batch, mut changed, mut granted) = (Batch::new(), false, Vec::new());
+        let (mut batch, mut changed, mut granted) = (Batch::new(), Vec::new(), Vec::new());
         for ask in asks {
             let (duration, grace) = policy.terms(ask.duration);
             // A key that expires is not held beyond that.
@@ -270,7 +271,7 @@ impl Vault {
             let signed = SignedLease { lease, note, address: call.caller.address.clone() };
             if !stands {
                 batch.put(LEASES, &row(&place), &signed);
-                changed = true;
+                changed.push(format!("{} on the keys of {}", signed.lease.lease, signed.lease.volume));
             }
             granted.push((place, signed));
         }
@@ -278,7 +279,7 @@ impl Vault {
         if new > 0 && register.held.keys().filter(|(h, _)| h == holder).count() + new > HELD_MAX {
             return Err(VaultError::invalid("leases", "a holder has at most 100,000 leases"));
         }
-        if changed {
+        if !changed.is_empty() {
             self.store.commit(batch)?;
         }
         for (place, signed) in &granted {
@@ -287,7 +288,9 @@ impl Vault {
         }
         drop(register);
         self.close_revocations()?;
-        Ok(granted.into_iter().map(|(_, signed)| signed).collect())
+        let said =
+            if changed.is_empty() { String::new() } else { format!("{holder} has {}", changed.join(", ")) };
+        Ok((granted.into_iter().map(|(_, signed)| signed).collect(), said))
     }
 
     pub(crate) fn lease_policy(&self, key: &KeyName) -> LeasePolicy {

@@ -4,8 +4,10 @@ use crate::{
     Call, EventType, KeyView, Vault, VaultError,
     approval::SecondOfficer,
     catalog::{KEYS, POLICIES, RETIRED, VERSIONS},
+    dependents::SHREDS,
     gate::{Permit, op},
     leases::LEASE_POLICIES,
+    lineage::counted,
     record::{Deletion, KeyRecord},
 };
 use custody_audit::{Outcome, Record};
@@ -59,33 +61,58 @@ impl Vault {
         self.put(key, None, EventType::Recovered)
     }
 
-    /// Destroys a soft-deleted key and retires its name. What it wrapped can never be opened again.
+    /// Destroys a soft-deleted key and retires its name. What it wrapped can never be opened again. A key that something depends on
+    /// is destroyed only where that is the intention (`crypto_shred`), and a second officer agrees, whatever the vault's policy is.
     ///
     /// # Errors
-    /// Not allowed, does not exist, is not deleted, the vault has purge protection, or a second officer has to agree.
-    pub fn purge_key(&self, call: &Call, name: &str) -> Result<(), VaultError> {
+    /// Not allowed, does not exist, is not deleted, the vault has purge protection, something depends on it, or a second officer has
+    /// to agree.
+    pub fn purge_key(&self, call: &Call, name: &str, crypto_shred: bool) -> Result<(), VaultError> {
         let name: KeyName = name.parse()?;
-        self.gate.run(call, name.as_str(), |_: Permit<op::PurgeKey>| {
+        self.gate.run::<op::PurgeKey, _>(call, name.as_str(), |_| {
             let _one_at_a_time = self.changes.lock();
-            let (deleted, protected) = {
+            let refuse = |why| Err(VaultError::Precondition { name: name.to_string(), why });
+            {
                 let catalog = self.catalog.read();
-                (catalog.key(&name)?.deleted.is_some(), catalog.vault(&name.vault())?.purge_protection)
-            };
-            let why = match (deleted, protected) {
-                (false, _) => "is not deleted; delete it first",
-                (true, true) => "is under purge protection; it is destroyed at its purge time and not before",
-                (true, false) => {
-                    let (vault, action) = (name.vault(), format!("purge {name}"));
-                    let agreed =
-                        self.second_officer(call, Permission::Purge, &vault, name.as_str(), action)?;
-                    return self.destroy(&name, agreed);
+                let key = catalog.key(&name)?;
+                if key.deleted.is_none() {
+                    return refuse("is not deleted; delete it first");
+                }
+                // Retention that has ended is no bar; what depends on the key may have kept it since.
+                if catalog.vault(&name.vault())?.purge_protection && !self.retention_has_ended(key) {
+                    return refuse(
+                        "is under purge protection; it is destroyed at its purge time and not before",
+                    );
+                }
+            }
+            let vault = name.vault();
+            let agreed = match (self.would_lose(&name), crypto_shred) {
+                (Some(what), false) => {
+                    return Err(VaultError::HasDependents { name: name.to_string(), what });
+                }
+                (Some(what), true) => {
+                    // What both officers see is what is lost: where that changes, it is asked for again.
+                    let action = format!("crypto-shred {name}, which makes unreadable {what}");
+                    self.approved(call, Permission::Purge, &vault, name.as_str(), action)?
+                }
+                (None, _) => {
+                    let action = format!("purge {name}");
+                    self.second_officer(call, Permission::Purge, &vault, name.as_str(), action)?
                 }
             };
-            Err(VaultError::Precondition { name: name.to_string(), why })
+            self.destroy(&name, &call.caller.principal, agreed)
         })
     }
 
-    fn destroy(&self, name: &KeyName, agreed: SecondOfficer) -> Result<(), VaultError> {
+    /// What would become unreadable without a key, in words; none where nothing depends on it.
+    fn would_lose(&self, name: &KeyName) -> Option<String> {
+        let dependents = self.dependents.lock();
+        let direct = dependents.of_key(name);
+        let indirect = dependents.without(&direct);
+        (!direct.is_empty()).then(|| counted(direct.into_iter().chain(indirect)))
+    }
+
+    fn destroy(&self, name: &KeyName, by: &str, agreed: SecondOfficer) -> Result<(), VaultError> {
         let key = self.catalog.read().key(name)?.clone();
         // What is in the HSM goes first: a key that could still be used there is not destroyed. Done again, it is done.
         for version in &key.versions {
@@ -100,6 +127,11 @@ impl Vault {
         for version in &key.versions {
             batch.delete(VERSIONS, version.as_str());
         }
+        if let Some(shred) = self.shred(name, by, agreed.principal()) {
+            batch.put(SHREDS, name.as_str(), &shred);
+        }
+        let mut dependents = self.dependents.lock();
+        dependents.delete_rows(name, &mut batch);
         self.commit_approved(batch, agreed, |catalog| {
             catalog.keys.remove(name);
             catalog.policies.remove(name);
@@ -110,23 +142,27 @@ impl Vault {
                 catalog.versions.remove(version);
             }
         })?;
+        dependents.forget(name);
+        drop(dependents);
         self.tell(EventType::Purged, name.as_str());
         Ok(())
     }
-}
 
-/// Destroys deleted keys whose retention has ended, each with its record first.
-///
-/// It has ended when the wall clock says so and as much time has really passed: setting a clock forward ends nothing.
-pub(crate) fn purge_due(vault: &Vault) -> Result<(), VaultError> {
-    let now = vault.now();
-    let passed_ms = vault.retention.passed_ms(vault.clock.monotonic());
-    let has_ended = |key: &KeyRecord| {
+    /// It has ended when the wall clock says so and as much time has really passed: setting a clock forward ends nothing.
+    fn retention_has_ended(&self, key: &KeyRecord) -> bool {
+        let (now, passed_ms) = (self.now(), self.retention.passed_ms(self.clock.monotonic()));
         key.deleted.is_some_and(|d| {
             let span = u64::try_from(d.purge_time.since(d.delete_time).as_millis()).unwrap_or(u64::MAX);
             d.purge_time <= now && passed_ms.saturating_sub(d.passed_ms) >= span
         })
-    };
+    }
+}
+
+/// Destroys deleted keys whose retention has ended and on which nothing depends, each with its record first.
+pub(crate) fn purge_due(vault: &Vault) -> Result<(), VaultError> {
+    let now = vault.now();
+    let passed_ms = vault.retention.passed_ms(vault.clock.monotonic());
+    let has_ended = |key: &KeyRecord| vault.retention_has_ended(key);
     let (waiting, due): (bool, Vec<KeyName>) = {
         let catalog = vault.catalog.read();
         let deleted = || catalog.keys.values().filter(|k| k.deleted.is_some());
@@ -136,17 +172,26 @@ pub(crate) fn purge_due(vault: &Vault) -> Result<(), VaultError> {
         vault.retention.save(&vault.store, passed_ms, now)?;
     }
     for name in due {
+        if let Some(what) = vault.would_lose(&name) {
+            vault.note_held(&name, &format!("it is needed by {what}"))?;
+            continue;
+        }
         let call = vault.own_call()?;
         let record = Record::begin(now, "KeyPurge", &call.correlation_id, &call.caller, name.as_str());
         let pending = vault.journal().begin(record)?;
         let _one_at_a_time = vault.changes.lock();
-        // It may have been recovered since the list was made.
-        let still = vault.catalog.read().keys.get(&name).is_some_and(has_ended);
+        // It may have been recovered, or come to be needed, since the list was made.
+        let still =
+            vault.catalog.read().keys.get(&name).is_some_and(has_ended) && vault.would_lose(&name).is_none();
         if !still {
-            pending.finish(Outcome::Failed, "FAILED_PRECONDITION", "the key was recovered meanwhile");
+            pending.finish(
+                Outcome::Failed,
+                "FAILED_PRECONDITION",
+                "the key was recovered, or came to be needed, meanwhile",
+            );
             continue;
         }
-        let done = vault.destroy(&name, SecondOfficer::NOT_NEEDED);
+        let done = vault.destroy(&name, &call.caller.principal, SecondOfficer::NOT_NEEDED);
         match &done {
             Ok(()) => pending.finish(Outcome::Success, "OK", "the retention of the deleted key has ended"),
             Err(e) => pending.finish(Outcome::Failed, e.status(), &e.to_string()),

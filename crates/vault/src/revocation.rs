@@ -258,7 +258,12 @@ impl Vault {
         Ok(())
     }
 
-    fn own_record(&self, operation: &str, resource: &str, what: &str) -> Result<Record, VaultError> {
+    pub(crate) fn own_record(
+        &self,
+        operation: &str,
+        resource: &str,
+        what: &str,
+    ) -> Result<Record, VaultError> {
         let call = self.own_call()?;
         let now = self.now();
         let begin = Record::begin(now, operation, &call.correlation_id, &call.caller, resource);

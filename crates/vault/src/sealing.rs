@@ -3,6 +3,7 @@
 use crate::{
     Call, EventType, Vault, VaultError,
     catalog::Catalog,
+    dependents::Dependents,
     gate::{Permit, op},
     leases::Register,
     root_key::{INTEGRITY, SIGNER, SIGNING, new_signer},
@@ -238,6 +239,7 @@ impl Vault {
             let (catalog, assignments) = Catalog::load(&self.store, self.now())?;
             *self.catalog.write() = catalog;
             *self.gate.assignments.write() = assignments;
+            *self.dependents.lock() = Dependents::load(&self.store)?;
             *self.leases.lock() = Register::load(&self.store, self.clock.monotonic(), self.now())?;
         }
         self.gate.set_sealed(false);

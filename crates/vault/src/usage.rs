@@ -138,7 +138,7 @@ impl Admission<op::RenewLease> {
     /// The version does not exist, its state does not allow it, access has ended, or the store failed.
     pub fn grant(self, holder: &str, asks: &[LeaseAsk]) -> Result<Vec<SignedLease>, VaultError> {
         let Self { vault, call, target, admitted } = self;
-        admitted.run(|permit| match &target {
+        admitted.run_and_say(|permit| match &target {
             Target::Version(version) => vault.do_grant(&permit, &call, version, holder, asks),
             Target::Key(_) => Err(VaultError::invalid("leases.key_version", "must be a version of a key")),
         })

@@ -3,6 +3,7 @@
 use crate::{
     Event, EventType, VaultError,
     catalog::Catalog,
+    dependents::Dependents,
     gate::{Gate, op},
     leases::Register,
     lifecycle,
@@ -17,9 +18,10 @@ use custody_audit::{Entry, Journal};
 use custody_kek::{Backend, Token};
 use custody_proof::Authority;
 use custody_store::{Batch, Store, StoreError};
-use custody_types::{Caller, Clock, Duty, KeyVersionName, Permission, UnixMillis};
+use custody_types::{Caller, Clock, Duty, KeyName, KeyVersionName, Permission, UnixMillis};
 use parking_lot::{Mutex, RwLock};
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{
         Arc,
@@ -121,6 +123,10 @@ pub struct Vault {
     pub(crate) retention: RetentionClock,
     /// Leases, and revocations that wait for answers. Taken before the catalog and the assignments, never after.
     pub(crate) leases: Mutex<Register>,
+    /// What depends on which version. Taken before the catalog, never after.
+    pub(crate) dependents: Mutex<Dependents>,
+    /// Keys of which the trail has that they are not destroyed in time.
+    pub(crate) held_purges: Mutex<BTreeSet<KeyName>>,
     /// An officer has sealed the deployment since this process began.
     pub(crate) sealed_by_officer: AtomicBool,
     /// Revocations are closed by one at a time.
@@ -157,6 +163,8 @@ impl Vault {
             used: Mutex::default(),
             looked: Mutex::new(clock.now()),
             leases: Mutex::default(),
+            dependents: Mutex::default(),
+            held_purges: Mutex::default(),
             sealed_by_officer: AtomicBool::new(false),
             closing: Mutex::new(()),
             clock,

@@ -19,6 +19,8 @@ pub(crate) fn manifest(id: u8, volume: &Volume) -> BackupManifest {
             algorithm: WrapAlgorithm::RsaOaep256,
             ciphertext: vec![1],
         },
+        bound: None,
+        managed_identity: "managedIdentities/m".into(),
         chunks: 0,
         marks_from: None,
     }

@@ -63,7 +63,7 @@ fn needs_two(rig: &Rig, act: impl Fn(&Call) -> Result<(), VaultError>) {
 fn a_purge_needs_two_officers() {
     let rig = two_officers(false);
     rig.vault.delete_key(&officer(), KEY).unwrap();
-    needs_two(&rig, |call| rig.vault.purge_key(call, KEY));
+    needs_two(&rig, |call| rig.vault.purge_key(call, KEY, false));
     assert!(rig.vault.get_key(&officer(), KEY).is_err());
 }
 
@@ -128,7 +128,7 @@ fn what_weakens_a_vault_needs_two_officers() {
     let unprotect = VaultChange { purge_protection: Some(false), ..VaultChange::default() };
     assert_eq!(change(&officer(), unprotect).unwrap_err().reason(), "INVALID_KEY_TRANSITION");
     rig.vault.delete_key(&officer(), KEY).unwrap();
-    assert_eq!(rig.vault.purge_key(&officer(), KEY).unwrap_err().reason(), "INVALID_KEY_TRANSITION");
+    assert_eq!(rig.vault.purge_key(&officer(), KEY, false).unwrap_err().reason(), "INVALID_KEY_TRANSITION");
 }
 
 #[test]

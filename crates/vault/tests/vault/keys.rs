@@ -110,12 +110,12 @@ fn purge_protection_holds_until_the_time_comes_and_the_name_is_retired() {
     let rig = rig();
     with_key(&rig);
     assert_eq!(
-        rig.vault.purge_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(),
+        rig.vault.purge_key(&officer(), "vaults/v/keys/k", false).unwrap_err().reason(),
         "INVALID_KEY_TRANSITION"
     );
     rig.vault.delete_key(&officer(), "vaults/v/keys/k").unwrap();
     assert_eq!(
-        rig.vault.purge_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(),
+        rig.vault.purge_key(&officer(), "vaults/v/keys/k", false).unwrap_err().reason(),
         "INVALID_KEY_TRANSITION"
     );
     let again = |id| {
@@ -308,7 +308,7 @@ fn a_backup_brings_a_purged_key_back_and_nothing_else_does() {
     assert_eq!(restore("vaults/v", &backup).unwrap_err().reason(), "ALREADY_EXISTS");
     rig.vault.delete_key(&officer(), name).unwrap();
     assert_eq!(restore("vaults/v", &backup).unwrap_err().reason(), "NAME_HELD");
-    rig.vault.purge_key(&officer(), name).unwrap();
+    rig.vault.purge_key(&officer(), name, false).unwrap();
     assert_eq!(restore("vaults/other", &backup).unwrap_err().field(), Some("backup"));
     for at in [0, 30, backup.len() - 1] {
         let mut altered = backup.clone();

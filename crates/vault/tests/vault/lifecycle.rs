@@ -171,7 +171,7 @@ fn a_budget_does_not_come_back_with_a_backup_or_by_storing_counts() {
     }
     let copy = rig.vault.backup_key(&officer(), KEY).unwrap();
     rig.vault.delete_key(&officer(), KEY).unwrap();
-    rig.vault.purge_key(&officer(), KEY).unwrap();
+    rig.vault.purge_key(&officer(), KEY, false).unwrap();
     rig.vault.restore_key(&officer(), "vaults/v", &copy).unwrap();
     assert!(wrap(&rig.vault).is_err(), "both blocks were given out");
     let Rig { vault, journal, clock, events, dir } = rig;

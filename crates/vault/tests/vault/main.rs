@@ -8,5 +8,6 @@ mod holders;
 mod keys;
 mod leases;
 mod lifecycle;
+mod lineage;
 mod rig;
 mod sealing;
