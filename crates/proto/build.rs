@@ -3,13 +3,14 @@
 use prost::Message as _;
 use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf};
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "custody/audit/v1/audit_log.proto",
     "custody/control/v1/cluster_manager.proto",
     "custody/database/v1/database_node.proto",
     "custody/identity/v1/identity.proto",
     "custody/storage/v1/storage_node.proto",
     "custody/vault/v1/access_control.proto",
+    "custody/vault/v1/fault_injection.proto",
     "custody/vault/v1/key_vault.proto",
     "custody/vault/v1/lease_manager.proto",
     "custody/vault/v1/lineage.proto",

@@ -35,15 +35,8 @@ fn text(value: &serde_json::Value, field: &str) -> String {
     value.get(field).and_then(|v| v.as_str()).unwrap().to_owned()
 }
 
-fn secret_of(deployment: &Deployment, principal: &str) -> String {
-    let path = deployment.dir().join(format!("credentials/{principal}.json"));
-    let held: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    text(&held, "client_secret")
-}
-
-/// `https://sdk.vault.localhost:port`.
 fn vault_url(deployment: &Deployment) -> String {
-    deployment.url("vault-rest").unwrap().replace("https://", "https://sdk.")
+    deployment.azure_vault_url("sdk").unwrap()
 }
 
 fn authority(deployment: &Deployment) -> String {
@@ -51,17 +44,8 @@ fn authority(deployment: &Deployment) -> String {
 }
 
 fn command(deployment: &Deployment, program: &Path, app_secret: &str) -> Command {
-    assert!(program.exists(), "`{}` is missing; scripts/test installs it", program.display());
-    let ca = deployment.dir().join("pki/ca.pem");
-    let mut command = Command::new(program);
-    command
-        .env("CUSTODY_VAULT_URL", vault_url(deployment))
-        .env("CUSTODY_AUTHORITY", authority(deployment))
-        .env("REQUESTS_CA_BUNDLE", &ca)
-        .env("NODE_EXTRA_CA_CERTS", &ca)
-        .env("OFFICER_SECRET", secret_of(deployment, "officer"))
-        .env("APP_ID", "app")
-        .env("APP_SECRET", app_secret);
+    let mut command = deployment.azure_program(program, "sdk").unwrap();
+    command.env("APP_ID", "app").env("APP_SECRET", app_secret);
     command
 }
 

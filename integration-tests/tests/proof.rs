@@ -3,16 +3,13 @@
 
 use custody_clients::{AuthenticatedChannel, Leases};
 use custody_proto::{
-    storage::{
-        GetVolumeRequest, ReadBlocksRequest, VolumeState, WriteBlocksRequest,
-        storage_node_client::StorageNodeClient,
-    },
+    storage::{GetVolumeRequest, VolumeState},
     vault::{Lease, LeaseRequest, ListLeasesRequest, RenewLeasesRequest, ReportErasuresRequest},
 };
 use custody_testkit::{
     Deployment, eventually,
     memory::occurrences,
-    volume::{customer_volume, unwrapped, wrapped_key},
+    volume::{Storage, customer_volume, read_block, reader, unwrapped, wrapped_key, write_block},
 };
 use std::{
     fs,
@@ -23,45 +20,10 @@ use std::{
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::{task::JoinHandle, task::block_in_place};
+use tokio::task::block_in_place;
 
 const LIMIT: Duration = Duration::from_secs(30);
 const KEY: &str = "vaults/proof/keys/proof";
-
-type Storage = StorageNodeClient<AuthenticatedChannel>;
-
-async fn read(client: &mut Storage, volume: &str) -> Result<Vec<u8>, tonic::Status> {
-    let request = ReadBlocksRequest { name: format!("volumes/{volume}"), offset: 0, length: 4096 };
-    let mut parts = client.read_blocks(request).await?.into_inner();
-    let mut all = Vec::new();
-    while let Some(part) = parts.message().await? {
-        all.extend(part.data);
-    }
-    Ok(all)
-}
-
-async fn write(client: &mut Storage, volume: &str, byte: u8) -> Result<(), tonic::Status> {
-    let part = WriteBlocksRequest {
-        name: format!("volumes/{volume}"),
-        offset: 0,
-        data: vec![byte; 4096],
-        ..WriteBlocksRequest::default()
-    };
-    client.write_blocks(tokio_stream::iter([part])).await.map(drop)
-}
-
-/// Reads a volume without end; ends with the error.
-fn reader(mut client: Storage, volume: String, reads: Arc<AtomicU64>) -> JoinHandle<tonic::Status> {
-    tokio::spawn(async move {
-        loop {
-            match read(&mut client, &volume).await {
-                Ok(bytes) => assert!(bytes.iter().all(|b| *b == 7), "what was written is read"),
-                Err(e) => return e,
-            }
-            reads.fetch_add(1, Ordering::Relaxed);
-        }
-    })
-}
 
 async fn leases(deployment: &Deployment) -> Vec<Lease> {
     let mut client = Leases::new(deployment.channel("vault", "officer").unwrap());
@@ -103,7 +65,7 @@ async fn a_revocation_is_proven_also_of_a_node_that_is_cut_off() {
             let volume = format!("n{n}-v{volume}");
             customer_volume(control.clone(), &volume, 16 << 20, &key, &identity).await.unwrap();
             let mut client = Storage::new(database.clone());
-            write(&mut client, &volume, 7).await.unwrap();
+            write_block(&mut client, &volume, 7).await.unwrap();
             readers.push((n, reader(client, volume.clone(), reads.get(n).unwrap().clone())));
             let wrapped = wrapped_key(&data.join(format!("{volume}.volume"))).unwrap();
             keys.push(unwrapped(deployment.channel("vault", &identity).unwrap(), &wrapped).await.unwrap());
@@ -179,7 +141,7 @@ async fn a_revocation_is_proven_also_of_a_node_that_is_cut_off() {
         let volume = format!("n{n}-v0");
         let deadline = tokio::time::Instant::now() + LIMIT;
         let back = loop {
-            match read(&mut client, &volume).await {
+            match read_block(&mut client, &volume).await {
                 Ok(bytes) => break bytes,
                 Err(e) => assert!(tokio::time::Instant::now() < deadline, "{volume}: {e}"),
             }
@@ -209,7 +171,7 @@ async fn an_outage_within_the_grace_is_ridden_through_and_a_longer_one_is_not() 
     let control = deployment.channel_to(&cut.node, "workload:control").unwrap();
     let mut database = Storage::new(deployment.channel_to(&cut.node, "workload:database").unwrap());
     customer_volume(control.clone(), "v", 16 << 20, &key, &identity).await.unwrap();
-    write(&mut database, "v", 7).await.unwrap();
+    write_block(&mut database, "v", 7).await.unwrap();
     // The owner allows less than the node would take, and the node is told.
     _ = block_in_place(|| {
         deployment.run(&["key", "lease-policy", &key, "--duration-s", "2.5", "--grace-s", "2"])
@@ -234,7 +196,7 @@ async fn an_outage_within_the_grace_is_ridden_through_and_a_longer_one_is_not() 
         let last = seconds(&only().await).0;
         // Its renewal is overdue by half of the grace.
         while now() < last + 1.5 {
-            write(&mut database.clone(), "v", 7).await.unwrap();
+            write_block(&mut database.clone(), "v", 7).await.unwrap();
         }
         assert!(!reading.is_finished(), "an outage within the grace fails nothing");
         cut.vault.mend();
@@ -262,10 +224,10 @@ async fn an_outage_within_the_grace_is_ridden_through_and_a_longer_one_is_not() 
         }
     };
     assert_eq!(state(VolumeState::Inaccessible).await, "VAULT_UNREACHABLE");
-    assert!(read(&mut database, "v").await.is_err());
+    assert!(read_block(&mut database, "v").await.is_err());
     cut.vault.mend();
     state(VolumeState::Ready).await;
-    assert!(read(&mut database, "v").await.unwrap().iter().all(|b| *b == 7), "nothing is lost");
+    assert!(read_block(&mut database, "v").await.unwrap().iter().all(|b| *b == 7), "nothing is lost");
 }
 
 #[tokio::test(flavor = "multi_thread")]

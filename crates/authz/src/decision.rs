@@ -39,7 +39,7 @@ pub(crate) struct Grant {
 
 /// All assignments. A decision looks at those of the caller and of its groups on the resource's own scopes, however
 /// many others there are.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Assignments {
     /// By holder, then by scope.
     holders: HashMap<String, BTreeMap<String, Vec<Grant>>>,

@@ -1,5 +1,6 @@
 //! The story, with checks: any that fails ends it non-zero.
 
+mod faults;
 mod lineage;
 mod officers;
 mod proofs;
@@ -51,6 +52,8 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
             otlp: None,
             hsm: deployment::Hsm::default(),
             limits: deployment::Limits::default(),
+            // It behaves until it is told not to.
+            faults: Some("none".to_owned()),
         },
     )
     .await?;
@@ -136,6 +139,9 @@ async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<(
     stage
         .check(transactions > 0, &format!("pgbench went on without an error: {transactions} transactions"))?;
     stage.check(dba.history()? == transactions, "every acknowledged transaction is in the table")?;
+
+    stage.scene("The vault has a bad day, as a cloud's has, while the database works");
+    stage.bad_day(&dba).await?;
 
     stage.scene("The officer takes the identity's access away, and proves that the key is gone everywhere");
     let prober = dba.start_prober()?;

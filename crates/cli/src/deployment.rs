@@ -28,6 +28,8 @@ const PRINCIPALS: [(&str, &str); 5] = [
     ("dba", "database_administrator"),
     ("auditor", "auditor"),
 ];
+/// Who has the vault misbehave, where it was started for that.
+const TESTER: (&str, &str) = ("tester", "fault_injector");
 
 /// Choices of a start.
 #[derive(Clone, Debug)]
@@ -38,6 +40,8 @@ pub(crate) struct Options {
     pub(crate) otlp: Option<String>,
     pub(crate) hsm: Hsm,
     pub(crate) limits: Limits,
+    /// A profile of faults, or a file with one.
+    pub(crate) faults: Option<String>,
 }
 
 /// How often the vault may be asked, in calls a second; no bounds without them.
@@ -104,7 +108,7 @@ impl Deployment {
         fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
         let dir = dir.canonicalize()?;
         pki::ensure(&dir.join("pki"), &SERVICES)?;
-        let bootstrap = credentials(&dir)?;
+        let bootstrap = credentials(&dir, options.faults.is_some())?;
         // All bound before any is released, so that no two services get the same port.
         let holders =
             SERVICES.iter().chain(&FACES).map(|_| free_port()).collect::<anyhow::Result<Vec<_>>>()?;
@@ -223,6 +227,9 @@ impl Deployment {
             ];
             let limits = limits.into_iter().filter_map(|(name, n)| Some((name.to_owned(), json!(n?))));
             fields.insert("limits".to_owned(), serde_json::Value::Object(limits.collect()));
+            if let Some(faults) = &options.faults {
+                fields.insert("faults".to_owned(), json!(faults));
+            }
             if let Some(module) = &options.hsm.hsm_module {
                 let (token, pin_file) = (&options.hsm.hsm_token, &options.hsm.hsm_pin_file);
                 let hsm = json!({ "module": module, "token": token, "pin_file": pin_file });
@@ -260,11 +267,12 @@ fn free_port() -> anyhow::Result<TcpListener> {
 }
 
 /// Makes the principals' secrets that are missing; answers what the identity service is told: hashes only.
-fn credentials(dir: &Path) -> anyhow::Result<Vec<serde_json::Value>> {
+fn credentials(dir: &Path, tester: bool) -> anyhow::Result<Vec<serde_json::Value>> {
     let home = dir.join("credentials");
     fs::create_dir_all(&home)?;
     PRINCIPALS
         .iter()
+        .chain(tester.then_some(&TESTER))
         .map(|(id, duty)| {
             let path = home.join(format!("{id}.json"));
             let held = match fs::read(&path) {

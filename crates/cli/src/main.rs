@@ -5,6 +5,7 @@ mod audit;
 mod cluster;
 mod demo;
 mod deployment;
+mod faults;
 mod identity;
 mod inclusion;
 mod key;
@@ -68,6 +69,10 @@ enum Verb {
         hsm: deployment::Hsm,
         #[command(flatten)]
         limits: deployment::Limits,
+        /// For tests: the vault misbehaves as a cloud's does, by this profile (`azure-standard`, `azure-premium`, `bad-day`, `none` until it is
+        /// told otherwise) or this file; the principal `tester` changes it (`custody faults`).
+        #[arg(long)]
+        faults: Option<String>,
     },
     /// Plays the whole story with checks.
     Demo(demo::Options),
@@ -95,6 +100,9 @@ enum Verb {
     /// Audit trails.
     #[command(subcommand)]
     Audit(audit::Verb),
+    /// How the vault misbehaves, for tests: only where it was started with `--faults`.
+    #[command(subcommand)]
+    Faults(faults::Verb),
     /// Proofs of revocations.
     #[command(subcommand)]
     Proof(proof::Verb),
@@ -120,14 +128,16 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let session = || Session::open(&arguments.dir, arguments.principal.as_deref(), arguments.output);
     let work = async {
         match arguments.verb {
-            Verb::Up { lease_ms, renew_every_ms, backups, hsm, limits } => {
+            Verb::Up { lease_ms, renew_every_ms, backups, hsm, limits, faults } => {
                 let otlp = arguments.otlp.clone();
-                let options = deployment::Options { lease_ms, renew_every_ms, backups, otlp, hsm, limits };
+                let options =
+                    deployment::Options { lease_ms, renew_every_ms, backups, otlp, hsm, limits, faults };
                 supervisor::up(&arguments.dir, options).await
             }
             Verb::Demo(options) => demo::run(options).await,
             Verb::Vault(verb) => vault::run(&session()?, verb).await,
             Verb::Access(verb) => access::run(&session()?, verb).await,
+            Verb::Faults(verb) => faults::run(&session()?, verb).await,
             Verb::Key(verb) => key::run(&session()?, verb).await,
             Verb::Identity(verb) => identity::run(&session()?, verb).await,
             Verb::Cluster(verb) => cluster::run(&session()?, verb).await,

@@ -7,8 +7,8 @@ use crate::{
 use anyhow::Context as _;
 pub(crate) use custody_clients::Access;
 use custody_clients::{
-    Audit, AuthenticatedChannel, Control, Endpoint, Identity, Leases, Lineage, Operations, Seals, Storage,
-    TokenSource, Vault,
+    Audit, AuthenticatedChannel, Control, Endpoint, FaultInjection, Identity, Leases, Lineage, Operations,
+    Seals, Storage, TokenSource, Vault,
 };
 use custody_rpc::tls;
 use std::{
@@ -81,6 +81,10 @@ impl Session {
         // A proof has a lease, a receipt and a certificate for each volume.
         let leases = Leases::new(self.channel("vault", "custody-vault", default)?);
         Ok(leases.max_decoding_message_size(PROOF_LEN_MAX))
+    }
+
+    pub(crate) fn faults(&self, default: &str) -> anyhow::Result<FaultInjection> {
+        Ok(FaultInjection::new(self.channel("vault", "custody-vault", default)?))
     }
 
     pub(crate) fn lineage(&self, default: &str) -> anyhow::Result<Lineage> {

@@ -13,9 +13,9 @@ use custody_proto::{
     longrunning::operations_client::OperationsClient,
     storage::storage_node_client::StorageNodeClient,
     vault::{
-        access_control_client::AccessControlClient, key_lineage_client::KeyLineageClient,
-        key_vault_client::KeyVaultClient, lease_manager_client::LeaseManagerClient,
-        seal_manager_client::SealManagerClient,
+        access_control_client::AccessControlClient, fault_injection_client::FaultInjectionClient,
+        key_lineage_client::KeyLineageClient, key_vault_client::KeyVaultClient,
+        lease_manager_client::LeaseManagerClient, seal_manager_client::SealManagerClient,
     },
 };
 
@@ -27,6 +27,8 @@ pub type Access = AccessControlClient<AuthenticatedChannel>;
 pub type Leases = LeaseManagerClient<AuthenticatedChannel>;
 /// What depends on which version of a key.
 pub type Lineage = KeyLineageClient<AuthenticatedChannel>;
+/// How the vault misbehaves, for tests.
+pub type FaultInjection = FaultInjectionClient<AuthenticatedChannel>;
 /// Seals of the vault.
 pub type Seals = SealManagerClient<AuthenticatedChannel>;
 /// A client of the identity service.

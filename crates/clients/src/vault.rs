@@ -23,6 +23,9 @@ pub enum AccessError {
         /// The canonical status of the refusal.
         status: String,
     },
+    /// The token is not taken; the next call brings another.
+    #[error("the vault does not take the token: {0}")]
+    TokenRefused(String),
     /// No answer, or one that says nothing of access.
     #[error("the vault cannot be asked: {0}")]
     Unreachable(String),
@@ -41,6 +44,7 @@ impl AccessError {
                 let status = custody_rpc::status::code_name(code).to_owned();
                 Self::Refused { reason, message, status }
             }
+            Code::Unauthenticated => Self::TokenRefused(message),
             _ => Self::Unreachable(message),
         }
     }
@@ -118,6 +122,11 @@ impl VaultAccess {
     /// See [`AccessError`].
     pub async fn token(&self) -> Result<String, AccessError> {
         self.tokens.text().await.map_err(AccessError::from_status)
+    }
+
+    /// The vault does not take the token that [`VaultAccess::token`] gave.
+    pub fn forget_token(&self) {
+        self.tokens.forget();
     }
 
     fn call_with_keys(&self) -> KeyCall {

@@ -97,7 +97,11 @@ pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
                     if keeper.until_version == 0 { VERSION_EVERY } else { keeper.until_version - 1 };
                 (None, keeper.until_version == 0)
             }
-            Woken::Asked(nudge) => (nudge, true),
+            Woken::Asked(nudge) => {
+                // Once more with the next renewal: a change may be told of before every copy of a vault knows it.
+                keeper.until_version = 1;
+                (nudge, true)
+            }
         };
         if let Some(Change { next, key, told }) = waiting.as_mut().and_then(|nudge| nudge.change.take()) {
             let changed = change(&node, &managed, next, key).await;
@@ -155,7 +159,10 @@ impl Keeper {
         let now = SystemClock.monotonic();
         let every = self.node.config.renew_every;
         let (event, opened) = match asked {
-            Ok(Ok((granted, opened))) => {
+            Ok(Ok(Answer { granted, opened, follow_again })) => {
+                if follow_again {
+                    self.until_version = 1;
+                }
                 let renew_after = granted.renew_after.min(every).max(RENEW_EVERY_MIN);
                 self.ask_at = self.node.together(now, renew_after);
                 let until = granted.until;
@@ -215,12 +222,16 @@ impl Keeper {
     }
 }
 
+/// What the vault said.
+struct Answer {
+    granted: Granted,
+    opened: Option<Volume>,
+    /// Whether a new version of the key could not be followed, and is to be looked for with the next renewal.
+    follow_again: bool,
+}
+
 /// Asks for the lease: access now. Opens the volume if it is closed, and follows the key to a new version if it must.
-async fn ask(
-    node: &Arc<Node>,
-    managed: &Arc<Managed>,
-    look_at_version: bool,
-) -> Result<(Granted, Option<Volume>), AccessError> {
+async fn ask(node: &Arc<Node>, managed: &Arc<Managed>, look_at_version: bool) -> Result<Answer, AccessError> {
     let protector = managed.protector();
     let access = node.access(&protector.managed_identity);
     let nothing = || AccessError::Unreachable("the volume has no wrapped key".to_owned());
@@ -240,18 +251,19 @@ async fn ask(
         let key = VolumeKey::from_bytes(&plain).map_err(|e| damaged(failed(e)))?;
         opened = Some(open(node, managed, key).await.map_err(damaged)?);
     }
-    let follows = !protector.key.contains("/versions/");
+    let (follows, mut follow_again) = (!protector.key.contains("/versions/"), false);
     if look_at_version && follows {
         // The key may be held: a new version that cannot be followed takes nothing away, and is tried again.
         match follow(node, &access, managed, opened.as_ref(), wrapped).await {
             Ok(None) => {}
             Ok(Some(version)) => granted = node.leases.ask(&access, &managed.name, &version).await?,
             Err(e) => {
-                tracing::warn!(volume = %managed.name, error = %e, "the key's current version was not followed")
+                tracing::warn!(volume = %managed.name, error = %e, "the key's current version was not followed");
+                follow_again = true;
             }
         }
     }
-    Ok((granted, opened))
+    Ok(Answer { granted, opened, follow_again })
 }
 
 /// Moves the wrapped volume key to the key's current version, where that is another one and may be used; answers it.

@@ -118,7 +118,11 @@ impl Leases {
         let asked = Asked { token, request, at: SystemClock.monotonic(), span: Span::current(), told };
         let ended = || AccessError::Unreachable("this node ends".to_owned());
         self.queue.send(asked).await.map_err(|_| ended())?;
-        answer.await.map_err(|_| ended())?
+        let answer = answer.await.map_err(|_| ended())?;
+        if matches!(answer, Err(AccessError::TokenRefused(_))) {
+            access.forget_token();
+        }
+        answer
     }
 
     /// Signs that what was held under a lease is erased, and hands that in. `noticed` is when this node learned that it must.

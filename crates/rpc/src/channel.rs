@@ -165,6 +165,19 @@ impl TokenSource {
         Ok(value)
     }
 
+    /// A service does not take this token: the next call gets another, if it is still the one that is held.
+    fn refused(&self, value: &HeaderValue) {
+        let mut held = self.0.held.lock();
+        if held.as_ref().is_some_and(|(held, _)| held == value) {
+            *held = None;
+        }
+    }
+
+    /// A service does not take the token that [`TokenSource::text`] gave: the next call gets another.
+    pub fn forget(&self) {
+        *self.0.held.lock() = None;
+    }
+
     /// The token itself, for a client of another kind.
     ///
     /// # Errors
@@ -185,6 +198,9 @@ impl fmt::Debug for TokenSource {
         f.debug_struct("TokenSource").field("audience", &self.0.audience).finish_non_exhaustive()
     }
 }
+
+/// `UNAUTHENTICATED`, as an answer's header has it.
+const UNAUTHENTICATED: &str = "16";
 
 /// A channel that adds a token and the trace context to every call.
 #[derive(Clone, Debug)]
@@ -218,8 +234,13 @@ impl Service<Request<Body>> for AuthenticatedChannel {
         Box::pin(
             async move {
                 let header = tokens.header().await?;
-                request.headers_mut().insert("authorization", header);
-                inner.call(request).await.map_err(unavailable)
+                request.headers_mut().insert("authorization", header.clone());
+                let answer = inner.call(request).await.map_err(unavailable)?;
+                // A token that a service takes no more, before its time: the caller's next try brings another.
+                if answer.headers().get("grpc-status").is_some_and(|status| status == UNAUTHENTICATED) {
+                    tokens.refused(&header);
+                }
+                Ok(answer)
             }
             .instrument(span),
         )

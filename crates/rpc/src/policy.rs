@@ -2,7 +2,7 @@
 
 use custody_proto::Method::{self, *};
 use custody_types::Duty::{
-    self, Auditor, DatabaseAdministrator, SecurityOfficer, SystemAdministrator, Workload,
+    self, Auditor, DatabaseAdministrator, FaultInjector, SecurityOfficer, SystemAdministrator, Workload,
 };
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -86,6 +86,13 @@ pub fn rule(method: Method) -> Rule {
         | AccessControlListApprovals
         | AccessControlApproveApproval
         | AccessControlRejectApproval => Rule::Duties(EVERYONE),
+
+        FaultInjectionListFaultProfiles
+        | FaultInjectionGetFaultProfile
+        | FaultInjectionSetFaultProfile
+        | FaultInjectionLoseRegion
+        | FaultInjectionRestoreRegion
+        | FaultInjectionShiftClock => Rule::Duties(&[FaultInjector]),
 
         LeaseManagerRenewLeases
         | LeaseManagerReportErasures

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use std::{
     collections::HashMap,
     fmt,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 use tonic::Status;
@@ -24,6 +25,9 @@ pub struct VerifiedClaims {
     pub jti: String,
     /// When it ends, in seconds since 1970.
     pub(crate) exp: u64,
+    /// When it was issued, in seconds since 1970.
+    #[serde(default)]
+    iat: u64,
     /// How it proved itself (RFC 8176).
     #[serde(default)]
     amr: Vec<String>,
@@ -59,6 +63,8 @@ pub struct TokenVerifier {
     source: Source,
     keys: RwLock<Keys>,
     verified: VerifiedTokens,
+    /// Milliseconds that a token may be old, whatever it says; 0 for no bound.
+    age_max_ms: AtomicU64,
 }
 
 impl TokenVerifier {
@@ -71,6 +77,7 @@ impl TokenVerifier {
             source: Source::Remote(identity),
             keys: RwLock::new(Keys { by_id: HashMap::new(), asked: None }),
             verified: VerifiedTokens::default(),
+            age_max_ms: AtomicU64::new(0),
         }
     }
 
@@ -79,11 +86,16 @@ impl TokenVerifier {
     pub fn fixed(issuer: &str, audience: &'static str, jwks: &str) -> Self {
         let keys = Keys { by_id: parse(jwks), asked: None };
         let verified = VerifiedTokens::default();
-        Self { issuer: issuer.to_owned(), audience, source: Source::Fixed, keys: RwLock::new(keys), verified }
+        let (source, age_max_ms) = (Source::Fixed, AtomicU64::new(0));
+        Self { issuer: issuer.to_owned(), audience, source, keys: RwLock::new(keys), verified, age_max_ms }
     }
 
     fn rejected(why: &str) -> Status {
         status("UNAUTHENTICATED", "INVALID_TOKEN", &format!("the bearer token is not valid: {why}"), None)
+    }
+
+    fn expired() -> Status {
+        status("UNAUTHENTICATED", "TOKEN_EXPIRED", "the bearer token has expired; get a new one", None)
     }
 
     /// Verifies signature, issuer, audience and times.
@@ -92,10 +104,25 @@ impl TokenVerifier {
     /// `UNAUTHENTICATED` for a bad token; `UNAVAILABLE` where the issuer's keys cannot be had.
     pub async fn verify(&self, token: &str) -> Result<VerifiedClaims, Status> {
         if let Some(claims) = self.verified.get(token, SystemClock.now()) {
-            return Ok(claims);
+            return self.young(claims);
         }
         let claims = self.verify_signature(token).await?;
         self.verified.put(token, &claims, SystemClock.now());
+        self.young(claims)
+    }
+
+    /// Takes no token that is older than this, whatever it says itself; none for no bound.
+    pub fn limit_age(&self, age_max: Option<Duration>) {
+        let ms = age_max.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        self.age_max_ms.store(ms, Ordering::Relaxed);
+    }
+
+    fn young(&self, claims: VerifiedClaims) -> Result<VerifiedClaims, Status> {
+        let age_max_ms = self.age_max_ms.load(Ordering::Relaxed);
+        let age_ms = SystemClock.now().as_millis().saturating_sub(claims.iat * 1000);
+        if age_max_ms > 0 && age_ms > age_max_ms {
+            return Err(Self::expired());
+        }
         Ok(claims)
     }
 
@@ -125,7 +152,7 @@ impl TokenVerifier {
         Some(decoded.map(|d| d.claims).map_err(|e| {
             use jsonwebtoken::errors::ErrorKind;
             Self::rejected(match e.kind() {
-                ErrorKind::ExpiredSignature => "it has expired; get a new one",
+                ErrorKind::ExpiredSignature => return Self::expired(),
                 ErrorKind::ImmatureSignature => "it is not valid yet",
                 ErrorKind::InvalidAudience => "it is for another audience",
                 ErrorKind::InvalidIssuer => "it is of another issuer",

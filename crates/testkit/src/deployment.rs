@@ -22,19 +22,24 @@ pub struct Deployment {
     supervisor: Child,
 }
 
-/// A program of the workspace, built by `cargo build --workspace`.
+/// A program of Custody: in the directory that CUSTODY_PROGRAMS names, or beside the test, where `cargo build --workspace` leaves it.
 ///
 /// # Panics
 /// It is not built.
 #[must_use]
 pub fn target_program(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test is a program");
-    let mut dir = test.parent().expect("a program lies in a directory").to_owned();
-    if dir.ends_with("deps") {
-        dir.pop();
-    }
+    let dir = std::env::var_os("CUSTODY_PROGRAMS").map(PathBuf::from).unwrap_or_else(|| {
+        let test = std::env::current_exe().expect("a test is a program");
+        let mut dir = test.parent().expect("a program lies in a directory").to_owned();
+        if dir.ends_with("deps") {
+            dir.pop();
+        }
+        dir
+    });
     let program = dir.join(name);
-    assert!(program.exists(), "`{}` is not built; run `cargo build --workspace` first", program.display());
+    let build =
+        "run `cargo build --workspace` in Custody's repository; CUSTODY_PROGRAMS names its target/debug";
+    assert!(program.exists(), "`{}` is not built; {build}", program.display());
     program
 }
 

@@ -1,5 +1,7 @@
-//! Real deployments for tests: real processes, port 0, a directory of their own that is kept when a test fails.
+//! Real deployments for tests: real processes, free ports, a directory of their own that is kept when a test fails.
+//!
 
+mod azure;
 mod collector;
 mod deployment;
 mod disk;

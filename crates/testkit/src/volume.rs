@@ -3,11 +3,23 @@
 use anyhow::Context as _;
 use custody_clients::AuthenticatedChannel;
 use custody_proto::{
-    storage::{CreateVolumeRequest, Volume, storage_node_client::StorageNodeClient},
+    storage::{
+        CreateVolumeRequest, ReadBlocksRequest, Volume, WriteBlocksRequest,
+        storage_node_client::StorageNodeClient,
+    },
     vault::{UnwrapKeyRequest, key_vault_client::KeyVaultClient},
 };
 use serde_json::Value;
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::task::JoinHandle;
+use tonic::Status;
 
 /// Makes a volume under a customer's key, as the control plane does. `control` is a channel to the storage node.
 ///
@@ -19,7 +31,7 @@ pub async fn customer_volume(
     size_bytes: i64,
     key: &str,
     identity: &str,
-) -> Result<(), tonic::Status> {
+) -> Result<(), Status> {
     let volume = Volume {
         size_bytes,
         key: key.to_owned(),
@@ -30,6 +42,51 @@ pub async fn customer_volume(
     let request =
         CreateVolumeRequest { volume_id: id.to_owned(), volume: Some(volume), source_backup: String::new() };
     StorageNodeClient::new(control).create_volume(request).await.map(drop)
+}
+
+/// A client of a storage node.
+pub type Storage = StorageNodeClient<AuthenticatedChannel>;
+
+/// Reads a volume's first 4,096 bytes.
+///
+/// # Errors
+/// The node refused.
+pub async fn read_block(client: &mut Storage, volume: &str) -> Result<Vec<u8>, Status> {
+    let request = ReadBlocksRequest { name: format!("volumes/{volume}"), offset: 0, length: 4096 };
+    let mut parts = client.read_blocks(request).await?.into_inner();
+    let mut all = Vec::new();
+    while let Some(part) = parts.message().await? {
+        all.extend(part.data);
+    }
+    Ok(all)
+}
+
+/// Fills a volume's first 4,096 bytes.
+///
+/// # Errors
+/// The node refused.
+pub async fn write_block(client: &mut Storage, volume: &str, byte: u8) -> Result<(), Status> {
+    let part = WriteBlocksRequest {
+        name: format!("volumes/{volume}"),
+        offset: 0,
+        data: vec![byte; 4096],
+        ..WriteBlocksRequest::default()
+    };
+    client.write_blocks(tokio_stream::iter([part])).await.map(drop)
+}
+
+/// Reads a volume that was filled with sevens without end, and counts; ends with the error.
+#[must_use]
+pub fn reader(mut client: Storage, volume: String, reads: Arc<AtomicU64>) -> JoinHandle<Status> {
+    tokio::spawn(async move {
+        loop {
+            match read_block(&mut client, &volume).await {
+                Ok(bytes) => assert!(bytes.iter().all(|b| *b == 7), "what was written is read"),
+                Err(e) => return e,
+            }
+            reads.fetch_add(1, Ordering::Relaxed);
+        }
+    })
 }
 
 /// The wrapped key in a volume's superblock: `docs/formats/volume.md`.

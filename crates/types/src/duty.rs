@@ -13,6 +13,8 @@ pub enum Duty {
     Auditor,
     /// Works with data through SQL; touches neither keys nor machines.
     DatabaseAdministrator,
+    /// Has the vault misbehave for tests, where it was started for that; nothing else.
+    FaultInjector,
     /// Owns keys and says who may use them.
     SecurityOfficer,
     /// Creates and runs clusters; never holds a key or sees a block.
@@ -23,12 +25,13 @@ pub enum Duty {
 
 impl Duty {
     /// Every duty, in the order of the tables in the documentation.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::SecurityOfficer,
         Self::SystemAdministrator,
         Self::DatabaseAdministrator,
         Self::Auditor,
         Self::Workload,
+        Self::FaultInjector,
     ];
 
     /// The name used in tokens, configuration and audit records.
@@ -37,6 +40,7 @@ impl Duty {
         match self {
             Self::Auditor => "auditor",
             Self::DatabaseAdministrator => "database_administrator",
+            Self::FaultInjector => "fault_injector",
             Self::SecurityOfficer => "security_officer",
             Self::SystemAdministrator => "system_administrator",
             Self::Workload => "workload",
@@ -53,7 +57,7 @@ impl fmt::Display for Duty {
 /// The text names no duty.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error(
-    "`{0}` is not a duty; one of security_officer, system_administrator, database_administrator, auditor, workload"
+    "`{0}` is not a duty; one of security_officer, system_administrator, database_administrator, auditor, workload, fault_injector"
 )]
 pub struct UnknownDuty(String);
 

@@ -1,9 +1,12 @@
 //! Errors in Azure's form: `{"error": {"code", "message", "innererror"}}`.
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use custody_rpc::status::reason;
+use custody_types::{Clock as _, SystemClock};
 use custody_vault::VaultError;
 use http::StatusCode;
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use tonic::{Code, Status};
 
 /// An answer that is not what was asked for.
@@ -14,7 +17,7 @@ pub(crate) struct RestError {
     inner: Option<&'static str>,
     message: String,
     /// Whether a challenge goes with it (RFC 6750 §3).
-    pub(crate) challenge: Option<&'static str>,
+    pub(crate) challenge: Option<Cow<'static, str>>,
     /// Whole seconds after which a throttled client may ask again.
     pub(crate) retry_after_s: u64,
 }
@@ -31,7 +34,7 @@ impl RestError {
     /// No token yet: how clients begin, to learn where to get one.
     pub(crate) fn unauthorized() -> Self {
         let message = "AKV10000: Request is missing a Bearer or PoP token.";
-        Self { challenge: Some(""), ..Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message) }
+        Self { challenge: Some("".into()), ..Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message) }
     }
 
     /// The token does not verify; or the keys that verify it cannot be had.
@@ -40,7 +43,15 @@ impl RestError {
             return Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", refused.message());
         }
         let message = format!("AKV10046: {}", refused.message());
-        let challenge = Some(", error=\"invalid_token\"");
+        let mut challenge = ", error=\"invalid_token\"".to_owned();
+        if reason(refused) == "TOKEN_EXPIRED" {
+            // Azure's clients ask for a new token then (continuous access evaluation), and not their cache.
+            let now = SystemClock.now().as_secs();
+            let claims =
+                json!({ "access_token": { "nbf": { "essential": true, "value": now.to_string() } } });
+            challenge = format!("{challenge}, claims=\"{}\"", URL_SAFE_NO_PAD.encode(claims.to_string()));
+        }
+        let challenge = Some(challenge.into());
         Self { challenge, ..Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message) }
     }
 
@@ -107,6 +118,7 @@ impl From<VaultError> for RestError {
             ),
             "NOT_FOUND" => Self::new(StatusCode::NOT_FOUND, "KeyNotFound", message),
             "ALREADY_EXISTS" => Self::new(StatusCode::CONFLICT, "Conflict", message),
+            "KEY_BEING_DELETED" => Self::conflict("ObjectIsBeingDeleted", message),
             "KEY_HAS_DEPENDENTS" => Self::conflict("KeyHasDependents", message),
             "NAME_HELD" => Self::conflict("ObjectIsDeletedButRecoverable", message),
             "KEY_SUSPENDED" => Self::forbidden("KeyDisabled", message),

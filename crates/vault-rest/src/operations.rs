@@ -8,7 +8,7 @@ use crate::{
     views::b64,
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use custody_vault::{IfExists, KeyView, Material, Vault, VersionView};
+use custody_vault::{IfExists, KeyView, Material, Vault, VaultError, VersionView};
 use serde_json::{Value, json};
 
 /// Items on a page of a list: Azure's most, and what is given where nothing is asked for.
@@ -59,11 +59,11 @@ pub(crate) fn run(face: &Face, route: Route, taken: &Taken) -> Outcome {
             Ok(Answer::Json(taken.base.deleted_bundle(&deleted(vault, taken, &key)?)))
         }
         Route::Recover { key } => {
-            deleted(vault, taken, &key)?;
+            deleted_by_now(vault, taken, &key)?;
             bundle(taken, &vault.undelete_key(call, &named(&key))?)
         }
         Route::Purge { key } => {
-            deleted(vault, taken, &key)?;
+            deleted_by_now(vault, taken, &key)?;
             vault.purge_key(call, &named(&key), false)?;
             Ok(Answer::NoContent)
         }
@@ -134,6 +134,15 @@ fn deleted(vault: &Vault, taken: &Taken, key: &str) -> Result<KeyView, RestError
         Err(e) if e.reason() == "NOT_FOUND" => Err(RestError::deleted_key_not_found(key)),
         Err(e) => Err(e.into()),
     }
+}
+
+/// As [`deleted`], for what is done to it: a deletion that takes its time is said to.
+fn deleted_by_now(vault: &Vault, taken: &Taken, key: &str) -> Result<(), RestError> {
+    let name = format!("{}/keys/{key}", taken.vault).parse();
+    if name.is_ok_and(|name| vault.is_being_deleted(&name)) {
+        return Err(VaultError::BeingDeleted(key.to_owned()).into());
+    }
+    deleted(vault, taken, key).map(drop)
 }
 
 /// A key and one of its versions, the current one if none is named.

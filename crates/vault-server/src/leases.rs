@@ -62,7 +62,11 @@ pub(crate) async fn close_due(vault: Arc<Vault>, public: PathBuf) {
             }
         }
         let vault = vault.clone();
-        if let Ok(Err(e)) = tokio::task::spawn_blocking(move || vault.close_revocations()).await {
+        let look = move || {
+            vault.settle_roles();
+            vault.close_revocations()
+        };
+        if let Ok(Err(e)) = tokio::task::spawn_blocking(look).await {
             tracing::error!(error = %e, "a revocation was not closed");
         }
     }

@@ -2,6 +2,8 @@
 
 mod access;
 mod convert;
+mod edge;
+mod faults;
 mod leases;
 mod lineage;
 mod seal;
@@ -20,9 +22,12 @@ use custody_types::{Caller, Clock, Duty, KeyType, RsaSize, SystemClock};
 use custody_vault::{
     Call, IfExists, Material, NewAssignment, Particulars, RateLimits, SealSettings, Token, TokenSettings,
     Vault, VaultOptions, VaultParameters,
+    faults::{Faults, Profile},
 };
 
 use custody_vault_rest::{Face, FaceSettings};
+use edge::EdgeFaults;
+use faults::FaultService;
 use leases::LeaseService;
 use lineage::LineageService;
 use seal::SealService;
@@ -67,6 +72,9 @@ struct Settings {
     hsm: Option<TokenSettings>,
     /// Azure's REST API; not served without it.
     rest: Option<Rest>,
+    /// How the vault misbehaves, where it stands for a cloud's in tests: the name of a profile, or a file's path. Without it the vault does
+    /// not, and nobody can have it do so.
+    faults: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -110,7 +118,16 @@ async fn main() -> anyhow::Result<()> {
     let sender = events.clone();
     let token = settings.hsm.clone().map(Token::open).transpose().context("`hsm`")?.map(Arc::new);
     let authority = Some(server::credentials(&settings.server)?.authority()?);
-    let options = VaultOptions { limits: settings.limits, token, authority, ..VaultOptions::default() };
+    let profile = settings.faults.as_deref().map(fault_profile).transpose().context("`faults`")?;
+    // It begins when the platform's own key is made.
+    let faults = profile.as_ref().map(|_| Arc::new(Faults::new(Profile::default(), clock.clone())));
+    let options = VaultOptions {
+        limits: settings.limits,
+        token,
+        authority,
+        faults: faults.clone(),
+        ..VaultOptions::default()
+    };
     let seal = SealSettings {
         key_file: settings.root_key.clone(),
         anchor: settings.anchor.clone().unwrap_or_else(|| settings.server.data.join("anchor")),
@@ -128,29 +145,44 @@ async fn main() -> anyhow::Result<()> {
     {
         later = Some(tokio::spawn(keep_service_key(vault.clone(), service)));
     }
+    let verifier = server::verifier(&settings.server, "custody-vault")?;
+    if let (Some(profile), Some(faults)) = (profile, &faults) {
+        tracing::warn!(profile = profile.name, "this vault misbehaves, for tests: never a production's");
+        verifier.limit_age(profile.token_age_ms.map(Duration::from_millis));
+        faults.set(profile);
+    }
+    let edge = faults.map(EdgeFaults::start);
     let ticking = tokio::spawn(tick(vault.clone()));
     let closing = tokio::spawn(leases::close_due(vault.clone(), settings.server.data.join("proof.pub")));
     let workers = Workers::new(JOBS_MAX);
     let compute = Compute::start()?;
     let trail = Arc::new(trail::VaultTrail(vault.clone()));
-    let verifier = server::verifier(&settings.server, "custody-vault")?;
     let https = match &settings.rest {
         Some(rest) => {
             let server = HttpsServer::bind(rest.listen, &server::credentials(&settings.server)?).await?;
             server.announce(rest.address_file.as_deref())?;
             let face = FaceSettings { domain: rest.domain.clone(), authority: rest.authority.clone() };
             let face = Face::new(vault.clone(), workers.clone(), compute.clone(), verifier.clone(), face);
-            Some(tokio::spawn(server.serve(custody_vault_rest::router(Arc::new(face)))))
+            let router = custody_vault_rest::router(Arc::new(face));
+            let router = match &edge {
+                Some(edge) => edge.before(router, edge::Face::Rest),
+                None => router,
+            };
+            Some(tokio::spawn(server.serve(router)))
         }
         None => None,
     };
-    let routes = Routes::default()
+    let mut routes = Routes::default()
         .add_service(KeyVaultService::server(vault.clone(), events.clone(), workers.clone(), compute))
         .add_service(LineageService::server(vault.clone(), workers.clone()))
         .add_service(LeaseService::server(vault.clone(), events, verifier.clone(), workers.clone()))
         .add_service(AccessControlService::server(vault.clone(), workers.clone()))
         .add_service(SealService::server(vault.clone(), workers.clone()))
-        .add_service(AuditLogService::server(trail, workers));
+        .add_service(AuditLogService::server(trail, workers.clone()));
+    if let Some(edge) = edge {
+        routes = routes.add_service(FaultService::server(vault.clone(), verifier.clone(), workers));
+        routes = edge.before(routes.into_axum_router(), edge::Face::Grpc).into();
+    }
     server::serve(
         &settings.server,
         routes,
@@ -174,6 +206,14 @@ async fn main() -> anyhow::Result<()> {
     })
     .await??;
     Ok(())
+}
+
+/// A profile by its name, or of a file.
+fn fault_profile(name: &str) -> anyhow::Result<Profile> {
+    if Profile::NAMES.contains(&name) || !std::path::Path::new(name).exists() {
+        return Ok(Profile::named(name)?);
+    }
+    Ok(Profile::parse(&std::fs::read_to_string(name).with_context(|| format!("`{name}`"))?)?)
 }
 
 /// Records what policy refuses before it reaches the gate.

@@ -128,7 +128,7 @@ impl Vault {
         let mut batch = Batch::new();
         batch.put(ASSIGNMENTS, &assignment.name, &assignment);
         self.commit_approved(batch, agreed, |_| ())?;
-        self.gate.assignments.write().insert(assignment.clone())?;
+        self.gate.change_assignments(assignment.scope.as_str(), |all| all.insert(assignment.clone()))?;
         self.tell(EventType::AccessChanged, assignment.scope.as_str());
         Ok(assignment)
     }
@@ -146,7 +146,7 @@ impl Vault {
             let mut batch = Batch::new();
             batch.delete(ASSIGNMENTS, name);
             self.store.commit(batch)?;
-            self.gate.assignments.write().remove(&gone);
+            self.gate.change_assignments(gone.scope.as_str(), |all| all.remove(&gone));
             self.tell(EventType::AccessChanged, gone.scope.as_str());
             Ok(())
         })

@@ -9,8 +9,9 @@ use crate::{
     uses::{BUDGETS, USES, UseCounts, Uses},
 };
 use custody_authz::Assignments;
+use custody_faults::{Faults, Weight};
 use custody_store::Store;
-use custody_types::{KeyName, KeyState, KeyVersionName, UnixMillis, VaultName};
+use custody_types::{KeyName, KeyState, KeyType, KeyVersionName, Protection, UnixMillis, VaultName};
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
@@ -39,11 +40,16 @@ pub(crate) struct Catalog {
     pub(crate) policies: BTreeMap<KeyName, RotationPolicy>,
     pub(crate) lease_policies: BTreeMap<KeyName, LeasePolicy>,
     pub(crate) agenda: Agenda,
+    pub(crate) faults: Option<Arc<Faults>>,
 }
 
 impl Catalog {
-    pub(crate) fn load(store: &Store, now: UnixMillis) -> Result<(Self, Assignments), VaultError> {
-        let mut catalog = Self::default();
+    pub(crate) fn load(
+        store: &Store,
+        now: UnixMillis,
+        faults: Option<Arc<Faults>>,
+    ) -> Result<(Self, Assignments), VaultError> {
+        let mut catalog = Self { faults, ..Self::default() };
         for (_, vault) in store.scan::<VaultRecord>(VAULTS, "")? {
             catalog.vaults.insert(vault.name.clone(), vault);
         }
@@ -53,6 +59,7 @@ impl Catalog {
             let counts = used.remove(record.name.as_str()).unwrap_or_default();
             let uses = Uses::stored(counts, reserved.get(record.name.as_str()).copied().unwrap_or(0));
             let version = Version { record, private: Arc::default(), uses: Arc::new(uses) };
+            catalog.weigh(&version.record);
             catalog.versions.insert(version.record.name.clone(), Arc::new(version));
         }
         for (_, policy) in store.scan::<RotationPolicy>(POLICIES, "")? {
@@ -105,8 +112,24 @@ impl Catalog {
         range.map(|(_, v)| &**v).take_while(move |v| v.record.name.as_str().starts_with(&prefix))
     }
 
+    /// Notes what an operation on a key weighs.
+    fn weigh(&self, record: &VersionRecord) {
+        if let Some(faults) = &self.faults {
+            let rsa_bits = match record.public.key_type() {
+                Some(KeyType::Rsa(size)) => size.bits(),
+                _ => 0,
+            };
+            let hsm = record.protection == Protection::Hsm;
+            faults.weigh(record.name.key().as_str(), Weight::Key { hsm, rsa_bits });
+        }
+    }
+
     pub(crate) fn put_version(&mut self, record: VersionRecord) {
         let name = record.name.clone();
+        if let (Some(faults), false) = (&self.faults, self.versions.contains_key(&name)) {
+            faults.rotated(name.key().as_str());
+        }
+        self.weigh(&record);
         // A changed record keeps the private half that is open already, and the count of its uses.
         let (private, uses) =
             self.versions.get(&name).map(|v| (v.private.clone(), v.uses.clone())).unwrap_or_default();
@@ -165,7 +188,33 @@ impl Catalog {
         self.version(name)
     }
 
+    /// The version that wraps, as a caller finds it: for a time after a rotation, where a profile of faults has that, some find the one
+    /// before.
+    pub(crate) fn found_current(&self, key: &KeyRecord) -> Result<&Arc<Version>, VaultError> {
+        if let (Some(faults), [.., before, _]) = (&self.faults, key.versions.as_slice())
+            && faults.misses_newest(key.name.as_str())
+        {
+            return self.version(before);
+        }
+        self.current(key)
+    }
+
+    /// A version, as a caller finds it.
+    pub(crate) fn found_version(&self, name: &KeyVersionName) -> Result<&Arc<Version>, VaultError> {
+        let newest = || self.keys.get(&name.key()).is_some_and(|key| key.versions.last() == Some(name));
+        if let Some(faults) = &self.faults
+            && newest()
+            && self.keys.get(&name.key()).is_some_and(|key| key.versions.len() > 1)
+            && faults.misses_newest(name.key().as_str())
+        {
+            return Err(VaultError::NotFound(name.to_string()));
+        }
+        self.version(name)
+    }
+
     pub(crate) fn state(&self, version: &Version, now: UnixMillis) -> KeyState {
+        let vault = version.record.name.key().vault();
+        let now = self.faults.as_ref().map_or(now, |faults| faults.time_of(vault.id(), now));
         match self.keys.get(&version.record.name.key()) {
             Some(key) if key.deleted.is_some() => KeyState::Deleted,
             Some(_) => version.record.attributes.state_at(now),
@@ -190,10 +239,24 @@ impl Catalog {
     }
 
     pub(crate) fn view_key(&self, key: &KeyRecord, now: UnixMillis) -> Result<KeyView, VaultError> {
+        self.view_key_as(key, self.current(key)?, now)
+    }
+
+    /// A key as a caller finds it, who reads and has changed nothing.
+    pub(crate) fn find_key(&self, key: &KeyRecord, now: UnixMillis) -> Result<KeyView, VaultError> {
+        self.view_key_as(key, self.found_current(key)?, now)
+    }
+
+    fn view_key_as(
+        &self,
+        key: &KeyRecord,
+        current: &Version,
+        now: UnixMillis,
+    ) -> Result<KeyView, VaultError> {
         let vault = self.vault(&key.name.vault())?;
         Ok(KeyView {
             name: key.name.clone(),
-            current: self.view_version(self.current(key)?, now),
+            current: self.view_version(current, now),
             create_time: key.create_time,
             deleted: key.deleted.map(|d| (d.delete_time, d.purge_time)),
             purge_protection: vault.purge_protection,

@@ -64,7 +64,7 @@ impl Vault {
             let mut batch = Batch::new();
             batch.put(ROLES, name.as_str(), &role);
             self.store.commit(batch)?;
-            self.gate.assignments.write().put_role(role.clone());
+            self.gate.change_assignments(name.as_str(), |all| all.put_role(role.clone()));
             Ok(role)
         })
     }
@@ -88,7 +88,7 @@ impl Vault {
             let mut batch = Batch::new();
             batch.delete(ROLES, name.as_str());
             self.store.commit(batch)?;
-            self.gate.assignments.write().remove_role(name.as_str());
+            self.gate.change_assignments(name.as_str(), |all| all.remove_role(name.as_str()));
             Ok(())
         })
     }
@@ -132,7 +132,7 @@ impl Vault {
         let mut batch = Batch::new();
         batch.put(GROUPS, &group.name, &group);
         self.commit_approved(batch, agreed, |_| ())?;
-        self.gate.assignments.write().put_group(group);
+        self.gate.change_assignments(&group.name.clone(), |all| all.put_group(group));
         Ok(())
     }
 
@@ -157,7 +157,7 @@ impl Vault {
             let mut batch = Batch::new();
             batch.delete(GROUPS, name.as_str());
             self.store.commit(batch)?;
-            self.gate.assignments.write().remove_group(name.as_str());
+            self.gate.change_assignments(name.as_str(), |all| all.remove_group(name.as_str()));
             Ok(())
         })
     }

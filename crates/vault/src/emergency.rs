@@ -64,7 +64,7 @@ impl Vault {
         let mut batch = Batch::new();
         batch.put(ASSIGNMENTS, &assignment.name, &assignment);
         self.commit_approved(batch, agreed, |_| ())?;
-        self.gate.assignments.write().insert(assignment.clone())?;
+        self.gate.change_assignments(vault.as_str(), |all| all.insert(assignment.clone()))?;
         self.tell(EventType::AccessChanged, vault.as_str());
         Ok(assignment)
     }

@@ -63,6 +63,9 @@ pub enum VaultError {
         /// Why not, and what to do.
         why: &'static str,
     },
+    /// A deletion takes its time, as a profile of faults has it.
+    #[error("`{0}` is still being deleted; try again")]
+    BeingDeleted(String),
     /// Something would become unreadable.
     #[error(
         "`{name}` is not destroyed: it is needed by {what}, unreadable for good without it; see `custody key lineage`, then re-wrap or delete them, or have a second officer agree to crypto-shred them"
@@ -164,6 +167,7 @@ impl VaultError {
             | Self::Precondition { .. }
             | Self::ConflictingDuty(_) => "FAILED_PRECONDITION",
             Self::Invalid { .. } | Self::UnwrapFailed(_) | Self::UnsealFailed => "INVALID_ARGUMENT",
+            Self::BeingDeleted(_) => "ABORTED",
             Self::Throttled { .. } => "RESOURCE_EXHAUSTED",
             Self::AuditUnavailable(_) | Self::Sealed | Self::Seal(_) | Self::Store(_) | Self::Token(_) => {
                 "UNAVAILABLE"
@@ -192,6 +196,7 @@ impl VaultError {
             Self::ApprovalRequired { .. } => "APPROVAL_REQUIRED",
             Self::HasDependents { .. } => "KEY_HAS_DEPENDENTS",
             Self::BudgetSpent(_) => "KEY_BUDGET_SPENT",
+            Self::BeingDeleted(_) => "KEY_BEING_DELETED",
             Self::Throttled { .. } => "RATE_LIMITED",
             Self::Precondition { .. } => "INVALID_KEY_TRANSITION",
             Self::Invalid { .. } => "INVALID_FIELD",

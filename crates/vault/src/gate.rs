@@ -5,12 +5,14 @@
 
 use crate::{
     Call, VaultError,
+    lag::Lag,
     limits::{Limiter, RateLimits},
 };
 use custody_audit::{Journal, Outcome, Pending, Record};
 use custody_authz::{Assignments, Decision};
+use custody_faults::Faults;
 use custody_types::{Caller, Clock, Duty, Permission};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::{
     fmt,
     marker::PhantomData,
@@ -79,10 +81,29 @@ impl<Op: Operation> Admitted<Op> {
     }
 }
 
+/// Azure's throttles, where a profile of faults has them.
+fn throttle(faults: &Faults, operation: &str, resource: &str) -> Result<(), VaultError> {
+    let makes = matches!(operation, "KeyCreate" | "KeyImport" | "KeyRotate" | "KeyRestore");
+    let Some((vault, rest)) = resource.strip_prefix("vaults/").map(|r| r.split_once('/').unwrap_or((r, "")))
+    else {
+        return Ok(());
+    };
+    let id = rest.strip_prefix("keys/").map(|id| id.split('/').next().unwrap_or(id));
+    let key = id.map(|id| format!("vaults/{vault}/keys/{id}"));
+    faults.admit(vault, key.as_deref(), makes).map_err(|retry_after| VaultError::Throttled {
+        what: "vault",
+        name: format!("vaults/{vault}"),
+        retry_after,
+    })
+}
+
 /// Where every operation passes.
 pub struct Gate {
     journal: Arc<Journal>,
     pub(crate) assignments: RwLock<Assignments>,
+    /// What counts instead while a change of them has not come through. Taken after the assignments.
+    lag: Mutex<Lag>,
+    faults: Option<Arc<Faults>>,
     /// Conditions of assignments are held against it.
     clock: Arc<dyn Clock>,
     pub(crate) limits: Limiter,
@@ -97,10 +118,17 @@ impl fmt::Debug for Gate {
 }
 
 impl Gate {
-    pub(crate) fn new(journal: Arc<Journal>, clock: Arc<dyn Clock>, limits: &RateLimits) -> Self {
+    pub(crate) fn new(
+        journal: Arc<Journal>,
+        clock: Arc<dyn Clock>,
+        limits: &RateLimits,
+        faults: Option<Arc<Faults>>,
+    ) -> Self {
         Self {
             journal,
             assignments: RwLock::default(),
+            lag: Mutex::default(),
+            faults,
             clock,
             limits: Limiter::new(limits),
             sealed: AtomicBool::new(true),
@@ -173,6 +201,9 @@ impl Gate {
             return Err(VaultError::Sealed);
         }
         self.limits.check(&call.caller.principal, resource)?;
+        if let Some(faults) = &self.faults {
+            throttle(faults, Op::NAME, resource)?;
+        }
         let now = self.journal.now();
         let record = Record::begin(now, Op::NAME, &call.correlation_id, &call.caller, resource);
         Ok(match self.decide(call, permission, resource) {
@@ -194,8 +225,7 @@ impl Gate {
             }
             Permission::VaultList => call.caller.duty != Duty::DatabaseAdministrator,
             _ => {
-                let now = self.clock.now();
-                return self.assignments.read().decide(&call.caller, permission, resource, now);
+                return self.by_role(&call.caller, permission, resource);
             }
         };
         if by_duty {
@@ -212,7 +242,35 @@ impl Gate {
 
     /// Whether role assignments allow it now, without recording.
     pub(crate) fn allows(&self, caller: &Caller, permission: Permission, resource: &str) -> bool {
-        self.assignments.read().decide(caller, permission, resource, self.clock.now()) != Decision::Deny
+        self.by_role(caller, permission, resource) != Decision::Deny
+    }
+
+    fn by_role(&self, caller: &Caller, permission: Permission, resource: &str) -> Decision {
+        let now = self.clock.now();
+        let assignments = self.assignments.read();
+        if self.faults.is_none() {
+            return assignments.decide(caller, permission, resource, now);
+        }
+        let lag = self.lag.lock();
+        let counts = lag.counts(self.clock.monotonic()).unwrap_or(&assignments);
+        counts.decide(caller, permission, resource, now)
+    }
+
+    /// Changes the assignments. Where a profile of faults says that such changes take their time, what there was counts until then.
+    pub(crate) fn change_assignments<T>(&self, scope: &str, change: impl FnOnce(&mut Assignments) -> T) -> T {
+        let delay = self.faults.as_ref().and_then(|faults| faults.role_delay());
+        let mut assignments = self.assignments.write();
+        let before = delay.map(|_| assignments.clone());
+        let done = change(&mut assignments);
+        if let (Some(delay), Some(before)) = (delay, before) {
+            self.lag.lock().begin(scope, before, &assignments, self.clock.monotonic() + delay);
+        }
+        done
+    }
+
+    /// Scopes in which changes have come through since this was last asked.
+    pub(crate) fn settled(&self) -> Vec<String> {
+        self.lag.lock().settled(self.clock.monotonic())
     }
 }
 

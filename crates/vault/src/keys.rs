@@ -7,6 +7,7 @@ use crate::{
     names::new_id,
     record::{KeyRecord, Tags, VersionRecord},
 };
+use custody_faults::Change;
 use custody_kek::{PrivateJwk, PrivateKey, Token};
 use custody_store::Batch;
 use custody_types::{
@@ -153,6 +154,9 @@ impl Vault {
         let (backend, protection) = (self.options.backend, particulars.protection);
         if protection == Protection::Hsm {
             self.token()?;
+        }
+        if let Some(faults) = &self.options.faults {
+            faults.weigh_new(name.as_str(), protection == Protection::Hsm);
         }
         let make: Box<dyn FnOnce() -> Result<PrivateKey, VaultError> + '_> = match material {
             Material::Generate(kind) => {
@@ -346,7 +350,12 @@ impl Vault {
 
     fn view(&self, name: &KeyName) -> Result<KeyView, VaultError> {
         let catalog = self.catalog.read();
-        catalog.view_key(catalog.key(name)?, self.now())
+        let key = catalog.key(name)?;
+        let change = if key.deleted.is_some() { Change::Delete } else { Change::Recover };
+        if self.is_changing(name, change) {
+            return Err(VaultError::NotFound(name.to_string()));
+        }
+        catalog.find_key(key, self.now())
     }
 
     /// Reads a version.
@@ -357,7 +366,7 @@ impl Vault {
         let name: KeyVersionName = name.parse()?;
         self.gate.run::<op::GetKey, _>(call, name.as_str(), |_| {
             let catalog = self.catalog.read();
-            Ok(catalog.view_version(catalog.version(&name)?, self.now()))
+            Ok(catalog.view_version(catalog.found_version(&name)?, self.now()))
         })
     }
 

@@ -11,6 +11,7 @@ use crate::{
     record::{Deletion, KeyRecord},
 };
 use custody_audit::{Outcome, Record};
+use custody_faults::Change;
 use custody_store::Batch;
 use custody_types::{KeyName, Permission, Protection};
 use std::time::Duration;
@@ -40,7 +41,9 @@ impl Vault {
             purge_time: now.plus(Duration::from_secs(u64::from(days) * 86_400)),
             passed_ms: self.retention.passed_ms(self.clock.monotonic()),
         });
-        self.put(key, None, EventType::Deleted)
+        let deleted = self.put(key, None, EventType::Deleted)?;
+        self.begin_change(name, Change::Delete);
+        Ok(deleted)
     }
 
     /// Recovers a soft-deleted key as it was.
@@ -58,7 +61,12 @@ impl Vault {
         if key.deleted.take().is_none() {
             return Err(VaultError::Precondition { name: name.to_string(), why: "is not deleted" });
         }
-        self.put(key, None, EventType::Recovered)
+        if self.is_changing(name, Change::Delete) {
+            return Err(VaultError::BeingDeleted(name.to_string()));
+        }
+        let recovered = self.put(key, None, EventType::Recovered)?;
+        self.begin_change(name, Change::Recover);
+        Ok(recovered)
     }
 
     /// Destroys a soft-deleted key and retires its name. What it wrapped can never be opened again. A key that something depends on
@@ -84,6 +92,9 @@ impl Vault {
                         "is under purge protection; it is destroyed at its purge time and not before",
                     );
                 }
+            }
+            if self.is_changing(&name, Change::Delete) {
+                return Err(VaultError::BeingDeleted(name.to_string()));
             }
             let vault = name.vault();
             let agreed = match (self.would_lose(&name), crypto_shred) {

@@ -236,7 +236,7 @@ impl Vault {
         self.keyring.set_root(root, Arc::new(seal_key), signer);
         if self.catalog.read().vaults.is_empty() {
             // What was read once is what the store holds: nobody else writes to it while this process has it.
-            let (catalog, assignments) = Catalog::load(&self.store, self.now())?;
+            let (catalog, assignments) = Catalog::load(&self.store, self.now(), self.options.faults.clone())?;
             *self.catalog.write() = catalog;
             *self.gate.assignments.write() = assignments;
             *self.dependents.lock() = Dependents::load(&self.store)?;

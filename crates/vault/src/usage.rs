@@ -399,8 +399,8 @@ impl Vault {
         let version = {
             let catalog = self.catalog.read();
             let version = match target {
-                Target::Key(name) => catalog.current(catalog.key(name)?)?,
-                Target::Version(name) => catalog.version(name)?,
+                Target::Key(name) => catalog.found_current(catalog.key(name)?)?,
+                Target::Version(name) => catalog.found_version(name)?,
             };
             let name = || version.record.name.to_string();
             let state = catalog.state(version, self.now());

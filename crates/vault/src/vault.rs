@@ -15,6 +15,7 @@ use crate::{
     uses::Uses,
 };
 use custody_audit::{Entry, Journal};
+use custody_faults::{Change, Faults};
 use custody_kek::{Backend, Token};
 use custody_proof::Authority;
 use custody_store::{Batch, Store, StoreError};
@@ -75,6 +76,8 @@ pub struct VaultOptions {
     pub token: Option<Arc<Token>>,
     /// Whose certificates holders of leases sign their receipts with.
     pub authority: Option<Authority>,
+    /// How it shall misbehave, where it stands for a cloud's in tests.
+    pub faults: Option<Arc<Faults>>,
 }
 
 /// A vault that cannot be opened.
@@ -149,6 +152,7 @@ impl Vault {
         options: VaultOptions,
         listener: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, LoadError> {
+        let faults = options.faults.clone();
         let retention = RetentionClock::load(&store, clock.now(), clock.monotonic())?;
         let vault = Self {
             store,
@@ -156,9 +160,9 @@ impl Vault {
             seal_settings,
             keyring: Keyring::default(),
             attempts: Mutex::default(),
-            gate: Gate::new(journal.clone(), clock.clone(), &options.limits),
+            gate: Gate::new(journal.clone(), clock.clone(), &options.limits, options.faults.clone()),
             options,
-            catalog: RwLock::default(),
+            catalog: RwLock::new(Catalog { faults: faults.clone(), ..Catalog::default() }),
             changes: Mutex::new(()),
             used: Mutex::default(),
             looked: Mutex::new(clock.now()),
@@ -262,6 +266,31 @@ impl Vault {
         self.forget_leases()?;
         rotation::run_agenda(self)?;
         lifecycle::purge_due(self)
+    }
+
+    /// Tells of changes of role assignments that have come through late, as a profile of faults has it.
+    pub fn settle_roles(&self) {
+        for scope in self.gate.settled() {
+            self.tell(EventType::AccessChanged, &scope);
+        }
+    }
+
+    /// Whether a key's deletion takes its time still, as a profile of faults has it.
+    #[must_use]
+    pub fn is_being_deleted(&self, name: &KeyName) -> bool {
+        self.is_changing(name, Change::Delete)
+    }
+
+    /// Whether a change of a key takes its time still.
+    pub(crate) fn is_changing(&self, name: &KeyName, change: Change) -> bool {
+        self.options.faults.as_ref().is_some_and(|faults| faults.is_changing(name.as_str(), change))
+    }
+
+    /// A change of a key begins to take its time.
+    pub(crate) fn begin_change(&self, name: &KeyName, change: Change) {
+        if let Some(faults) = &self.options.faults {
+            faults.begin(name.as_str(), change);
+        }
     }
 
     /// Stores what is counted in memory. For the end of the process.

@@ -89,7 +89,7 @@ impl Vault {
         batch.put(SEALS, record.name.as_str(), &seal);
         self.commit(batch, |catalog| catalog.vaults.insert(record.name.clone(), record.clone()))?;
         self.keyring.put(&record.name, keys);
-        self.gate.assignments.write().insert(owner)?;
+        self.gate.change_assignments(record.name.as_str(), |all| all.insert(owner))?;
         Ok(record)
     }
 

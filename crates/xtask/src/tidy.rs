@@ -25,7 +25,7 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
             problems.push(format!("{shown}: a name that says nothing"));
         }
     }
-    for path in files(&root.join("crates"), "toml")? {
+    for path in files(&root.join("crates"), "toml")?.into_iter().filter(|path| path.ends_with("Cargo.toml")) {
         let text = fs::read_to_string(&path)?;
         let generated = path.ends_with("proto/Cargo.toml");
         if !generated && !text.contains("[lints]\nworkspace = true") {
