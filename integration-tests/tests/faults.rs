@@ -237,3 +237,22 @@ async fn late_rights_and_wrong_clocks() {
     _ = stage.run(&["faults", "shift-clock", "vaults/f", "0"]);
     stage.until("the right clock does not", || stage.state().0);
 }
+
+/// The page of a runbook that others write in Python (`docs/testing.md`).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runbook_in_python_over_grpc() {
+    let stage = Stage::new(&[]).await;
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let output = block_in_place(|| {
+        std::process::Command::new(here.join("target/sdk/python/bin/python"))
+            .arg(here.join("examples/runbook/runbook.py"))
+            .args([stage.deployment.dir(), &here.join("proto")])
+            .arg(&stage.key)
+            .output()
+            .unwrap()
+    });
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("checks passed"), "{said}");
+    stage.until("it was given back", || stage.state().0);
+}

@@ -67,9 +67,8 @@ async fn pass(State((edge, face)): State<(EdgeFaults, Face)>, request: Request, 
     if exempt.iter().any(|prefix| request.uri().path().starts_with(prefix)) {
         return next.run(request).await;
     }
-    let mut away = edge.away.clone();
     match edge.faults.edge() {
-        Edge::Lost => lost(&mut away, face).await,
+        Edge::Lost => lost(&edge.faults, face).await,
         Edge::Fails(takes) => {
             tokio::time::sleep(takes).await;
             failure(face, "burst")
@@ -79,22 +78,32 @@ async fn pass(State((edge, face)): State<(EdgeFaults, Face)>, request: Request, 
             let answer = next.run(request).await;
             // What was done is done; but nobody is told of it from a region that is away.
             if edge.faults.is_away() {
-                return lost(&mut away, face).await;
+                return lost(&edge.faults, face).await;
             }
-            answer.map(|body| Body::new(Cut { body, away: Box::pin(is_away(away)) }))
+            answer.map(|body| Body::new(Cut { body, away: Box::pin(is_away(edge)) }))
         }
     }
 }
 
-async fn is_away(mut away: watch::Receiver<bool>) {
-    if away.wait_for(|away| *away).await.is_err() {
+/// Returns when the region is away.
+async fn is_away(mut edge: EdgeFaults) {
+    // What was seen last may be a moment old.
+    while edge.away.wait_for(|away| *away).await.is_ok() && !edge.faults.is_away() {
+        _ = edge.away.changed().await;
+    }
+    if !edge.faults.is_away() {
         std::future::pending().await
     }
 }
 
 /// Nobody answers; when the region is back, those who still wait are told to ask again.
-async fn lost(away: &mut watch::Receiver<bool>, face: Face) -> Response {
-    _ = tokio::time::timeout(SILENCE, away.wait_for(|away| !*away)).await;
+async fn lost(faults: &Faults, face: Face) -> Response {
+    let back = async {
+        while faults.is_away() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    _ = tokio::time::timeout(SILENCE, back).await;
     failure(face, "region")
 }
 

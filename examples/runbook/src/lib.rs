@@ -1,0 +1,1 @@
+//! Nothing: the runbook is in `tests`.
