@@ -75,8 +75,9 @@ fn backups_in(kind: &str, place: &str) {
     let mut store = Store::start(kind);
     let deployment = Deployment::start_with_environment(&["--backups", place], &store.environment).unwrap();
     let refused = |arguments: &[&str]| deployment.cli(arguments).unwrap_err().to_string();
-    let new = ["cluster", "create", "source", "--workers", "0", "--size-mib", "512", "--archive-wal"];
-    let made = deployment.run(&new);
+    let (key, identity, _) = deployment.key_and_identity("cloud");
+    let under = ["--workers", "0", "--size-mib", "512", "--key", &key, "--identity", &identity];
+    let made = deployment.run(&[&["cluster", "create", "source", "--archive-wal"][..], &under].concat());
     let endpoint = made.pointer("/nodes/0/endpoint").unwrap().as_str().unwrap().to_owned();
     let fill = "CREATE TABLE t AS SELECT n, 'PLANTED-IN-THE-CLOUD' AS x FROM generate_series(1, 20000) n";
     deployment.sql(&endpoint, fill).unwrap();
@@ -91,16 +92,11 @@ fn backups_in(kind: &str, place: &str) {
     assert_eq!((count("/manifest.json"), count("nightly/full-")), (2, count("nightly/full-")), "{names:?}");
     assert!(count("nightly/full-") >= 3, "more than one segment: {names:?}");
     assert_eq!(store.tell("search PLANTED"), 0);
-    assert_eq!(
-        store.tell("search service-managed"),
-        2,
-        "the search finds what is there: manifests are in clear"
-    );
+    assert_eq!(store.tell("search marks_from"), 2, "the search finds what is there: manifests are in clear");
 
     _ = deployment.run(&["backup", "verify", "backups/hourly"]);
-    let copy =
-        ["cluster", "create", "copy", "--workers", "0", "--size-mib", "512", "--from", "backups/hourly"];
-    let made = deployment.run(&copy);
+    let copy = ["cluster", "create", "copy", "--from", "backups/hourly"];
+    let made = deployment.run(&[&copy[..], &under].concat());
     let copy = made.pointer("/nodes/0/endpoint").unwrap().as_str().unwrap().to_owned();
     assert_eq!(deployment.sql(&copy, "SELECT count(*), min(n) FROM t").unwrap(), "20001|0");
 
@@ -109,8 +105,8 @@ fn backups_in(kind: &str, place: &str) {
     deployment.sql(&endpoint, "UPDATE t SET n = -1 WHERE n = 0").unwrap();
     let moment = deployment.sql(&endpoint, clock).unwrap();
     deployment.sql(&endpoint, "SELECT pg_sleep(0.01); DROP TABLE t; SELECT pg_switch_wal()").unwrap();
-    let to_moment = ["cluster", "create", "later", "--workers", "0", "--size-mib", "512", "--from"];
-    let to_moment = [&to_moment[..], &["backups/hourly", "--to-time", &moment]].concat();
+    let to_moment = ["cluster", "create", "later", "--from", "backups/hourly", "--to-time", &moment];
+    let to_moment = [&to_moment[..], &under].concat();
     let made =
         eventually("the log is archived", Duration::from_secs(60), || match deployment.cli(&to_moment) {
             Err(e) if e.to_string().contains("lies beyond the archived log") => None,
@@ -120,6 +116,11 @@ fn backups_in(kind: &str, place: &str) {
     assert_eq!(deployment.sql(&later, "SELECT count(*), min(n) FROM t").unwrap(), "20001|-1");
     assert!(store.names().iter().any(|n| n.starts_with("nightly/_wal/source-")));
     assert_eq!(store.tell("search PLANTED"), 0);
+
+    // The keys of all that are wrapped anew where it is, and it opens still: that is seen below.
+    _ = deployment.run(&["key", "rotate", &key]);
+    let versions = deployment.run(&["key", "lineage", &key, "--rewrap"]);
+    assert_eq!(versions.pointer("/1/can_be_retired").and_then(|v| v.as_str()), Some("yes"), "{versions}");
 
     // What is altered or missing in the store is found; what a backup needs stays.
     assert!(refused(&["backup", "delete", "backups/full"]).contains("BACKUP_IN_USE"));

@@ -12,6 +12,8 @@ const CLUSTERS: usize = 100;
 /// How long it is watched.
 const WATCHED: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(60);
+/// Outages of the vault that are longer than the lease.
+const OUTAGES: usize = 5;
 
 /// Records of an operation's ends in the vault's trail, by second.
 fn by_second(deployment: &Deployment, operation: &str, after: u64) -> anyhow::Result<Vec<usize>> {
@@ -40,6 +42,11 @@ fn now_ms() -> u64 {
 }
 
 async fn serving(deployment: &Deployment) -> anyhow::Result<()> {
+    ready(deployment, CLUSTERS).await
+}
+
+/// Waits until so many volumes can be used.
+async fn ready(deployment: &Deployment, wanted: usize) -> anyhow::Result<()> {
     let until = Instant::now() + LIMIT;
     loop {
         let volumes = block_in_place(|| deployment.cli(&["volume", "list"]))?;
@@ -48,16 +55,16 @@ async fn serving(deployment: &Deployment) -> anyhow::Result<()> {
             .into_iter()
             .flatten()
             .filter(|v| v.get("state").and_then(Value::as_str) == Some("READY"));
-        if ready.count() == CLUSTERS {
+        if ready.count() == wanted {
             return Ok(());
         }
-        anyhow::ensure!(Instant::now() < until, "a volume does not come back: {volumes}");
+        anyhow::ensure!(Instant::now() < until, "not {wanted} volumes can be used: {volumes}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 pub(crate) async fn run() -> anyhow::Result<()> {
-    let deployment = block_in_place(Deployment::start);
+    let deployment = block_in_place(|| Deployment::start_with_environment(&["--faults", "none"], &[]))?;
     for n in 0..CLUSTERS {
         let (key, identity, _) = block_in_place(|| deployment.key_and_identity(&format!("c{n}")));
         deployment.bind(&identity).await?;
@@ -107,7 +114,23 @@ pub(crate) async fn run() -> anyhow::Result<()> {
         started.elapsed().as_secs_f64(),
         most_of(&by_second(&deployment, "KeyLeaseRenew", began)?)
     );
-    serving(&deployment).await
+    serving(&deployment).await?;
+    let mut back = Vec::new();
+    for _ in 0..OUTAGES {
+        _ = block_in_place(|| deployment.cli(&["faults", "lose-region"]))?;
+        ready(&deployment, 0).await?;
+        let returned = Instant::now();
+        _ = block_in_place(|| deployment.cli(&["faults", "restore-region"]))?;
+        serving(&deployment).await?;
+        back.push(returned.elapsed().as_secs_f64());
+    }
+    back.sort_by(f64::total_cmp);
+    println!(
+        "the vault away for longer than the lease, {OUTAGES} times: all {CLUSTERS} volumes back {:.1} s after its return in the median, {:.1} s at worst",
+        back.get(OUTAGES / 2).copied().unwrap_or_default(),
+        back.last().copied().unwrap_or_default()
+    );
+    Ok(())
 }
 
 fn most_of(seconds: &[usize]) -> usize {

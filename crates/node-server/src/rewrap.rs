@@ -81,7 +81,7 @@ impl Job {
             if progress.is_closed() {
                 return Ok(told);
             }
-            if let Err(e) = self.one(&place, &facts).await {
+            if let Err(e) = self.one(&place, &facts, &current).await {
                 tracing::warn!(resource = place.0, custody.key.version = %place.1, error = e.message(), "not wrapped anew");
                 if told.failures.len() < FAILURES_MAX {
                     told.failures.push(failure(place, &e));
@@ -148,12 +148,17 @@ impl Job {
     }
 
     /// Wraps one anew.
-    async fn one(&self, (resource, version): &Place, facts: &Facts) -> Result<(), Status> {
+    async fn one(
+        &self,
+        (resource, version): &Place,
+        facts: &Facts,
+        current: &KeyVersionName,
+    ) -> Result<(), Status> {
         if let Some(name) = resource.strip_prefix("backups/") {
-            return self.backup(name).await;
+            return self.backup(name, current).await;
         }
         if let Some(name) = resource.strip_prefix("archives/") {
-            return self.archive(name).await;
+            return self.archive(name, current).await;
         }
         self.volume(resource, version, facts).await
     }
@@ -204,12 +209,16 @@ impl Job {
         .await
     }
 
-    async fn backup(&self, name: &str) -> Result<(), Status> {
+    async fn backup(&self, name: &str, current: &KeyVersionName) -> Result<(), Status> {
         let _alone = self.node.writing.enter(name, "")?;
         let Some(manifest) = self.manifest(name).await? else {
             self.node.dependents.gone(&backup_resource(name));
             return Ok(());
         };
+        // Another order was faster.
+        if manifest.wrapped.key_version == *current {
+            return Ok(());
+        }
         let access = self.access(&manifest.managed_identity)?;
         let wrapped = self.wrap_anew(&access, &manifest.wrapped).await?;
         let facts = backup_facts(manifest.base.as_ref().map(|base| base.backup.as_str()));
@@ -225,10 +234,10 @@ impl Job {
         Ok(())
     }
 
-    async fn archive(&self, name: &str) -> Result<(), Status> {
+    async fn archive(&self, name: &str, current: &KeyVersionName) -> Result<(), Status> {
         let resource = wal_index::resource(name);
         for (id, key) in self.node.wal_index.keys(name) {
-            if key.wrapped.key_version.key() != self.key {
+            if key.wrapped.key_version.key() != self.key || key.wrapped.key_version == *current {
                 continue;
             }
             let managed_identity = self.identity(&key.managed_identity)?;

@@ -213,8 +213,10 @@ impl Catalog {
     }
 
     pub(crate) fn state(&self, version: &Version, now: UnixMillis) -> KeyState {
-        let vault = version.record.name.key().vault();
-        let now = self.faults.as_ref().map_or(now, |faults| faults.time_of(vault.id(), now));
+        let now = match &self.faults {
+            Some(faults) => faults.time_of(version.record.name.key().vault().id(), now),
+            None => now,
+        };
         match self.keys.get(&version.record.name.key()) {
             Some(key) if key.deleted.is_some() => KeyState::Deleted,
             Some(_) => version.record.attributes.state_at(now),
