@@ -97,9 +97,7 @@ pub(crate) struct Declared {
 impl Declared {
     /// It is stored.
     pub(crate) fn stored(self) {
-        if let Some(entry) = self.dependents.state.lock().entry(&self.place) {
-            entry.stored = true;
-        }
+        self.dependents.state.lock().stored(&self.place);
     }
 }
 
@@ -142,6 +140,16 @@ impl State {
         let entry = Entry { facts, stored, changed: self.changes };
         self.here.entry(place.0.clone()).or_default().insert(place.1.clone(), entry);
         self.dirty.insert(place);
+    }
+
+    /// What was about to be stored is.
+    fn stored(&mut self, place: &Place) {
+        let now = self.changes + 1;
+        if let Some(entry) = self.entry(place).filter(|entry| !entry.stored) {
+            // A change as any other: whoever looks at all that there is may have looked before it.
+            (entry.stored, entry.changed) = (true, now);
+            self.changes = now;
+        }
     }
 
     fn all(&self) -> impl Iterator<Item = (Place, &Entry)> {
@@ -227,7 +235,7 @@ impl Dependents {
         for (version, facts) in now {
             let place = (resource.to_owned(), version);
             match state.entry(&place) {
-                Some(entry) if entry.facts == facts => entry.stored = true,
+                Some(entry) if entry.facts == facts => state.stored(&place),
                 _ => state.put(place, facts, true),
             }
         }
@@ -453,5 +461,90 @@ async fn list(client: &mut Client) -> Result<(Inventory, u64), Status> {
         if page_token.is_empty() {
             return Ok((knew, last));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(resource: &str, version: u8) -> Place {
+        (resource.to_owned(), format!("vaults/v/keys/k/versions/{version:032x}").parse().unwrap())
+    }
+
+    fn facts() -> Facts {
+        Facts::of(DependentKind::Volume)
+    }
+
+    fn told(dependents: &Dependents) -> (Vec<String>, Vec<String>) {
+        let names = |all: &[Dependent]| all.iter().map(|d| d.resource.clone()).collect();
+        let report = dependents.next();
+        report.map(|r| (names(&r.request.dependents), names(&r.request.removed))).unwrap_or_default()
+    }
+
+    /// Begins to look at all that there is; ends with what was found.
+    fn look(dependents: &Dependents, meanwhile: impl FnOnce(), found: &[&str], knew: &[&str]) {
+        let began = {
+            let mut state = dependents.state.lock();
+            state.removed = Some(BTreeSet::new());
+            state.changes
+        };
+        meanwhile();
+        let all = |names: &[&str]| names.iter().map(|name| (place(name, 1), facts())).collect();
+        dependents.state.lock().take(all(found), &all(knew), began);
+    }
+
+    fn here(dependents: &Dependents) -> Vec<String> {
+        dependents.state.lock().all().map(|((resource, _), _)| resource).collect()
+    }
+
+    #[test]
+    fn what_changes_while_all_is_looked_at_is_as_it_is_and_not_as_it_was() {
+        let dependents = Dependents::default();
+        let one = || [(place("", 1).1, facts())].into();
+        dependents.set("volumes/old", one());
+        dependents.set("volumes/going", one());
+        let pending = |name: &str| {
+            dependents.state.lock().put(place(name, 1), facts(), false);
+            Declared { dependents: dependents.clone(), place: place(name, 1) }
+        };
+        // Declared before the look, stored while it goes on, after it had looked there.
+        let (stored, given_up) = (pending("volumes/stored"), pending("volumes/given-up"));
+        let still = pending("volumes/still-pending");
+        let meanwhile = || {
+            stored.stored();
+            drop(given_up);
+            dependents.gone("volumes/going");
+            dependents.set("volumes/new", one());
+        };
+        look(&dependents, meanwhile, &["volumes/going", "volumes/found"], &["volumes/lost"]);
+        let now = ["volumes/found", "volumes/new", "volumes/still-pending", "volumes/stored"];
+        assert_eq!(here(&dependents), now, "what was not found and did not change is gone");
+        let (added, removed) = told(&dependents);
+        assert_eq!(added, now);
+        assert_eq!(removed, ["volumes/given-up", "volumes/going", "volumes/lost", "volumes/old"]);
+        assert_eq!(told(&dependents), Default::default(), "once");
+        drop(still);
+        assert_eq!(told(&dependents).1, ["volumes/still-pending"]);
+    }
+
+    #[test]
+    fn what_the_vault_may_not_have_heard_is_said_again() {
+        let dependents = Dependents::default();
+        dependents.set("volumes/a", [(place("", 1).1, facts())].into());
+        let report = dependents.next().unwrap();
+        dependents.answered(report, Err(Status::unavailable("away"))).unwrap_err();
+        dependents.gone("volumes/a");
+        assert_eq!(told(&dependents), (vec![], vec!["volumes/a".to_owned()]));
+    }
+
+    #[test]
+    fn a_folder_goes_with_all_below_it_and_nothing_beside_it() {
+        let dependents = Dependents::default();
+        for name in ["backups/b/coordinator", "backups/b/worker-1", "backups/b-2", "backups/c"] {
+            dependents.set(name, [(place("", 1).1, facts())].into());
+        }
+        dependents.gone("backups/b");
+        assert_eq!(here(&dependents), ["backups/b-2", "backups/c"]);
     }
 }
