@@ -57,6 +57,8 @@ fn of_superblock(copies: &[Superblock]) -> BTreeMap<KeyVersionName, Facts> {
 impl Node {
     /// Takes in what a volume's file needs now, also where there is none any more. Blocks.
     pub(crate) fn note_volume(&self, name: &VolumeName) {
+        // Read and noted by one at a time: what was read first is not noted last.
+        let _alone = self.noting.lock();
         match self.volume_needs(name.id()) {
             Ok(needs) => self.dependents.set(name.as_str(), needs),
             Err(e) => {

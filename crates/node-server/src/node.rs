@@ -58,6 +58,7 @@ pub(crate) struct Node {
     pub(crate) leases: Leases,
     pub(crate) dependents: Dependents,
     pub(crate) wal_index: Arc<WalIndex>,
+    pub(crate) noting: Mutex<()>,
     pub(crate) writing: Arc<Writing>,
     pub(crate) spills: Spills,
     /// What moments of spills are counted from.
@@ -131,6 +132,7 @@ impl Node {
             leases,
             dependents: Dependents::default(),
             wal_index: Arc::default(),
+            noting: Mutex::default(),
             writing: Arc::default(),
             options: VolumeOptions {
                 data_key_age_max: config.data_key_age_max,

@@ -249,8 +249,8 @@ impl Job {
             let (store, archive, stored) = (self.node.config.backups.clone(), name.to_owned(), entry.clone());
             let put = move || WalArchive::new(store.as_ref(), &archive).put_key(id, &stored);
             blocking(move || put().map_err(crate::backup::backup_failed)).await?;
-            declared.stored();
             self.node.wal_index.stored_key(name, id, entry);
+            declared.stored();
             self.node.dependents.set(&resource, self.node.wal_index.versions(name));
         }
         Ok(())

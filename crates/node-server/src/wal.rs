@@ -176,8 +176,9 @@ async fn key_to_seal(node: &Node, managed: &Managed, archive: &str) -> Result<Ar
     let (store, name, stored) = (node.config.backups.clone(), archive.to_owned(), entry.clone());
     let put = move || WalArchive::new(store.as_ref(), &name).put_key(id, &stored);
     blocking(move || put().map_err(backup_failed)).await?;
-    declared.stored();
+    // In this order: whoever sets what the archive needs finds it in the index.
     node.wal_index.stored_key(archive, id, entry);
+    declared.stored();
     let key = WalKey::new(key, wrapped, Some((archive.to_owned(), id)));
     managed.wal_keys.sealing.keep(managed, &key)?;
     Ok(key)
