@@ -178,6 +178,30 @@ async fn a_cluster_rides_through_a_bad_day() {
     reading.abort();
 }
 
+/// By Azure's own figures, nobody who depends on a key notices more than that a rotation is followed some seconds later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_rides_through_azures_own_figures() {
+    let stage = Stage::new(&[]).await;
+    let reading = reader(stage.database.clone(), "v".into(), stage.reads.clone());
+    let mut assignment = stage.assignment.clone();
+    for profile in ["azure-standard", "azure-premium"] {
+        _ = stage.run(&["faults", "set", profile]);
+        let before = block_in_place(|| stage.key_version());
+        _ = stage.run(&["key", "rotate", &stage.key]);
+        stage.until("the volume follows", || stage.key_version() != before);
+        // Rights that are taken away and given back before the change has come through were never away.
+        _ = stage.run(&["access", "revoke", &assignment]);
+        stage.reads_on(200);
+        let role = "Key Vault Crypto Service Encryption User";
+        _ = stage.run(&["faults", "set", "none"]);
+        let given = stage.run(&["access", "grant", "managedIdentities/f", role, &stage.key]);
+        assignment = text(&given, "name");
+        stage.reads_on(10);
+        assert!(!reading.is_finished(), "{profile}: {}", reading.await.unwrap());
+    }
+    reading.abort();
+}
+
 /// A region that is away for longer than the lease takes the volume away at its end, and gives it back when it returns.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_region_that_is_lost_for_longer_than_the_lease_ends_access_and_its_return_gives_it_back() {
