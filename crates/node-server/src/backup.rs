@@ -86,7 +86,7 @@ impl Drop for BeingWritten {
 }
 
 /// Whether a backup is the one of this name, or in the folder of this name.
-fn is_in(backup: &str, name: &str) -> bool {
+pub(crate) fn is_in(backup: &str, name: &str) -> bool {
     backup.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
@@ -367,7 +367,7 @@ pub(crate) fn check_name(field: &'static str, backup: &str) -> Result<(), Status
     ))
 }
 
-async fn read_manifest(
+pub(crate) async fn read_manifest(
     store: &Arc<dyn BackupStore>,
     name: &str,
 ) -> Result<Result<BackupManifest, BackupError>, Status> {

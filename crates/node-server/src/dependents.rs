@@ -3,6 +3,7 @@
 //! One task tells the vault, one call at a time: what is about to be stored before it is, and what is stored no more after it is
 //! gone. Now and then it compares all that there is with all that the vault knows.
 
+use crate::backup::is_in;
 use custody_clients::{AccessError, Endpoint, Lineage as Client, TokenSource};
 use custody_proto::vault::{
     Dependent, DependentKind, ListReportedDependentsRequest, ReportDependentsRequest,
@@ -246,11 +247,8 @@ impl Dependents {
     /// A resource is gone, or all below a folder of them.
     pub(crate) fn gone(&self, resource: &str) {
         let mut state = self.state.lock();
-        let is = |name: &str| {
-            name.strip_prefix(resource).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
         let gone: Vec<Place> =
-            state.all().filter(|(place, _)| is(&place.0)).map(|(place, _)| place).collect();
+            state.all().map(|(place, _)| place).filter(|place| is_in(&place.0, resource)).collect();
         gone.iter().for_each(|place| state.remove(place));
         drop(state);
         self.wake.notify_one();

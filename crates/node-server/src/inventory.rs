@@ -2,8 +2,8 @@
 
 use crate::{
     backup::backup_failed,
-    dependents::{Facts, Inventory},
-    node::{Node, failed},
+    dependents::{Declared, Facts, Inventory},
+    node::{Node, blocking, failed},
     wal_index,
 };
 use custody_node::{BackupError, BackupManifest, Protector, Superblock};
@@ -13,6 +13,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
+    sync::Arc,
 };
 use tonic::Status;
 
@@ -27,6 +28,11 @@ pub(crate) fn backup_facts(base: Option<&str>) -> Facts {
         Some(base) => Facts { base: backup_resource(base), ..Facts::of(DependentKind::Increment) },
         None => Facts::of(DependentKind::Backup),
     }
+}
+
+/// What the backup of a manifest is.
+pub(crate) fn manifest_facts(manifest: &BackupManifest) -> Facts {
+    backup_facts(manifest.base.as_ref().map(|base| base.backup.as_str()))
 }
 
 /// What a volume is under its protector.
@@ -67,6 +73,17 @@ impl Node {
         }
     }
 
+    /// As [`Node::note_volume`], for a task; what was declared of the volume is stored by then, or is taken back.
+    pub(crate) async fn note_declared(self: &Arc<Self>, name: &VolumeName, declared: Declared) {
+        let (node, name) = (self.clone(), name.clone());
+        let noted = blocking(move || {
+            node.note_volume(&name);
+            drop(declared);
+            Ok(())
+        });
+        _ = noted.await;
+    }
+
     fn volume_needs(&self, id: &str) -> io::Result<BTreeMap<KeyVersionName, Facts>> {
         let mut needs = BTreeMap::new();
         for kind in ["partial", "volume"] {
@@ -96,7 +113,7 @@ impl Node {
         for name in store.names().map_err(|e| backup_failed(e.into()))? {
             match BackupManifest::read(store.as_ref(), &name) {
                 Ok(manifest) => {
-                    let facts = backup_facts(manifest.base.as_ref().map(|base| base.backup.as_str()));
+                    let facts = manifest_facts(&manifest);
                     take(&backup_resource(&name), [(manifest.wrapped.key_version, facts)].into());
                 }
                 // Deleted meanwhile.

@@ -286,13 +286,7 @@ async fn follow(
     let declared =
         node.dependents.declare(managed.name.as_str(), &facts.current_version, volume_facts(&next)).await?;
     let stored = rewrap(managed, opened, next).await;
-    let (node, name) = (node.clone(), managed.name.clone());
-    let noted = blocking(move || {
-        node.note_volume(&name);
-        drop(declared);
-        Ok(())
-    });
-    _ = noted.await;
+    node.note_declared(&managed.name, declared).await;
     Ok(stored.then_some(facts.current_version))
 }
 

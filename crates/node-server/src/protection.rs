@@ -81,13 +81,7 @@ impl Node {
         };
         let declared = self.declare_volume(&managed.name, &next).await?;
         let changed = keeper::change_protector(&managed, next, key).await;
-        let (node, name) = (self.clone(), managed.name.clone());
-        blocking(move || {
-            node.note_volume(&name);
-            drop(declared);
-            Ok(())
-        })
-        .await?;
+        self.note_declared(&managed.name, declared).await;
         changed?;
         Ok(managed)
     }

@@ -1,14 +1,16 @@
 //! Wrapping anew, with a key's current version, the keys of what is stored here under an older one.
 
 use crate::{
+    backup::{backup_failed, read_manifest},
     dependents::{Facts, Place},
-    inventory::{backup_facts, backup_resource},
+    inventory::{backup_resource, manifest_facts},
     keeper,
     node::{Node, blocking, failed, refused},
+    wal::store_key,
     wal_index,
 };
 use custody_clients::VaultAccess;
-use custody_node::{BackupError, BackupManifest, WalArchive, WalKeyEntry};
+use custody_node::{BackupError, BackupManifest, WalKeyEntry};
 use custody_proto::{
     storage::{RewrapFailure, RewrapProgress},
     vault::DependentKind,
@@ -200,13 +202,11 @@ impl Job {
     }
 
     async fn manifest(&self, name: &str) -> Result<Option<BackupManifest>, Status> {
-        let (store, name) = (self.node.config.backups.clone(), name.to_owned());
-        blocking(move || match BackupManifest::read(store.as_ref(), &name) {
+        match read_manifest(&self.node.config.backups, name).await? {
             Ok(manifest) => Ok(Some(manifest)),
             Err(BackupError::Missing) => Ok(None),
-            Err(e) => Err(crate::backup::backup_failed(e)),
-        })
-        .await
+            Err(e) => Err(backup_failed(e)),
+        }
     }
 
     async fn backup(&self, name: &str, current: &KeyVersionName) -> Result<(), Status> {
@@ -221,13 +221,12 @@ impl Job {
         }
         let access = self.access(&manifest.managed_identity)?;
         let wrapped = self.wrap_anew(&access, &manifest.wrapped).await?;
-        let facts = backup_facts(manifest.base.as_ref().map(|base| base.backup.as_str()));
+        let facts = manifest_facts(&manifest);
         let version = wrapped.key_version.clone();
         let declared = self.node.dependents.declare(&backup_resource(name), &version, facts.clone()).await;
         let declared = declared.map_err(refused)?;
         let (store, backup) = (self.node.config.backups.clone(), name.to_owned());
-        let stored =
-            move || manifest.rewrap(store.as_ref(), &backup, wrapped).map_err(crate::backup::backup_failed);
+        let stored = move || manifest.rewrap(store.as_ref(), &backup, wrapped).map_err(backup_failed);
         blocking(stored).await?;
         declared.stored();
         self.node.dependents.set(&backup_resource(name), [(version, facts)].into());
@@ -242,15 +241,7 @@ impl Job {
             }
             let managed_identity = self.identity(&key.managed_identity)?;
             let wrapped = self.wrap_anew(&self.node.access(&managed_identity), &key.wrapped).await?;
-            let facts = Facts::of(DependentKind::WalArchive);
-            let declared = self.node.dependents.declare(&resource, &wrapped.key_version, facts).await;
-            let declared = declared.map_err(refused)?;
-            let entry = WalKeyEntry { managed_identity, wrapped };
-            let (store, archive, stored) = (self.node.config.backups.clone(), name.to_owned(), entry.clone());
-            let put = move || WalArchive::new(store.as_ref(), &archive).put_key(id, &stored);
-            blocking(move || put().map_err(crate::backup::backup_failed)).await?;
-            self.node.wal_index.stored_key(name, id, entry);
-            declared.stored();
+            store_key(&self.node, name, id, WalKeyEntry { managed_identity, wrapped }).await?;
             self.node.dependents.set(&resource, self.node.wal_index.versions(name));
         }
         Ok(())

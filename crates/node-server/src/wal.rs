@@ -168,20 +168,31 @@ async fn key_to_seal(node: &Node, managed: &Managed, archive: &str) -> Result<Ar
         return Err(invalid("name", "the log of an ephemeral volume is not archived"));
     }
     let (key, wrapped) = node.new_stream_key(&protector).await?;
-    let facts = Facts::of(DependentKind::WalArchive);
-    let declared = node.dependents.declare(&resource(archive), &wrapped.key_version, facts).await;
-    let declared = declared.map_err(refused)?;
     let id = WalKeyId::new().map_err(failed)?;
     let entry = WalKeyEntry { managed_identity: protector.managed_identity, wrapped: wrapped.clone() };
+    store_key(node, archive, id, entry).await?;
+    let key = WalKey::new(key, wrapped, Some((archive.to_owned(), id)));
+    managed.wal_keys.sealing.keep(managed, &key)?;
+    Ok(key)
+}
+
+/// Stores a key of an archive, new or wrapped anew, once the vault knows of it.
+pub(crate) async fn store_key(
+    node: &Node,
+    archive: &str,
+    id: WalKeyId,
+    entry: WalKeyEntry,
+) -> Result<(), Status> {
+    let facts = Facts::of(DependentKind::WalArchive);
+    let declared = node.dependents.declare(&resource(archive), &entry.wrapped.key_version, facts).await;
+    let declared = declared.map_err(refused)?;
     let (store, name, stored) = (node.config.backups.clone(), archive.to_owned(), entry.clone());
     let put = move || WalArchive::new(store.as_ref(), &name).put_key(id, &stored);
     blocking(move || put().map_err(backup_failed)).await?;
     // In this order: whoever sets what the archive needs finds it in the index.
     node.wal_index.stored_key(archive, id, entry);
     declared.stored();
-    let key = WalKey::new(key, wrapped, Some((archive.to_owned(), id)));
-    managed.wal_keys.sealing.keep(managed, &key)?;
-    Ok(key)
+    Ok(())
 }
 
 /// The key of an archived file, unwrapped as the volume's identity. Files beside one another have the same.

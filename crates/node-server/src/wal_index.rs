@@ -1,12 +1,11 @@
 //! Which keys the files of archived logs are under: read once from the files' first bytes, and kept in step after that.
 
+use crate::{backup::is_in, dependents::Facts};
 use custody_node::{BackupError, BackupStore, WAL_FOLDER, WalArchive, WalFileName, WalKeyEntry, WalKeyId};
 use custody_proto::vault::DependentKind;
 use custody_types::KeyVersionName;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-
-use crate::dependents::Facts;
 
 /// The index of every archive that was looked at.
 #[derive(Default)]
@@ -50,7 +49,7 @@ impl WalIndex {
     pub(crate) fn load(&self, store: &dyn BackupStore, name: &str) -> Result<(), BackupError> {
         let archive = WalArchive::new(store, name);
         let files = archive.files()?;
-        let (mut new_files, mut known) = {
+        let (new_files, mut known) = {
             let all = self.0.lock();
             let of = all.get(name);
             let is_new = |file: &&WalFileName| of.is_none_or(|of| !of.files.contains_key(*file));
@@ -65,7 +64,7 @@ impl WalIndex {
                 found_keys.push((id, entry));
             }
         }
-        for file in new_files.drain(..) {
+        for file in new_files {
             let key = match archive.file_key(&file) {
                 Ok(key) => key,
                 // Pruned meanwhile.
@@ -154,9 +153,6 @@ impl WalIndex {
 
     /// An archive was removed, or all in a folder of them.
     pub(crate) fn forget(&self, archive: &str) {
-        let is = |name: &str| {
-            name.strip_prefix(archive).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        self.0.lock().retain(|name, _| !is(name));
+        self.0.lock().retain(|name, _| !is_in(name, archive));
     }
 }

@@ -210,6 +210,13 @@ impl Dependents {
         }
     }
 
+    /// What would be of no use without a key; nothing where nothing depends on it.
+    pub(crate) fn lost_with(&self, key: &KeyName) -> Vec<&Dependent> {
+        let mut lost = self.of_key(key);
+        lost.extend(self.without(&lost));
+        lost
+    }
+
     /// Forgets those of a key that is destroyed.
     pub(crate) fn forget(&mut self, key: &KeyName) {
         let gone: Vec<Dependent> = self.of_key(key).into_iter().cloned().collect();
@@ -325,12 +332,10 @@ impl Vault {
     /// The report of a destruction, to be committed with it.
     pub(crate) fn shred(&self, name: &KeyName, requester: &str, approver: &str) -> Option<Shred> {
         let dependents = self.dependents.lock();
-        let direct = dependents.of_key(name);
-        if direct.is_empty() {
+        let mut unreadable: Vec<Dependent> = dependents.lost_with(name).into_iter().cloned().collect();
+        if unreadable.is_empty() {
             return None;
         }
-        let indirect = dependents.without(&direct);
-        let mut unreadable: Vec<Dependent> = direct.into_iter().chain(indirect).cloned().collect();
         unreadable.sort_by(|a, b| (&a.holder, &a.resource).cmp(&(&b.holder, &b.resource)));
         Some(Shred {
             key: name.clone(),

@@ -118,9 +118,8 @@ impl Vault {
     /// What would become unreadable without a key, in words; none where nothing depends on it.
     fn would_lose(&self, name: &KeyName) -> Option<String> {
         let dependents = self.dependents.lock();
-        let direct = dependents.of_key(name);
-        let indirect = dependents.without(&direct);
-        (!direct.is_empty()).then(|| counted(direct.into_iter().chain(indirect)))
+        let lost = dependents.lost_with(name);
+        (!lost.is_empty()).then(|| counted(lost))
     }
 
     fn destroy(&self, name: &KeyName, by: &str, agreed: SecondOfficer) -> Result<(), VaultError> {
