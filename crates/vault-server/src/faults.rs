@@ -1,6 +1,6 @@
 //! The FaultInjection service: parse, call the domain, convert back.
 
-use crate::{convert::failed, service::run};
+use crate::{convert::failed, leases::span_to_wire, service::run};
 use custody_proto::vault::{
     self as wire,
     fault_injection_server::{FaultInjection, FaultInjectionServer},
@@ -39,12 +39,8 @@ impl FaultService {
     }
 }
 
-fn wire_span(d: Duration) -> Option<prost_types::Duration> {
-    prost_types::Duration::try_from(d).ok()
-}
-
 fn wire_ms(ms: u64) -> Option<prost_types::Duration> {
-    wire_span(Duration::from_millis(ms))
+    span_to_wire(Duration::from_millis(ms))
 }
 
 fn signed_ms(ms: i64) -> prost_types::Duration {
@@ -78,7 +74,7 @@ fn limits(l: Option<wire::ThrottleLimits>, field: &'static str) -> Result<Limits
 fn profile_to_wire(p: Profile, set_time: Option<UnixMillis>, region_lost: bool) -> wire::FaultProfile {
     let span =
         |s: Option<Span>| s.map(|s| wire::FaultSpan { from: wire_ms(s.from_ms), to: wire_ms(s.to_ms) });
-    let float = |ms: f64| wire_span(Duration::from_secs_f64(ms / 1e3));
+    let float = |ms: f64| span_to_wire(Duration::from_secs_f64(ms / 1e3));
     wire::FaultProfile {
         name: p.name,
         throttles: p.throttles.map(|t| wire::Throttles {

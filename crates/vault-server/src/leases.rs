@@ -129,7 +129,7 @@ fn span(given: Option<prost_types::Duration>, field: &str) -> Result<Option<Dura
     given.map(|d| Duration::try_from(d).map_err(bad)).transpose()
 }
 
-fn span_to_wire(span: Duration) -> Option<prost_types::Duration> {
+pub(crate) fn span_to_wire(span: Duration) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(span).ok()
 }
 

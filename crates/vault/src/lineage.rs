@@ -103,12 +103,12 @@ impl Vault {
             let dependents = self.dependents.lock();
             let catalog = self.catalog.read();
             let record = catalog.key(key)?;
-            let now = self.now();
+            let (now, of_key) = (self.now(), dependents.of_key(key));
             let versions = record.versions.iter().rev().map(|name| {
                 let version: &Version = catalog.version(name)?;
                 let current = record.versions.last() == Some(name) && record.deleted.is_none();
                 let held = leases.get(name).copied().unwrap_or_default();
-                Ok(of_version(&dependents, version, catalog.state(version, now), current, held))
+                Ok(of_version(&dependents, &of_key, version, catalog.state(version, now), current, held))
             });
             let versions = versions.collect::<Result<_, VaultError>>()?;
             Ok(Lineage { versions, holders: dependents.holders.clone() })
@@ -164,14 +164,14 @@ impl Vault {
 
 fn of_version(
     dependents: &Dependents,
+    of_key: &[&Dependent],
     version: &Version,
     state: KeyState,
     current: bool,
     leases: usize,
 ) -> VersionLineage {
     let name = version.record.name.clone();
-    let mut direct = dependents.of_key(&name.key());
-    direct.retain(|d| d.key_version == name);
+    let direct: Vec<&Dependent> = of_key.iter().copied().filter(|d| d.key_version == name).collect();
     let mut counts: BTreeMap<DependentKind, (usize, usize)> = BTreeMap::new();
     for dependent in &direct {
         let (count, pinned) = counts.entry(dependent.kind).or_default();
