@@ -9,13 +9,11 @@ mod service;
 mod steps;
 
 use clap::Parser;
-use custody_audit::{Journal, Outcome, Record};
+use custody_audit::Journal;
+use custody_audit_server::{AuditLogService, denial_sink};
 use custody_clients::{Database, Endpoint, Identity, Storage, TokenSource};
 use custody_control::Ledger;
-use custody_rpc::{
-    CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, server, settings,
-    workers::Workers,
-};
+use custody_rpc::{ServerSettings, server, settings, workers::Workers};
 use custody_store::Store;
 use custody_types::SystemClock;
 use engine::{Engine, Platform};
@@ -84,24 +82,4 @@ async fn main() -> anyhow::Result<()> {
     .await?;
     tokio::task::spawn_blocking(move || journal.close()).await?;
     Ok(())
-}
-
-fn denial_sink(journal: Arc<Journal>) -> DenialSink {
-    Arc::new(move |context: &CallContext, path: &str| {
-        let begin = Record::begin(
-            journal.now(),
-            path.rsplit('/').next().unwrap_or(path),
-            &context.correlation_id,
-            &context.caller,
-            path,
-        );
-        journal
-            .append(&begin.finish(
-                journal.now(),
-                Outcome::Denied,
-                "PERMISSION_DENIED",
-                "the duty may not call this",
-            ))
-            .is_ok()
-    })
 }

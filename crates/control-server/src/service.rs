@@ -5,6 +5,7 @@ use crate::{
     engine::{Engine, ledger_failed},
 };
 use custody_audit::{Entry, Journal, Outcome, Record};
+use custody_audit_server::Trail;
 use custody_control::{
     BackupRecord, ClusterRecord, ClusterSpec, ClusterState, EncryptionChange, EncryptionSpec, Event,
     Retention, WalArchiveSpec,
@@ -20,7 +21,6 @@ use custody_proto::{
 };
 use custody_rpc::{
     CallContext,
-    audit_log::Trail,
     page::cut,
     status::{code_name, invalid, status},
     timestamp::from_wire,

@@ -4,11 +4,11 @@ mod oauth;
 mod service;
 
 use clap::Parser;
-use custody_audit::{Journal, Outcome, Record};
+use custody_audit::Journal;
+use custody_audit_server::{AuditLogService, denial_sink};
 use custody_identity::{Bootstrap, Registry, Signer};
 use custody_rpc::{
-    CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, hardening,
-    https::HttpsServer, server, settings, token::TokenVerifier, workers::Workers,
+    ServerSettings, hardening, https::HttpsServer, server, settings, token::TokenVerifier, workers::Workers,
 };
 use custody_types::SystemClock;
 use serde::Deserialize;
@@ -94,24 +94,4 @@ async fn main() -> anyhow::Result<()> {
     }
     tokio::task::spawn_blocking(move || journal.close()).await?;
     Ok(())
-}
-
-fn denial_sink(journal: Arc<Journal>) -> DenialSink {
-    Arc::new(move |context: &CallContext, path: &str| {
-        let begin = Record::begin(
-            journal.now(),
-            path.rsplit('/').next().unwrap_or(path),
-            &context.correlation_id,
-            &context.caller,
-            path,
-        );
-        journal
-            .append(&begin.finish(
-                journal.now(),
-                Outcome::Denied,
-                "PERMISSION_DENIED",
-                "the duty may not call this",
-            ))
-            .is_ok()
-    })
 }

@@ -1,14 +1,13 @@
 //! The Identity service on the wire.
 
 use custody_audit::{Entry, Journal};
+use custody_audit_server::Trail;
 use custody_identity::{IdentityError, IssuedToken, ManagedIdentityRecord, PrincipalRecord, Registry};
 use custody_proto::identity::{
     self as wire,
     identity_server::{Identity, IdentityServer},
 };
-use custody_rpc::{
-    CallContext, audit_log::Trail, page::cut, status::status, timestamp::to_wire, workers::Workers,
-};
+use custody_rpc::{CallContext, page::cut, status::status, timestamp::to_wire, workers::Workers};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 

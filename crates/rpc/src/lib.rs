@@ -3,7 +3,6 @@
 //! A request passes, in this order: TLS, trace context, [`policy`] (which duties may call), the token. Start at
 //! [`authentication`].
 
-pub mod audit_log;
 pub mod authentication;
 pub mod channel;
 pub mod compute;

@@ -13,10 +13,10 @@ mod trail;
 use access::AccessControlService;
 use anyhow::Context as _;
 use clap::Parser;
-use custody_audit::{Journal, Outcome, Record};
+use custody_audit::Journal;
+use custody_audit_server::{AuditLogService, denial_sink};
 use custody_rpc::{
-    CallContext, ServerSettings, audit_log::AuditLogService, authentication::DenialSink, compute::Compute,
-    hardening, https::HttpsServer, server, settings, workers::Workers,
+    ServerSettings, compute::Compute, hardening, https::HttpsServer, server, settings, workers::Workers,
 };
 use custody_types::{Caller, Clock, Duty, KeyType, RsaSize, SystemClock};
 use custody_vault::{
@@ -214,27 +214,6 @@ fn fault_profile(name: &str) -> anyhow::Result<Profile> {
         return Ok(Profile::named(name)?);
     }
     Ok(Profile::parse(&std::fs::read_to_string(name).with_context(|| format!("`{name}`"))?)?)
-}
-
-/// Records what policy refuses before it reaches the gate.
-fn denial_sink(journal: Arc<Journal>) -> DenialSink {
-    Arc::new(move |context: &CallContext, path: &str| {
-        let begin = Record::begin(
-            journal.now(),
-            path.rsplit('/').next().unwrap_or(path),
-            &context.correlation_id,
-            &context.caller,
-            path,
-        );
-        journal
-            .append(&begin.finish(
-                journal.now(),
-                Outcome::Denied,
-                "PERMISSION_DENIED",
-                "the duty may not call this",
-            ))
-            .is_ok()
-    })
 }
 
 /// Makes the platform's key if it can be made now.

@@ -2,7 +2,8 @@
 
 use crate::convert::failed;
 use custody_audit::{Entry, Journal};
-use custody_rpc::{CallContext, audit_log::Trail};
+use custody_audit_server::Trail;
+use custody_rpc::CallContext;
 use custody_vault::{Call, Vault};
 use std::sync::Arc;
 use tonic::Status;

@@ -1,15 +1,16 @@
 //! The AuditLog service over any trail.
 
-use crate::{
-    CallContext, page,
-    status::{invalid, status},
-    workers::Workers,
-};
 use custody_audit::{Entry, Journal, tree::Hash};
 use custody_proto::audit::{
     AuditRecord, Checkpoint, ConsistencyProof, GetCheckpointRequest, GetConsistencyProofRequest,
     GetInclusionProofRequest, InclusionProof, ListRecordsRequest, ListRecordsResponse, TailRecordsRequest,
     audit_log_server::{AuditLog, AuditLogServer},
+};
+use custody_rpc::{
+    CallContext, page,
+    status::{invalid, status},
+    timestamp,
+    workers::Workers,
 };
 use custody_types::UnixMillis;
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
@@ -172,7 +173,7 @@ struct Wanted {
 impl Wanted {
     fn new(request: ListRecordsRequest) -> Result<Self, Status> {
         let time = |t: Option<prost_types::Timestamp>, field, default| match t {
-            Some(t) => crate::timestamp::from_wire(&t, field),
+            Some(t) => timestamp::from_wire(&t, field),
             None => Ok(UnixMillis::from_millis(default)),
         };
         Ok(Self {
@@ -206,6 +207,5 @@ fn proof_of(hashes: std::io::Result<Vec<Hash>>, field: &'static str) -> Result<V
 }
 
 fn page_token(last: Option<&AuditRecord>) -> String {
-    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-    last.map(|r| URL_SAFE_NO_PAD.encode(r.sequence.to_string())).unwrap_or_default()
+    page::token(last.map(|r| r.sequence.to_string()).as_deref())
 }
