@@ -1,11 +1,12 @@
 //! The journal: one thread owns the file and the chain; callers wait for the disk in groups.
 
 use crate::{
-    AuditUnavailable, Broken, Entry, Outcome, Phase, Record, TreeHead,
+    AuditUnavailable, Broken, Entry, FileLimits, Outcome, Phase, Record, TreeHead,
+    beginning::Beginning,
     chain::Head,
     checkpoint::Signer,
     tree::{self, Edge, Hash, NodeFile, NodeWriter, consistency_proof, inclusion_proof},
-    verify::{files, head_at_end, last_checkpoint, walk, walk_on},
+    verify::{files, last_checkpoint, record_at_end, walk, walk_on},
     writer::{Command, Reply, Shared, Writer, open_for_append, raw},
 };
 use custody_types::{Clock, UnixMillis};
@@ -53,7 +54,7 @@ const QUEUE_LEN_MAX: usize = 8192;
 /// Records waiting to be written from which on no task begins an operation: the disk does not keep up, or hangs.
 const BEGINS_LEN_MAX: usize = 4096;
 /// Files that are walked at a start: operations still open are among the last few thousand records.
-const FILES_WALKED: usize = 2;
+pub(crate) const FILES_WALKED: usize = 2;
 
 /// Tells callers apart, and no more: two that are taken for one gather together.
 fn caller_of(record: &Record) -> u64 {
@@ -63,26 +64,26 @@ fn caller_of(record: &Record) -> u64 {
 }
 
 /// The file of the tree's hashes.
-const TREE: &str = "tree";
+pub(crate) const TREE: &str = "tree";
 /// How often it is looked at whether the disk answers.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
 
-/// The tree of a trail: its file as far as it is right up to record `base`, and the leaves after that; no file where that cannot
-/// be written. None where the file is too short, or the tree is not the one that was signed.
+/// The right edge of the tree of the first `size` records, as its file has it.
+fn edge_of_file(dir: &Path, size: u64) -> io::Result<Edge> {
+    tree::edge(&NodeFile::read(&dir.join(TREE))?, size)
+}
+
+/// The tree of a trail: its file up to an edge, and the leaves after that; no file where that cannot be written. None where the
+/// tree is not the one that was signed.
 fn grown(
     dir: &Path,
-    base: u64,
+    mut edge: Edge,
     leaves: &[Hash],
     signed: Option<TreeHead>,
 ) -> Option<(Edge, Option<NodeWriter>)> {
     let path = dir.join(TREE);
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).ok();
-    let nodes = NodeFile::read(&path).ok().filter(|_| base > 0);
-    let mut edge = match nodes {
-        Some(nodes) => tree::edge(&nodes, base).ok()?,
-        None if base == 0 => Edge::default(),
-        None => return None,
-    };
+    let base = edge.clone();
     let wrong = |edge: &Edge| signed.is_some_and(|s| s.size == edge.size() && s.root != edge.root());
     let mut made = Vec::new();
     for leaf in leaves {
@@ -95,7 +96,8 @@ fn grown(
         return None;
     }
     let nodes = file.and_then(|file| {
-        let mut nodes = NodeWriter::after(file, tree::final_hashes(base)).ok()?;
+        let mut nodes = NodeWriter::after(file, tree::final_hashes(base.size())).ok()?;
+        nodes.put_edge(&base).ok()?;
         nodes.push(&made).then_some(nodes)
     });
     Some((edge, nodes))
@@ -121,18 +123,34 @@ const PLACES_MAX: usize = 16;
 
 /// A place in the trail, between two lines.
 #[derive(Clone)]
-struct Place {
+pub(crate) struct Place {
     path: PathBuf,
     offset: u64,
     head: Head,
 }
 
+/// Removes files of what was removed, where a process died over it.
+fn remove_left_over(files: &mut Vec<PathBuf>, beginning: &Beginning) -> Result<(), Broken> {
+    while beginning.head.sequence > 0
+        && let Some(path) = files.first()
+        && files.len() > 1
+        && record_at_end(path)?.0.sequence <= beginning.head.sequence
+    {
+        fs::remove_file(path).map_err(|source| Broken::Io { path: path.clone(), source })?;
+        files.remove(0);
+    }
+    Ok(())
+}
+
 /// A handle on a running journal; the thread ends when [`Journal::close`] is called or the last handle goes.
 pub struct Journal {
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
+    name: String,
     queue: mpsc::SyncSender<Command>,
     shared: Arc<Shared>,
-    places: parking_lot::Mutex<VecDeque<Place>>,
+    pub(crate) beginning: parking_lot::RwLock<Beginning>,
+    pub(crate) retiring: parking_lot::Mutex<()>,
+    pub(crate) places: parking_lot::Mutex<VecDeque<Place>>,
     clock: Arc<dyn Clock>,
     thread: parking_lot::Mutex<Option<JoinHandle<()>>>,
     /// Ends the thread that looks whether the disk answers, when it goes.
@@ -154,25 +172,29 @@ impl Journal {
     ///
     /// # Errors
     /// See [`OpenJournalError`].
-    pub fn open(dir: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenJournalError> {
+    pub fn open(dir: &Path, clock: Arc<dyn Clock>, limits: FileLimits) -> Result<Self, OpenJournalError> {
         fs::create_dir_all(dir)?;
         let lock =
             OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join("lock"))?;
         lock.try_lock().map_err(|_| OpenJournalError::InUse(dir.to_owned()))?;
         let broken = |source| OpenJournalError::Broken { dir: dir.to_owned(), source };
         let mut open: HashMap<String, Record> = HashMap::new();
-        let mut head = Head::START;
         let mut last = (dir.join("journal-000001.jsonl"), 0);
-        let all = files(dir).map_err(broken)?;
+        let mut all = files(dir).map_err(broken)?;
+        let beginning = Beginning::read(dir).map_err(broken)?;
+        remove_left_over(&mut all, &beginning).map_err(broken)?;
+        let mut head = beginning.head;
         let (before, walked) = all.split_at(all.len().saturating_sub(FILES_WALKED));
         if let Some(path) = before.last() {
-            head = head_at_end(path).map_err(broken)?;
+            head = record_at_end(path).map_err(broken)?.0;
         }
-        let (base, mut leaves) = (head.sequence, Vec::new());
+        let (base, mut leaves, mut since) = (head.sequence, Vec::new(), None);
         for path in walked {
+            since = None;
             let (next, good) = walk(path, head, None, |entry| {
                 if let Some(Entry { record, leaf, .. }) = entry {
                     leaves.push(leaf);
+                    since.get_or_insert(record.time);
                     match record.phase {
                         Phase::Begin => _ = open.insert(record.correlation_id.clone(), record),
                         Phase::Finish => _ = open.remove(&record.correlation_id),
@@ -191,18 +213,19 @@ impl Journal {
         let signer = Signer::open(dir)?;
         let note = last_checkpoint(walked).map_err(broken)?;
         let signed = note.as_ref().and_then(|note| TreeHead::open(note, signer.key()).ok());
-        let (edge, nodes) = match grown(dir, base, &leaves, signed) {
+        let edge = if base > beginning.head.sequence { edge_of_file(dir, base).ok() } else { None };
+        let (edge, nodes) = match edge.and_then(|edge| grown(dir, edge, &leaves, signed)) {
             Some(tree) => tree,
             None => {
-                // The hashes are lost, or not those of the records: they are made anew from all of them.
+                // The hashes are lost, or not those of the records: they are made anew from all that are there.
                 let mut leaves = Vec::new();
-                let mut head = Head::START;
+                let mut head = beginning.head;
                 for path in &all {
                     let visit = |entry: Option<Entry>| leaves.extend(entry.map(|e| e.leaf));
                     head = walk(path, head, None, visit).map_err(broken)?.0;
                 }
                 let altered = || Broken::Rewritten(signed.map_or(0, |signed| signed.size));
-                grown(dir, 0, &leaves, signed).ok_or_else(|| broken(altered()))?
+                grown(dir, beginning.edge.clone(), &leaves, signed).ok_or_else(|| broken(altered()))?
             }
         };
         let shared = Arc::<Shared>::default();
@@ -215,6 +238,8 @@ impl Journal {
             path,
             file,
             len,
+            since,
+            limits,
             head,
             edge,
             nodes,
@@ -225,6 +250,7 @@ impl Journal {
             failed: false,
             lock,
         };
+        let name = writer.signer.key().name().to_owned();
         let now = clock.now();
         let open: BTreeMap<_, _> = open.into_iter().collect();
         let ends: Vec<_> = open
@@ -247,8 +273,11 @@ impl Journal {
         let watch = watch(&shared)?;
         Ok(Self {
             dir: dir.to_owned(),
+            name,
             queue,
             shared,
+            beginning: parking_lot::RwLock::new(beginning),
+            retiring: parking_lot::Mutex::default(),
             _watch: watch,
             places: parking_lot::Mutex::default(),
             clock,
@@ -317,6 +346,25 @@ impl Journal {
         self.queue.send(command).map_err(|_| AuditUnavailable::Closed)
     }
 
+    /// Has all that is on disk signed, and waits for it.
+    pub(crate) fn sign(&self) -> Result<(), AuditUnavailable> {
+        let (done, answer) = mpsc::sync_channel(1);
+        self.queue.send(Command::Sign(done)).map_err(|_| AuditUnavailable::Closed)?;
+        answer.recv().map_err(|_| AuditUnavailable::Closed)?
+    }
+
+    /// The trail's name, as its checkpoints have it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The number of the first record that retention has left.
+    #[must_use]
+    pub fn first(&self) -> u64 {
+        self.beginning.read().head.sequence + 1
+    }
+
     /// The number of the last record on disk.
     #[must_use]
     pub fn written(&self) -> u64 {
@@ -354,7 +402,7 @@ impl Journal {
     }
 
     /// Up to `max` entries after number `after`, oldest first. Whoever reads page after page goes on where the last one
-    /// ended, so that a trail is walked once.
+    /// ended, so that a trail is walked once. Begins with the first record that is left where earlier ones were removed.
     ///
     /// # Errors
     /// The files cannot be read or are broken.
@@ -363,7 +411,8 @@ impl Journal {
         if max == 0 {
             return Ok(entries);
         }
-        let mut place = self.place_after(after)?;
+        let beginning = self.beginning.read();
+        let mut place = self.place_after(after, beginning.head)?;
         let first = place.path.clone();
         for path in files(&self.dir)?.into_iter().filter(|path| *path >= first) {
             let from = if path == place.path { place.offset } else { 0 };
@@ -383,16 +432,16 @@ impl Journal {
     }
 
     /// A place in the trail at or before the record after number `after`, as near as is known.
-    fn place_after(&self, after: u64) -> Result<Place, Broken> {
+    fn place_after(&self, after: u64, beginning: Head) -> Result<Place, Broken> {
         let known = self.places.lock().iter().find(|p| p.head.sequence == after).cloned();
         if let Some(known) = known {
             return Ok(known);
         }
-        let mut head = Head::START;
+        let mut head = beginning;
         let files = files(&self.dir)?;
         let mut path = files.first().cloned().unwrap_or_default();
         for (this, next) in files.iter().zip(files.iter().skip(1)) {
-            let end = head_at_end(this)?;
+            let end = record_at_end(this)?.0;
             if end.sequence > after {
                 break;
             }

@@ -3,10 +3,12 @@
 //! Audit is not telemetry: another type, another sink, another reader, never sampled, and it stops the operation
 //! when it cannot be written. The file format is `docs/formats/audit-journal.md`.
 
+mod beginning;
 mod chain;
 mod checkpoint;
 mod journal;
 mod record;
+mod retention;
 pub mod tree;
 mod unavailable;
 mod verify;
@@ -17,5 +19,7 @@ pub use chain::Entry;
 pub use checkpoint::{TreeHead, trail_key};
 pub use journal::{Journal, OpenJournalError, Pending};
 pub use record::{Identity, Outcome, Phase, Record};
+pub use retention::{Removed, Retention, RetentionError};
 pub use unavailable::AuditUnavailable;
 pub use verify::{Broken, Earlier, Report, verify};
+pub use writer::FileLimits;

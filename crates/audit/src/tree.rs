@@ -32,6 +32,16 @@ pub struct Edge {
 }
 
 impl Edge {
+    /// Of its parts; none where they are not so many as the size wants.
+    pub(crate) fn of(size: u64, roots: Vec<Hash>) -> Option<Self> {
+        (roots.len() == size.count_ones() as usize).then_some(Self { size, roots })
+    }
+
+    /// The roots of the complete subtrees, largest first.
+    pub(crate) fn roots(&self) -> &[Hash] {
+        &self.roots
+    }
+
     /// How many leaves there are.
     #[must_use]
     pub fn size(&self) -> u64 {
@@ -106,13 +116,18 @@ fn range<N: Nodes + ?Sized>(nodes: &N, from: u64, to: u64) -> io::Result<Hash> {
 
 /// The right edge of a tree of `size` leaves.
 pub(crate) fn edge<N: Nodes + ?Sized>(nodes: &N, size: u64) -> io::Result<Edge> {
-    let mut roots = Vec::new();
-    let mut from = 0;
-    for level in (0..64).rev().filter(|level| size >> level & 1 == 1) {
-        roots.push(nodes.at(place(level, from >> level))?);
-        from += 1 << level;
-    }
+    let roots = edge_places(size).map(|place| nodes.at(place)).collect::<io::Result<_>>()?;
     Ok(Edge { size, roots })
+}
+
+/// Where the roots of the complete subtrees stand, largest first.
+fn edge_places(size: u64) -> impl Iterator<Item = u64> {
+    let mut from = 0;
+    (0..64).rev().filter(move |level| size >> level & 1 == 1).map(move |level| {
+        let place = place(level, from >> level);
+        from += 1 << level;
+        place
+    })
 }
 
 fn none(what: &str) -> io::Error {
@@ -242,7 +257,8 @@ impl Nodes for NodeFile {
     fn at(&self, place: u64) -> io::Result<Hash> {
         let mut hash = [0; 32];
         self.0.read_exact_at(&mut hash, place * 32)?;
-        Ok(hash)
+        // Of a record that is gone, in a file that was lost after it.
+        if hash == [0; 32] { Err(io::ErrorKind::NotFound.into()) } else { Ok(hash) }
     }
 }
 
@@ -269,6 +285,12 @@ impl NodeWriter {
         let len = hashes * 32;
         file.set_len(len)?;
         Ok(Self { file, len, owed: Vec::new() })
+    }
+
+    /// Writes the roots of an edge in their places: what later records rest on, and all of it that proofs about those need.
+    pub(crate) fn put_edge(&mut self, edge: &Edge) -> io::Result<()> {
+        let roots = edge_places(edge.size()).zip(edge.roots());
+        roots.into_iter().try_for_each(|(place, root)| self.file.write_all_at(root, place * 32))
     }
 
     /// Adds hashes; false where so many could not be written that the rest is of no use.

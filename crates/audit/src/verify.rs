@@ -2,9 +2,11 @@
 
 use crate::{
     Entry, Outcome, Phase, Record,
+    beginning::Beginning,
     chain::{CheckpointLine, Head, RecordLine},
     checkpoint::{Checkpoint, TreeHead, trail_key},
-    tree::{Edge, leaf_hash},
+    journal::TREE,
+    tree::{Edge, NodeFile, consistency_proof, is_consistent, leaf_hash},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use custody_note::VerifyingKey;
@@ -22,6 +24,8 @@ use std::{
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
+    /// The number of the first record: above 1 where a retention that is on record removed earlier ones.
+    pub first: u64,
     /// Records, all in one unbroken chain.
     pub records: u64,
     /// Checkpoints, each with a good signature.
@@ -111,6 +115,19 @@ pub enum Broken {
     /// The records that an earlier checkpoint was signed over are not these.
     #[error("the trail is not what was signed with {0} records: records before that were altered")]
     Rewritten(u64),
+    /// An earlier checkpoint is of records that were removed, and the tree's hashes, which prove the rest, are gone.
+    #[error(
+        "the trail's records up to the earlier checkpoint's {0} were removed, and the hashes in `tree`, which would prove that the rest goes on from there, cannot be read"
+    )]
+    Unproven(u64),
+    /// The first records are gone, and nothing that was signed says so.
+    #[error("records 1 to {0} are gone, and no signed record says that they were removed")]
+    Removed(u64),
+    /// The head that was expected is not among the records that are left.
+    #[error(
+        "the expected head is not among the records after {0}, where the trail begins: it is of one that was removed, or the end was cut off; an earlier checkpoint tells"
+    )]
+    Before(u64),
     /// The trail ends before the head that was expected.
     #[error("the trail does not contain the expected head: records were cut off at the end")]
     Truncated,
@@ -131,19 +148,20 @@ pub(crate) fn files(dir: &Path) -> Result<Vec<PathBuf>, Broken> {
 /// Bytes at the end of a file in which its last record is looked for: a record and a checkpoint take a few hundred.
 const TAIL_LEN: u64 = 64 * 1024;
 
-/// The head after a file's last record, as the file itself says: what it rests on is not looked at.
-pub(crate) fn head_at_end(path: &Path) -> Result<Head, Broken> {
+/// A file's last record and the head after it, as the file itself says: what it rests on is not looked at.
+pub(crate) fn record_at_end(path: &Path) -> Result<(Head, Record), Broken> {
     let io = |source| Broken::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
     let len = file.metadata().map_err(io)?.len();
     let mut tail = vec![0; usize::try_from(len.min(TAIL_LEN)).unwrap_or(0)];
     file.read_exact_at(&mut tail, len.saturating_sub(TAIL_LEN)).map_err(io)?;
     let last = tail.rsplit(|b| *b == b'\n').find_map(|line| serde_json::from_slice::<RecordLine>(line).ok());
-    let head = last.and_then(|RecordLine { seq, hash, .. }| {
+    let found = last.and_then(|RecordLine { seq, hash, record }| {
         let bytes = hex::decode(hash).ok()?;
-        Some(Head { sequence: seq, hash: bytes.try_into().ok()? })
+        let head = Head { sequence: seq, hash: bytes.try_into().ok()? };
+        Some((head, serde_json::from_str(record.get()).ok()?))
     });
-    head.ok_or_else(|| Broken::Line { path: path.to_owned(), line: 0 })
+    found.ok_or_else(|| Broken::Line { path: path.to_owned(), line: 0 })
 }
 
 /// The last checkpoint of some files that is a note.
@@ -259,21 +277,29 @@ pub fn verify(dir: &Path, public: &[u8], known: Earlier<'_>) -> Result<Report, B
     let key = trail_key(public).map_err(|_| Broken::Key)?;
     let earlier = known.checkpoint.map(|note| TreeHead::open(note, &key).map_err(|_| Broken::Foreign));
     let earlier = earlier.transpose()?.filter(|earlier| earlier.size > 0);
-    let mut check = Check { public, key, edge: Edge::default(), earlier, last: String::new() };
+    let files = files(dir)?;
+    let beginning = Beginning::of_files(dir, &files)?;
+    let removed = beginning.head.sequence;
+    let earlier = earlier.map(|earlier| goes_on(dir, &beginning, earlier)).transpose()?.flatten();
+    let mut check = Check { public, key, edge: beginning.edge.clone(), earlier, last: String::new() };
     let expected_head = known.head;
-    let mut report = Report::default();
+    let mut report = Report { first: removed + 1, ..Report::default() };
     let mut open: HashMap<String, ()> = HashMap::new();
-    let mut seen_expected = expected_head.is_none();
-    let mut head = Head::START;
-    for path in files(dir)? {
+    let mut seen_expected = expected_head.is_none_or(|head| head == hex::encode(beginning.head.hash));
+    // Whether a record says that the first ones were removed; that it is there, and that it is signed.
+    let (mut said, mut said_and_signed) = (false, removed == 0);
+    let mut head = beginning.head;
+    for path in files {
         let (next, good) = walk(&path, head, Some(&mut check), |entry| match entry {
             None => {
                 report.checkpoints += 1;
                 report.unsigned = 0;
+                said_and_signed |= said;
             }
             Some(entry) => {
                 report.records += 1;
                 report.unsigned += 1;
+                said |= removed > 0 && beginning.is_stated_by(&entry);
                 seen_expected |= expected_head == Some(entry.hash.as_str());
                 report.denied += u64::from(entry.record.result_type == Outcome::Denied);
                 match entry.record.phase {
@@ -290,5 +316,26 @@ pub fn verify(dir: &Path, public: &[u8], known: Earlier<'_>) -> Result<Report, B
     report.head = hex::encode(head.hash);
     report.root = STANDARD.encode(check.edge.root());
     report.checkpoint = check.last;
-    if seen_expected && check.earlier.is_none() { Ok(report) } else { Err(Broken::Truncated) }
+    if !said_and_signed {
+        return Err(Broken::Removed(removed));
+    }
+    match (seen_expected, check.earlier) {
+        (true, None) => Ok(report),
+        (false, None) if removed > 0 => Err(Broken::Before(removed)),
+        _ => Err(Broken::Truncated),
+    }
+}
+
+/// An earlier tree that the records must still be seen to go on from: none where it is of records that were removed, and the
+/// hashes that are left prove that the beginning goes on from it.
+fn goes_on(dir: &Path, beginning: &Beginning, earlier: TreeHead) -> Result<Option<TreeHead>, Broken> {
+    let size = beginning.head.sequence;
+    if earlier.size > size {
+        return Ok(Some(earlier));
+    }
+    let nodes = NodeFile::read(&dir.join(TREE));
+    let proof = nodes.and_then(|nodes| consistency_proof(&nodes, earlier.size, size));
+    let proof = proof.map_err(|_| Broken::Unproven(earlier.size))?;
+    let holds = is_consistent((earlier.size, &earlier.root), (size, &beginning.edge.root()), &proof);
+    if holds { Ok(None) } else { Err(Broken::Rewritten(earlier.size)) }
 }

@@ -5,10 +5,9 @@ use crate::{
     chain::{CheckpointLine, Head},
     checkpoint::{Checkpoint, Signer},
     tree::{Edge, Hash, NodeWriter, leaf_hash},
-    verify::files,
     waiters::Waiters,
 };
-use custody_types::Clock;
+use custody_types::{Clock, UnixMillis};
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use std::{
@@ -30,11 +29,24 @@ const GROUP_LEN_MAX: usize = 1024;
 const GATHER_FROM: usize = 16;
 /// How long it waits.
 const GATHER_TIME: Duration = Duration::from_millis(4);
-/// A file is closed and a new one begun at this size.
-const FILE_LEN_MAX: u64 = 16 << 20;
 /// Records between checkpoints, and time: what is not signed after a second is signed then.
 const CHECKPOINT_EVERY: u64 = 4096;
 const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
+
+/// When a file is closed and a new one begun, at the next checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct FileLimits {
+    /// Bytes.
+    pub len: u64,
+    /// From its first record on; without it a file may grow for as long as it is small.
+    pub age: Option<Duration>,
+}
+
+impl Default for FileLimits {
+    fn default() -> Self {
+        Self { len: 16 << 20, age: None }
+    }
+}
 
 /// Who waits for a record to be on disk.
 pub(crate) enum Reply {
@@ -43,7 +55,13 @@ pub(crate) enum Reply {
 }
 
 pub(crate) enum Command {
-    Append { record: Box<RawValue>, caller: u64, reply: Reply },
+    Append {
+        record: Box<RawValue>,
+        caller: u64,
+        reply: Reply,
+    },
+    /// Sign what there is.
+    Sign(mpsc::SyncSender<Result<(), AuditUnavailable>>),
     Close,
 }
 
@@ -74,6 +92,9 @@ pub(crate) struct Writer {
     pub(crate) path: PathBuf,
     pub(crate) file: File,
     pub(crate) len: u64,
+    /// The time of the file's first record.
+    pub(crate) since: Option<UnixMillis>,
+    pub(crate) limits: FileLimits,
     pub(crate) head: Head,
     pub(crate) edge: Edge,
     /// The tree's hashes, for proofs; none where too many could not be written, until the next start makes them anew.
@@ -102,7 +123,7 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             let mut closing = false;
-            let mut group = Vec::new();
+            let (mut group, mut to_sign) = (Vec::new(), Vec::new());
             let mut gathering = self.shared.open.load(Ordering::Relaxed) >= GATHER_FROM;
             let until = Instant::now() + GATHER_TIME;
             let mut first_caller = None;
@@ -114,6 +135,7 @@ impl Writer {
                         gathering &= *first_caller.get_or_insert(caller) == caller;
                         group.push((record, reply));
                     }
+                    Command::Sign(done) => to_sign.push(done),
                     Command::Close => closing = true,
                 }
                 if group.len() >= GROUP_LEN_MAX || closing {
@@ -129,6 +151,9 @@ impl Writer {
             }
             self.shared.waiting.fetch_sub(group.len(), Ordering::Relaxed);
             self.write_group(group);
+            for done in to_sign {
+                _ = done.send(self.checkpoint());
+            }
             if closing {
                 break;
             }
@@ -188,6 +213,7 @@ impl Writer {
             return Ok(());
         }
         self.write(&text)?;
+        self.since.get_or_insert_with(|| self.clock.now());
         self.head = head;
         self.grow(&leaves);
         self.shared.written.store(head.sequence, Ordering::Release);
@@ -219,7 +245,7 @@ impl Writer {
         self.write(&text)?;
         (self.signed, self.signed_at) = (self.head.sequence, Some(Instant::now()));
         *self.shared.checkpoint.lock() = Some(note);
-        if self.len >= FILE_LEN_MAX {
+        if self.len >= self.limits.len || self.is_old() {
             self.next_file()?;
         }
         Ok(())
@@ -284,12 +310,19 @@ impl Writer {
         Ok(())
     }
 
+    /// Whether the file's first record is so old that the next ones go into another.
+    fn is_old(&self) -> bool {
+        let age = self.since.map(|since| self.clock.now().as_millis().saturating_sub(since.as_millis()));
+        age.zip(self.limits.age).is_some_and(|(age, max)| u128::from(age) >= max.as_millis())
+    }
+
     fn next_file(&mut self) -> io::Result<()> {
-        let number = files(&self.dir).map_or(1, |f| f.len()) + 1;
+        let number = |path: &Path| path.file_stem()?.to_str()?.strip_prefix("journal-")?.parse().ok();
+        let number = number(&self.path).unwrap_or(0u64) + 1;
         let path = self.dir.join(format!("journal-{number:06}.jsonl"));
         self.file = open_for_append(&path)?;
         File::open(&self.dir)?.sync_all()?;
-        (self.path, self.len) = (path, 0);
+        (self.path, self.len, self.since) = (path, 0, None);
         Ok(())
     }
 }

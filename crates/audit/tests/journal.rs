@@ -6,7 +6,7 @@ use custody_types::{Caller, Duty, SystemClock};
 use std::{fs, path::Path, sync::Arc};
 
 fn open(dir: &Path) -> Arc<Journal> {
-    Arc::new(Journal::open(dir, Arc::new(SystemClock)).unwrap())
+    Arc::new(Journal::open(dir, Arc::new(SystemClock), FileLimits::default()).unwrap())
 }
 
 fn record(journal: &Journal, id: &str) -> Record {
@@ -100,13 +100,19 @@ fn an_unfinished_line_is_cut_and_open_operations_are_ended() {
 fn a_broken_or_held_journal_is_not_opened() {
     let dir = tempfile::tempdir().unwrap();
     let journal = open(dir.path());
-    assert!(matches!(Journal::open(dir.path(), Arc::new(SystemClock)), Err(OpenJournalError::InUse(_))));
+    assert!(matches!(
+        Journal::open(dir.path(), Arc::new(SystemClock), FileLimits::default()),
+        Err(OpenJournalError::InUse(_))
+    ));
     journal.begin(record(&journal, "a")).unwrap().finish(Outcome::Success, "OK", "");
     drop(journal);
     let path = dir.path().join("journal-000001.jsonl");
     let text = fs::read_to_string(&path).unwrap().replacen("KeyUnwrap", "KeyGet...", 1);
     fs::write(&path, text).unwrap();
-    assert!(matches!(Journal::open(dir.path(), Arc::new(SystemClock)), Err(OpenJournalError::Broken { .. })));
+    assert!(matches!(
+        Journal::open(dir.path(), Arc::new(SystemClock), FileLimits::default()),
+        Err(OpenJournalError::Broken { .. })
+    ));
 }
 
 #[test]

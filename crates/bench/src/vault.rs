@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use aws_lc_rs::rsa::{
     KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, OaepPublicEncryptingKey, PrivateDecryptingKey,
 };
-use custody_audit::{Journal, Outcome, Record};
+use custody_audit::{FileLimits, Journal, Outcome, Record};
 use custody_clients::AuthenticatedChannel;
 use custody_proto::vault::{self as kv, key_vault_client::KeyVaultClient};
 use custody_testkit::Deployment;
@@ -172,7 +172,7 @@ pub(crate) async fn run(rounds: usize, seconds: u32) -> anyhow::Result<()> {
 /// What the journal takes of a core for an operation's two records, in microseconds, with as many in flight.
 async fn audit_cost(time: Duration) -> anyhow::Result<f64> {
     let dir = tempfile::tempdir()?;
-    let journal = Arc::new(Journal::open(dir.path(), Arc::new(SystemClock))?);
+    let journal = Arc::new(Journal::open(dir.path(), Arc::new(SystemClock), FileLimits::default())?);
     let caller = Caller {
         principal: "managedIdentities/platform".to_owned(),
         duty: Duty::Workload,

@@ -9,7 +9,7 @@ mod service;
 mod steps;
 
 use clap::Parser;
-use custody_audit::Journal;
+use custody_audit::{FileLimits, Journal};
 use custody_audit_server::{AuditLogService, denial_sink};
 use custody_clients::{Database, Endpoint, Identity, Storage, TokenSource};
 use custody_control::Ledger;
@@ -64,7 +64,11 @@ async fn main() -> anyhow::Result<()> {
         service_identity: settings.service_identity,
     };
     let ledger = Ledger::new(Store::open(&settings.server.data.join("store"))?);
-    let journal = Arc::new(Journal::open(&settings.server.data.join("audit"), Arc::new(SystemClock))?);
+    let journal = Arc::new(Journal::open(
+        &settings.server.data.join("audit"),
+        Arc::new(SystemClock),
+        FileLimits::default(),
+    )?);
     let engine = Engine::start(ledger, platform)?;
     let workers = Workers::new(256);
     let routes = Routes::default()

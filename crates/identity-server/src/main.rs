@@ -4,7 +4,7 @@ mod oauth;
 mod service;
 
 use clap::Parser;
-use custody_audit::Journal;
+use custody_audit::{FileLimits, Journal};
 use custody_audit_server::{AuditLogService, denial_sink};
 use custody_identity::{Bootstrap, Registry, Signer};
 use custody_rpc::{
@@ -54,7 +54,7 @@ async fn main() -> anyhow::Result<()> {
     hardening::protect_memory();
     let data = &settings.server.data;
     let store = custody_store::Store::open(&data.join("store"))?;
-    let journal = Arc::new(Journal::open(&data.join("audit"), Arc::new(SystemClock))?);
+    let journal = Arc::new(Journal::open(&data.join("audit"), Arc::new(SystemClock), FileLimits::default())?);
     let signer = Signer::open(data, &settings.server.issuer, Duration::from_secs(settings.token_lifetime_s))?;
     let registry = Arc::new(Registry::open(
         store,

@@ -13,7 +13,7 @@ mod trail;
 use access::AccessControlService;
 use anyhow::Context as _;
 use clap::Parser;
-use custody_audit::Journal;
+use custody_audit::{FileLimits, Journal};
 use custody_audit_server::{AuditLogService, denial_sink};
 use custody_rpc::{
     ServerSettings, compute::Compute, hardening, https::HttpsServer, server, settings, workers::Workers,
@@ -113,7 +113,8 @@ async fn main() -> anyhow::Result<()> {
     std::fs::create_dir_all(&settings.server.data)?;
     let store_dir = settings.server.data.join("store");
     let store = custody_store::Store::open(&store_dir)?;
-    let journal = Arc::new(Journal::open(&settings.server.data.join("audit"), clock.clone())?);
+    let journal =
+        Arc::new(Journal::open(&settings.server.data.join("audit"), clock.clone(), FileLimits::default())?);
     let (events, _) = tokio::sync::broadcast::channel(1024);
     let sender = events.clone();
     let token = settings.hsm.clone().map(Token::open).transpose().context("`hsm`")?.map(Arc::new);

@@ -1,6 +1,6 @@
 //! A vault over a directory of its own, with a clock that tests hold.
 
-use custody_audit::Journal;
+use custody_audit::{FileLimits, Journal};
 use custody_store::Store;
 use custody_types::{Caller, Clock, Duty, KeyType, RsaSize, SystemClock, UnixMillis};
 use custody_vault::*;
@@ -48,7 +48,8 @@ pub(crate) fn open(
     clock: &TestClock,
     events: Arc<Mutex<Vec<EventType>>>,
 ) -> (Vault, Arc<Journal>) {
-    let journal = Arc::new(Journal::open(&dir.join("audit"), Arc::new(SystemClock)).unwrap());
+    let journal =
+        Arc::new(Journal::open(&dir.join("audit"), Arc::new(SystemClock), FileLimits::default()).unwrap());
     let seal =
         SealSettings { key_file: dir.join("root.key"), anchor: dir.join("anchor"), accept_commit: None };
     let store = Store::open(&dir.join("store")).unwrap();

@@ -1,7 +1,7 @@
 //! A sealed vault answers nothing; what opens it does; what was put back is found.
 
 use crate::rig::*;
-use custody_audit::Journal;
+use custody_audit::{FileLimits, Journal};
 use custody_types::{Duty, SignatureAlgorithm, WrapAlgorithm};
 use custody_vault::*;
 use std::{path::Path, process::Command, sync::Arc};
@@ -255,7 +255,8 @@ fn a_store_that_was_put_back_stays_sealed() {
     // The key that was deleted would be there again.
     copy(&older, &store);
     let start = |accept_commit: Option<u64>| {
-        let journal = Journal::open(&dir.path().join("audit"), Arc::new(clock.clone())).unwrap();
+        let journal =
+            Journal::open(&dir.path().join("audit"), Arc::new(clock.clone()), FileLimits::default()).unwrap();
         let store = custody_store::Store::open(&store).unwrap();
         let (key_file, anchor) = (dir.path().join("root.key"), dir.path().join("anchor"));
         let seal = SealSettings { key_file, anchor, accept_commit };
