@@ -23,7 +23,9 @@ fn trace_of(collector: &Collector, expected: &[(&str, &str)]) {
 fn one_trace_from_the_command_to_the_vault() {
     database_tools().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let (collector, address) = runtime.block_on(Collector::start()).unwrap();
+    let collector = Collector::default();
+    let serving = runtime.block_on(collector.serve("127.0.0.1:0", None)).unwrap();
+    let address = format!("http://{}", serving.address);
     let deployment = Deployment::start_with(&["--otlp", &address]);
     let (key, identity, _) = deployment.key_and_identity("traced");
     let traced = |arguments: &[&str]| deployment.run(&[&["--otlp", address.as_str()], arguments].concat());

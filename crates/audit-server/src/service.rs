@@ -1,9 +1,11 @@
 //! The AuditLog service over any trail.
 
+use crate::{Keeper, keeper::Keeping};
 use custody_audit::{Entry, Journal, tree::Hash};
 use custody_proto::audit::{
-    AuditRecord, Checkpoint, ConsistencyProof, GetCheckpointRequest, GetConsistencyProofRequest,
-    GetInclusionProofRequest, InclusionProof, ListRecordsRequest, ListRecordsResponse, TailRecordsRequest,
+    AuditRecord, AuditSending, AuditTrail, Checkpoint, ConsistencyProof, GetCheckpointRequest,
+    GetConsistencyProofRequest, GetInclusionProofRequest, GetTrailRequest, InclusionProof,
+    ListRecordsRequest, ListRecordsResponse, TailRecordsRequest,
     audit_log_server::{AuditLog, AuditLogServer},
 };
 use custody_rpc::{
@@ -38,13 +40,14 @@ fn wire(e: &Entry) -> AuditRecord {
 pub struct AuditLogService<T> {
     trail: Arc<T>,
     workers: Workers,
+    keeping: Arc<Keeping>,
 }
 
 impl<T: Trail> AuditLogService<T> {
     /// As a gRPC service.
     #[must_use]
-    pub fn server(trail: Arc<T>, workers: Workers) -> AuditLogServer<Self> {
-        AuditLogServer::new(Self { trail, workers })
+    pub fn server(trail: Arc<T>, workers: Workers, keeper: &Keeper) -> AuditLogServer<Self> {
+        AuditLogServer::new(Self { trail, workers, keeping: keeper.keeping() })
     }
 }
 
@@ -105,6 +108,27 @@ impl<T: Trail> AuditLog for AuditLogService<T> {
                 Ok(Response::new(ListRecordsResponse { records, next_page_token: String::new() }))
             })
             .await
+    }
+
+    async fn get_trail(&self, _: Request<GetTrailRequest>) -> Result<Response<AuditTrail>, Status> {
+        let (journal, keeping) = (self.trail.journal(), &self.keeping);
+        let sending = keeping.sending.as_ref().map(|sending| {
+            let sent = sending.sent.lock().clone();
+            AuditSending {
+                endpoint: sending.endpoint.clone(),
+                sent_sequence: sent.seq,
+                rejected_records: sent.rejected,
+                error: sending.error.lock().clone(),
+            }
+        });
+        Ok(Response::new(AuditTrail {
+            name: journal.name().to_owned(),
+            first_sequence: journal.first(),
+            last_sequence: journal.written(),
+            retention: keeping.retention.and_then(|retention| retention.try_into().ok()),
+            retention_error: keeping.error.lock().clone(),
+            sending,
+        }))
     }
 
     async fn get_checkpoint(&self, _: Request<GetCheckpointRequest>) -> Result<Response<Checkpoint>, Status> {

@@ -40,6 +40,15 @@ pub fn trail_key(public: &[u8]) -> Result<VerifyingKey, NoteError> {
 }
 
 impl TreeHead {
+    /// What a checkpoint states; whether it is signed is for who believes it to check ([`TreeHead::open`]).
+    #[must_use]
+    pub fn stated(note: &str) -> Option<Self> {
+        let mut lines = note.lines().skip(1);
+        let size = lines.next()?.parse().ok()?;
+        let root = STANDARD.decode(lines.next()?).ok()?.try_into().ok()?;
+        Some(Self { size, root })
+    }
+
     fn text(&self, origin: &str) -> String {
         format!("{origin}\n{}\n{}\n", self.size, STANDARD.encode(self.root))
     }
@@ -50,11 +59,8 @@ impl TreeHead {
     /// It has not, or it is no checkpoint of this trail.
     pub fn open(note: &str, key: &VerifyingKey) -> Result<Self, NoteError> {
         let text = key.open_among(note)?;
-        let mut lines = text.lines();
-        let origin = lines.next().ok_or(NoteError::Malformed)?;
-        let size = lines.next().and_then(|n| n.parse().ok()).ok_or(NoteError::Malformed)?;
-        let root = lines.next().and_then(|root| STANDARD.decode(root).ok()).ok_or(NoteError::Malformed)?;
-        let head = Self { size, root: root.try_into().map_err(|_| NoteError::Malformed)? };
+        let origin = text.lines().next().ok_or(NoteError::Malformed)?;
+        let head = Self::stated(text).ok_or(NoteError::Malformed)?;
         // Written as we write it: nothing is read that is not there.
         if origin == key.name() && text == head.text(origin) { Ok(head) } else { Err(NoteError::Malformed) }
     }

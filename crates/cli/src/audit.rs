@@ -2,7 +2,7 @@
 
 use crate::{
     inclusion,
-    output::{line, many, one},
+    output::{Format, line, many, one},
     session::Session,
     witness,
 };
@@ -28,6 +28,12 @@ pub(crate) enum Verb {
         /// `vaults/V/keys/K`, `vaults/V` or `volumes/X`.
         resource: String,
     },
+    /// Shows what there is of a trail, how long it is kept, and how far it was sent.
+    Status {
+        /// Whose trail: vault, control or identity.
+        #[arg(default_value = "vault")]
+        service: String,
+    },
     /// Shows the last signed checkpoint: keep it elsewhere, and nothing before it can be altered or cut off unseen.
     Checkpoint {
         /// Whose trail: vault, control or identity.
@@ -41,6 +47,9 @@ pub(crate) enum Verb {
         /// Whose trail: vault, control or identity.
         #[arg(long, default_value = "vault")]
         service: String,
+        /// The record, a file: of one that retention removed, from its archive or from a collector. Without it the trail is asked.
+        #[arg(long)]
+        record: Option<PathBuf>,
     },
     /// Is a witness: sees that a trail goes on from what it saw before, and cosigns its checkpoint.
     Witness(witness::Options),
@@ -160,6 +169,18 @@ fn story(records: &[wire::AuditRecord]) -> Vec<Value> {
     .collect()
 }
 
+/// How a trail is kept and sent.
+fn status(trail: &wire::AuditTrail) -> Value {
+    let kept =
+        trail.retention.map_or_else(|| "for ever".to_owned(), |r| format!("{} days", r.seconds / 86_400));
+    let sending = trail.sending.clone().unwrap_or_default();
+    json!({
+        "name": trail.name, "first": trail.first_sequence, "last": trail.last_sequence, "kept": kept,
+        "retentionError": trail.retention_error, "sentTo": sending.endpoint, "sent": sending.sent_sequence,
+        "rejected": sending.rejected_records, "sendingError": sending.error,
+    })
+}
+
 fn row(record: &wire::AuditRecord) -> Value {
     let parsed: Value = serde_json::from_str(&record.json).unwrap_or_default();
     let field = |name: &str| parsed.get(name).cloned().unwrap_or_default();
@@ -172,6 +193,7 @@ fn row(record: &wire::AuditRecord) -> Value {
 
 pub(crate) async fn run(
     dir: &Path,
+    format: Format,
     session: impl Fn() -> anyhow::Result<Session>,
     verb: Verb,
 ) -> anyhow::Result<()> {
@@ -195,8 +217,17 @@ pub(crate) async fn run(
             let checkpoint = client.get_checkpoint(wire::GetCheckpointRequest {}).await?.into_inner();
             line(checkpoint.note.trim_end());
         }
-        Verb::Prove { sequence, file, service } => {
-            let proof = inclusion::fetch(&session()?, &service, sequence).await?;
+        Verb::Status { service } => {
+            let session = session()?;
+            let mut client = session.audit(&service, "auditor")?;
+            let trail = client.get_trail(wire::GetTrailRequest {}).await?.into_inner();
+            one(session.format, &status(&trail));
+        }
+        Verb::Prove { sequence, file, service, record } => {
+            let record = record.map(|path| {
+                std::fs::read_to_string(&path).with_context(|| format!("`{}` cannot be read", path.display()))
+            });
+            let proof = inclusion::fetch(&session()?, &service, sequence, record.transpose()?).await?;
             std::fs::write(&file, proof)
                 .with_context(|| format!("`{}` cannot be written", file.display()))?;
             line(format!("record {sequence} is proven in `{}`", file.display()));
@@ -229,7 +260,7 @@ pub(crate) async fn run(
             let mut shown = serde_json::to_value(report)?;
             // Of several lines; `custody audit checkpoint` has it.
             shown.as_object_mut().map(|fields| fields.remove("checkpoint"));
-            one(crate::output::Format::Table, &shown);
+            one(format, &shown);
         }
     }
     Ok(())

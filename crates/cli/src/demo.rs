@@ -52,6 +52,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
             otlp: None,
             hsm: deployment::Hsm::default(),
             limits: deployment::Limits::default(),
+            trails: deployment::Trails::default(),
             // It behaves until it is told not to.
             faults: Some("none".to_owned()),
         },

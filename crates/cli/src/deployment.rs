@@ -15,6 +15,9 @@ use std::{
 /// The services in the order they are stopped in, last first.
 pub(crate) const SERVICES: [&str; 5] = ["identity", "vault", "storage", "database", "control"];
 
+/// Those that keep an audit trail.
+const WITH_TRAIL: [&str; 3] = ["identity", "vault", "control"];
+
 /// Faces of services in other people's APIs: Azure's REST API of the vault, and OAuth of the identity service.
 const FACES: [&str; 2] = ["identity-oauth", "vault-rest"];
 /// What OAuth clients call the tenant.
@@ -40,6 +43,7 @@ pub(crate) struct Options {
     pub(crate) otlp: Option<String>,
     pub(crate) hsm: Hsm,
     pub(crate) limits: Limits,
+    pub(crate) trails: Trails,
     /// A profile of faults, or a file with one.
     pub(crate) faults: Option<String>,
 }
@@ -56,6 +60,61 @@ pub(crate) struct Limits {
     /// On one vault.
     #[arg(long)]
     vault_per_second: Option<u32>,
+}
+
+/// How audit trails are kept and sent: those of the vault, the control plane and the identity service.
+#[derive(Clone, Default, clap::Args)]
+pub(crate) struct Trails {
+    /// Remove audit records after so many days: whole files, on record, without breaking a proof. Kept for ever without it.
+    #[arg(long)]
+    audit_retention_days: Option<u32>,
+    /// A directory where the files of a trail are copied to before they are removed, a folder for each service.
+    #[arg(long, requires = "audit_retention_days")]
+    audit_archive: Option<PathBuf>,
+    /// An OTLP collector for audit records as logs, `https://host:port`, or `http://` on the same machine.
+    #[arg(long)]
+    audit_otlp: Option<String>,
+    /// The certificates of the authority of the collector's certificate, PEM; the deployment's own without it.
+    #[arg(long, requires = "audit_otlp")]
+    audit_otlp_ca: Option<PathBuf>,
+    /// Headers for the collector, as `authorization=Bearer TOKEN,name=value`: best from the environment.
+    #[arg(long, requires = "audit_otlp", env = "CUSTODY_AUDIT_OTLP_HEADERS", hide_env_values = true)]
+    audit_otlp_headers: Option<String>,
+}
+
+impl Trails {
+    /// `[audit]` of a service's settings.
+    fn settings(&self, service: &str) -> anyhow::Result<serde_json::Value> {
+        let absolute = |path: &PathBuf| {
+            std::path::absolute(path).with_context(|| format!("`{}` is no path", path.display()))
+        };
+        let archive = self.audit_archive.as_ref().map(absolute).transpose()?.map(|dir| dir.join(service));
+        let headers = self.audit_otlp_headers.iter().flat_map(|all| all.split(',')).map(|header| {
+            let (name, value) = header
+                .split_once('=')
+                .context("--audit-otlp-headers is of the form name=value,name=value")?;
+            Ok((name.trim().to_owned(), json!(value.trim())))
+        });
+        let headers: serde_json::Map<_, _> = headers.collect::<anyhow::Result<_>>()?;
+        let ca = self.audit_otlp_ca.as_ref().map(absolute).transpose()?;
+        let given = |fields: [(&str, Option<serde_json::Value>); 3]| -> serde_json::Map<_, _> {
+            fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+        };
+        let otlp = self.audit_otlp.as_ref().map(|endpoint| {
+            let ca = ca.map(|ca| json!(ca));
+            given([("endpoint", Some(json!(endpoint))), ("ca", ca), ("headers", Some(json!(headers)))])
+        });
+        let days = self.audit_retention_days.map(|days| json!(days));
+        let (archive, otlp) = (archive.map(|archive| json!(archive)), otlp.map(|otlp| json!(otlp)));
+        Ok(given([("retention_days", days), ("archive", archive), ("otlp", otlp)]).into())
+    }
+}
+
+impl std::fmt::Debug for Trails {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Headers may be secrets.
+        f.write_str("Trails(..)")
+    }
 }
 
 /// The vault's HSM, a PKCS#11 token: all three, or none.
@@ -136,7 +195,10 @@ impl Deployment {
             let home = dir.join(service);
             fs::create_dir_all(&home)?;
             _ = fs::remove_file(home.join("address"));
-            let settings = deployment.settings(&dir, service, &ports, &bootstrap, options);
+            let mut settings = deployment.settings(&dir, service, &ports, &bootstrap, options);
+            if let (true, Some(fields)) = (WITH_TRAIL.contains(&service), settings.as_object_mut()) {
+                fields.insert("audit".to_owned(), options.trails.settings(service)?);
+            }
             pki::write_secret(&home.join("settings.toml"), &toml::to_string(&settings)?)?;
         }
         fs::create_dir_all(dir.join("logs"))?;

@@ -7,21 +7,28 @@ use custody_audit::{
     TreeHead, trail_key,
     tree::{Hash, leaf_hash, root_by_inclusion},
 };
+use custody_clients::Audit;
 use custody_proto::audit as wire;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use std::time::Duration;
 
 const FIRST_LINE: &str = "c2sp.org/tlog-proof@v1";
 /// A checkpoint is signed within a second of a record.
 const CHECKPOINT_WAIT: Duration = Duration::from_secs(10);
 
-/// The number of records that a checkpoint says there are. Whether it is signed is for who checks.
-fn size(note: &str) -> u64 {
-    note.lines().nth(1).and_then(|n| n.parse().ok()).unwrap_or_default()
+/// The record's bytes, of a line of a journal's file or of themselves.
+fn bytes_of(text: &str) -> &str {
+    #[derive(Deserialize)]
+    struct Line<'a> {
+        #[serde(borrow)]
+        record: &'a RawValue,
+    }
+    serde_json::from_str(text).map_or_else(|_| text.trim_end(), |line: Line<'_>| line.record.get())
 }
 
-/// A proof for a record, in the tree of the last checkpoint.
-pub(crate) async fn fetch(session: &Session, service: &str, sequence: u64) -> anyhow::Result<String> {
-    let mut client = session.audit(service, "auditor")?;
+/// A record, as the trail has it.
+async fn read(client: &mut Audit, sequence: u64) -> anyhow::Result<String> {
     let request = wire::TailRecordsRequest { after_sequence: sequence.saturating_sub(1) };
     let mut records = client.tail_records(request).await?.into_inner();
     // A record that is not there may yet be written; whoever asks for it has seen its number.
@@ -29,23 +36,45 @@ pub(crate) async fn fetch(session: &Session, service: &str, sequence: u64) -> an
     let record = found
         .flatten()
         .filter(|record| record.sequence == sequence)
-        .with_context(|| format!("the trail has no record {sequence} that you may read"))?;
+        .with_context(|| format!("the trail has no record {sequence} that you may read; one that retention removed is named with --record"))?;
+    Ok(record.json)
+}
+
+/// A proof for a record, in the tree of the last checkpoint; for these bytes of one, where they are given.
+pub(crate) async fn fetch(
+    session: &Session,
+    service: &str,
+    sequence: u64,
+    given: Option<String>,
+) -> anyhow::Result<String> {
+    let mut client = session.audit(service, "auditor")?;
+    let record = match given {
+        Some(text) => bytes_of(&text).to_owned(),
+        None => read(&mut client, sequence).await?,
+    };
     let signed = async {
         loop {
             let note = client.get_checkpoint(wire::GetCheckpointRequest {}).await?.into_inner().note;
-            if size(&note) >= sequence {
-                return anyhow::Ok(note);
+            if let Some(tree) = TreeHead::stated(&note).filter(|tree| tree.size >= sequence) {
+                return anyhow::Ok((note, tree));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    let note = tokio::time::timeout(CHECKPOINT_WAIT, signed)
+    let (note, tree) = tokio::time::timeout(CHECKPOINT_WAIT, signed)
         .await
         .context("no checkpoint has the record yet; its journal's disk may be full")??;
-    let request = wire::GetInclusionProofRequest { sequence, tree_size: size(&note) };
+    let request = wire::GetInclusionProofRequest { sequence, tree_size: tree.size };
     let proof = client.get_inclusion_proof(request).await?.into_inner();
-    let hashes: String = proof.hashes.iter().map(|hash| STANDARD.encode(hash) + "\n").collect();
-    let extra = STANDARD.encode(&record.json);
+    let path = proof.hashes.into_iter().map(Hash::try_from).collect::<Result<Vec<_>, _>>();
+    let path = path.ok().context("a hash has not 32 bytes")?;
+    let root = root_by_inclusion(&leaf_hash(record.as_bytes()), sequence - 1, tree.size, &path);
+    ensure!(
+        root == Some(tree.root),
+        "what is given is not record {sequence}, byte for byte as the trail had it"
+    );
+    let hashes: String = path.iter().map(|hash| STANDARD.encode(hash) + "\n").collect();
+    let extra = STANDARD.encode(&record);
     Ok(format!("{FIRST_LINE}\nextra {extra}\nindex {}\n{hashes}\n{note}", sequence - 1))
 }
 

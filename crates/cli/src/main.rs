@@ -69,6 +69,8 @@ enum Verb {
         hsm: deployment::Hsm,
         #[command(flatten)]
         limits: deployment::Limits,
+        #[command(flatten)]
+        trails: deployment::Trails,
         /// For tests: the vault misbehaves as a cloud's does, by this profile (`azure-standard`, `azure-premium`, `bad-day`, `none` until it is
         /// told otherwise) or this file; the principal `tester` changes it (`custody faults`).
         #[arg(long)]
@@ -128,10 +130,18 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let session = || Session::open(&arguments.dir, arguments.principal.as_deref(), arguments.output);
     let work = async {
         match arguments.verb {
-            Verb::Up { lease_ms, renew_every_ms, backups, hsm, limits, faults } => {
+            Verb::Up { lease_ms, renew_every_ms, backups, hsm, limits, trails, faults } => {
                 let otlp = arguments.otlp.clone();
-                let options =
-                    deployment::Options { lease_ms, renew_every_ms, backups, otlp, hsm, limits, faults };
+                let options = deployment::Options {
+                    lease_ms,
+                    renew_every_ms,
+                    backups,
+                    otlp,
+                    hsm,
+                    limits,
+                    trails,
+                    faults,
+                };
                 supervisor::up(&arguments.dir, options).await
             }
             Verb::Demo(options) => demo::run(options).await,
@@ -143,7 +153,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             Verb::Cluster(verb) => cluster::run(&session()?, verb).await,
             Verb::Backup(verb) => cluster::run_backup(&session()?, verb).await,
             Verb::Volume(verb) => volume::run(&session()?, verb).await,
-            Verb::Audit(verb) => audit::run(&arguments.dir, session, verb).await,
+            Verb::Audit(verb) => audit::run(&arguments.dir, arguments.output, session, verb).await,
             Verb::Proof(verb) => proof::run(&arguments.dir, arguments.output, session, verb).await,
         }
     };

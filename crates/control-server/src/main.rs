@@ -9,8 +9,7 @@ mod service;
 mod steps;
 
 use clap::Parser;
-use custody_audit::{FileLimits, Journal};
-use custody_audit_server::{AuditLogService, denial_sink};
+use custody_audit_server::{AuditLogService, AuditSettings, denial_sink};
 use custody_clients::{Database, Endpoint, Identity, Storage, TokenSource};
 use custody_control::Ledger;
 use custody_rpc::{ServerSettings, server, settings, workers::Workers};
@@ -34,6 +33,9 @@ struct Arguments {
 #[serde(deny_unknown_fields)]
 struct Settings {
     server: ServerSettings,
+    /// How the trail is kept and sent.
+    #[serde(default)]
+    audit: AuditSettings,
     /// The storage node, `https://host:port`.
     storage: String,
     /// The storage node's principal, which identities are bound to.
@@ -64,17 +66,22 @@ async fn main() -> anyhow::Result<()> {
         service_identity: settings.service_identity,
     };
     let ledger = Ledger::new(Store::open(&settings.server.data.join("store"))?);
-    let journal = Arc::new(Journal::open(
-        &settings.server.data.join("audit"),
+    let (journal, keeper) = custody_audit_server::open(
+        &settings.server,
+        &settings.audit,
+        "custody-control",
         Arc::new(SystemClock),
-        FileLimits::default(),
-    )?);
+    )?;
     let engine = Engine::start(ledger, platform)?;
     let workers = Workers::new(256);
     let routes = Routes::default()
         .add_service(service::ClusterService::server(engine.clone(), journal.clone()))
         .add_service(operations::OperationsService::server(engine))
-        .add_service(AuditLogService::server(Arc::new(service::ControlTrail(journal.clone())), workers));
+        .add_service(AuditLogService::server(
+            Arc::new(service::ControlTrail(journal.clone())),
+            workers,
+            &keeper,
+        ));
     let verifier = server::verifier(&settings.server, "custody-control")?;
     server::serve(
         &settings.server,
@@ -84,6 +91,7 @@ async fn main() -> anyhow::Result<()> {
         server::terminated(),
     )
     .await?;
+    keeper.stop().await;
     tokio::task::spawn_blocking(move || journal.close()).await?;
     Ok(())
 }

@@ -4,13 +4,12 @@ mod oauth;
 mod service;
 
 use clap::Parser;
-use custody_audit::{FileLimits, Journal};
-use custody_audit_server::{AuditLogService, denial_sink};
+use custody_audit_server::{AuditLogService, AuditSettings, denial_sink};
 use custody_identity::{Bootstrap, Registry, Signer};
 use custody_rpc::{
     ServerSettings, hardening, https::HttpsServer, server, settings, token::TokenVerifier, workers::Workers,
 };
-use custody_types::SystemClock;
+use custody_types::{Clock, SystemClock};
 use serde::Deserialize;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tonic::service::Routes;
@@ -28,6 +27,9 @@ struct Arguments {
 #[serde(deny_unknown_fields)]
 struct Settings {
     server: ServerSettings,
+    /// How the trail is kept and sent.
+    #[serde(default)]
+    audit: AuditSettings,
     /// How long a token is valid, in seconds: 10 to 3,600.
     token_lifetime_s: u64,
     /// Principals that exist from the first start on.
@@ -54,13 +56,15 @@ async fn main() -> anyhow::Result<()> {
     hardening::protect_memory();
     let data = &settings.server.data;
     let store = custody_store::Store::open(&data.join("store"))?;
-    let journal = Arc::new(Journal::open(&data.join("audit"), Arc::new(SystemClock), FileLimits::default())?);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let (journal, keeper) =
+        custody_audit_server::open(&settings.server, &settings.audit, "custody-identity", clock.clone())?;
     let signer = Signer::open(data, &settings.server.issuer, Duration::from_secs(settings.token_lifetime_s))?;
     let registry = Arc::new(Registry::open(
         store,
         signer,
         journal.clone(),
-        Arc::new(SystemClock),
+        clock,
         &settings.bootstrap,
         &settings.managed,
         &settings.services,
@@ -80,7 +84,7 @@ async fn main() -> anyhow::Result<()> {
     };
     let routes = Routes::default()
         .add_service(service::IdentityService::server(registry.clone(), workers.clone()))
-        .add_service(AuditLogService::server(Arc::new(service::IdentityTrail(registry)), workers));
+        .add_service(AuditLogService::server(Arc::new(service::IdentityTrail(registry)), workers, &keeper));
     server::serve(
         &settings.server,
         routes,
@@ -89,6 +93,7 @@ async fn main() -> anyhow::Result<()> {
         server::terminated(),
     )
     .await?;
+    keeper.stop().await;
     if let Some(https) = https {
         https.abort();
     }

@@ -116,6 +116,7 @@ pub fn rule(method: Method) -> Rule {
 
         AuditLogListRecords
         | AuditLogTailRecords
+        | AuditLogGetTrail
         | AuditLogGetCheckpoint
         | AuditLogGetInclusionProof
         | AuditLogGetConsistencyProof => Rule::Duties(&[Auditor, SecurityOfficer]),

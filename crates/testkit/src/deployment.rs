@@ -113,7 +113,7 @@ impl Deployment {
     /// # Errors
     /// It does not come up.
     pub fn start_in(dir: PathBuf, arguments: &[&str]) -> anyhow::Result<Self> {
-        Self::up(dir, |command| _ = command.args(arguments).arg("up"))
+        Self::up(dir, |command| _ = command.arg("up").args(arguments))
     }
 
     /// Starts one whose vault has an HSM: SoftHSM, with its token below the deployment's directory. `options` are

@@ -13,8 +13,7 @@ mod trail;
 use access::AccessControlService;
 use anyhow::Context as _;
 use clap::Parser;
-use custody_audit::{FileLimits, Journal};
-use custody_audit_server::{AuditLogService, denial_sink};
+use custody_audit_server::{AuditLogService, AuditSettings, denial_sink};
 use custody_rpc::{
     ServerSettings, compute::Compute, hardening, https::HttpsServer, server, settings, workers::Workers,
 };
@@ -56,6 +55,9 @@ struct Arguments {
 #[serde(deny_unknown_fields)]
 struct Settings {
     server: ServerSettings,
+    /// How the trail is kept and sent.
+    #[serde(default)]
+    audit: AuditSettings,
     /// The file of the default seal; made at the first start.
     root_key: PathBuf,
     /// Holds the number of the store's last commit, so that a store that was put back is found: best on another disk.
@@ -113,8 +115,8 @@ async fn main() -> anyhow::Result<()> {
     std::fs::create_dir_all(&settings.server.data)?;
     let store_dir = settings.server.data.join("store");
     let store = custody_store::Store::open(&store_dir)?;
-    let journal =
-        Arc::new(Journal::open(&settings.server.data.join("audit"), clock.clone(), FileLimits::default())?);
+    let (journal, keeper) =
+        custody_audit_server::open(&settings.server, &settings.audit, "custody-vault", clock.clone())?;
     let (events, _) = tokio::sync::broadcast::channel(1024);
     let sender = events.clone();
     let token = settings.hsm.clone().map(Token::open).transpose().context("`hsm`")?.map(Arc::new);
@@ -179,7 +181,7 @@ async fn main() -> anyhow::Result<()> {
         .add_service(LeaseService::server(vault.clone(), events, verifier.clone(), workers.clone()))
         .add_service(AccessControlService::server(vault.clone(), workers.clone()))
         .add_service(SealService::server(vault.clone(), workers.clone()))
-        .add_service(AuditLogService::server(trail, workers.clone()));
+        .add_service(AuditLogService::server(trail, workers.clone(), &keeper));
     if let Some(edge) = edge {
         routes = routes.add_service(FaultService::server(vault.clone(), verifier.clone(), workers));
         routes = edge.before(routes.into_axum_router(), edge::Face::Grpc).into();
@@ -192,6 +194,7 @@ async fn main() -> anyhow::Result<()> {
         server::terminated(),
     )
     .await?;
+    keeper.stop().await;
     ticking.abort();
     closing.abort();
     if let Some(later) = later {

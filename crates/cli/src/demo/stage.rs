@@ -427,7 +427,7 @@ impl Stage {
         )?;
         let records = audit::records(&self.session, "vault", &audit::Filter::of(KEY)).await?;
         let last = records.last().context("nothing is recorded about the key")?;
-        let proof = inclusion::fetch(&self.session, "vault", last.sequence).await?;
+        let proof = inclusion::fetch(&self.session, "vault", last.sequence, None).await?;
         let key = audit::read_key(&self.dir.join("vault/data/audit/checkpoint.pub"))?;
         self.check(
             inclusion::check(&proof, &key).is_ok_and(|record| record == last.json),
