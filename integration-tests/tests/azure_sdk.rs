@@ -49,11 +49,12 @@ fn command(deployment: &Deployment, program: &Path, app_secret: &str) -> Command
     command
 }
 
-fn passes(command: &mut Command) {
+fn passes(command: &mut Command) -> String {
     let output = command.output().unwrap();
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("checks passed"), "{said}");
+    said
 }
 
 fn node() -> PathBuf {
@@ -66,7 +67,13 @@ fn node() -> PathBuf {
 fn python() {
     let (deployment, app) = deployment();
     let python = here().join("../target/sdk/python/bin/python");
-    passes(command(&deployment, &python, &app).arg(here().join("sdk/python/keys.py")));
+    let said = passes(command(&deployment, &python, &app).arg(here().join("sdk/python/keys.py")));
+    // What was refused is in the trail under the number that the refusal named.
+    let number = said.lines().find_map(|line| line.strip_prefix("refused as record ")).unwrap();
+    let proof = deployment.dir().join("refusal.proof").display().to_string();
+    deployment.cli(&["audit", "prove", number, &proof]).unwrap();
+    let proven = deployment.cli(&["audit", "check", &proof]).unwrap();
+    assert_eq!((&proven["operationName"], &proven["resultType"]), (&"KeyDelete".into(), &"Denied".into()));
     // What the SDK did is in the trail, by Azure's names.
     let records = deployment.run(&["audit", "list", "vault", "--resource", "vaults/sdk/keys/user"]);
     let done =
@@ -85,8 +92,8 @@ fn sdks_on_bad_days() {
     let (deployment, _hsm) = Deployment::start_with_hsm(&["--key-per-second", "3"]).unwrap();
     _ = deployment.run(&["vault", "create", "sdk", "--one-officer"]);
     let python = here().join("../target/sdk/python/bin/python");
-    passes(command(&deployment, &python, "").arg(here().join("sdk/python/bad_days.py")));
-    passes(command(&deployment, &node(), "").arg(here().join("sdk/js/bad_days.js")));
+    _ = passes(command(&deployment, &python, "").arg(here().join("sdk/python/bad_days.py")));
+    _ = passes(command(&deployment, &node(), "").arg(here().join("sdk/js/bad_days.js")));
 }
 
 /// `azure_security_keyvault_keys`, built apart from this workspace (`sdk/rust`).
@@ -95,7 +102,7 @@ fn rust() {
     let (deployment, app) = deployment();
     let program = here().join("../target/sdk/rust/debug/custody-sdk-rust");
     let mut command = command(&deployment, &program, &app);
-    passes(command.env("AZURE_AUTHORITY_HOST", authority(&deployment)));
+    _ = passes(command.env("AZURE_AUTHORITY_HOST", authority(&deployment)));
 }
 
 /// `az keyvault key`. In the slow suite, since azure-cli takes 700 MB.
@@ -107,7 +114,7 @@ fn az() {
     assert!(az.exists(), "`{}` is missing; scripts/test-slow installs it", az.display());
     let mut command = command(&deployment, Path::new("/bin/bash"), &app);
     command.env("AZ", az).env("TEST_DIR", deployment.dir());
-    passes(command.arg(here().join("sdk/az/keys.sh")));
+    _ = passes(command.arg(here().join("sdk/az/keys.sh")));
 }
 
 /// MongoDB's client-side encryption: libmongocrypt as it is, which asks for a token before anything else.
@@ -115,7 +122,7 @@ fn az() {
 fn mongodb() {
     let (deployment, app) = deployment();
     let python = here().join("../target/sdk/python/bin/python");
-    passes(command(&deployment, &python, &app).arg(here().join("sdk/python/mongodb.py")));
+    _ = passes(command(&deployment, &python, &app).arg(here().join("sdk/python/mongodb.py")));
 }
 
 /// Azure Storage's client-side encryption, over Azurite.
@@ -127,13 +134,13 @@ fn storage() {
     let python = here().join("../target/sdk/python/bin/python");
     let mut command = command(&deployment, &python, &app);
     command.env("AZURITE", azurite).env("TEST_DIR", deployment.dir());
-    passes(command.arg(here().join("sdk/python/storage.py")));
+    _ = passes(command.arg(here().join("sdk/python/storage.py")));
 }
 
 #[test]
 fn javascript() {
     let (deployment, app) = deployment();
-    passes(command(&deployment, &node(), &app).arg(here().join("sdk/js/keys.js")));
+    _ = passes(command(&deployment, &node(), &app).arg(here().join("sdk/js/keys.js")));
 }
 
 /// One request as bytes over TLS, and the answer as text.

@@ -8,6 +8,9 @@ use std::{
 };
 use tracing::Span;
 
+/// The header, or metadata, of an answer that says under which number the trail has the call.
+pub const AUDIT_SEQUENCE: &str = "custody-audit-sequence";
+
 /// Gives ids; one for each face of a process.
 #[derive(Debug)]
 pub struct CorrelationIds {

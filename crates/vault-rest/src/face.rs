@@ -14,10 +14,14 @@ use axum::{
     response::Response,
 };
 use custody_rpc::{
-    compute::Compute, correlation::CorrelationIds, https::PeerAddress, token::TokenVerifier, workers::Workers,
+    compute::Compute,
+    correlation::{AUDIT_SEQUENCE, CorrelationIds},
+    https::PeerAddress,
+    token::TokenVerifier,
+    workers::Workers,
 };
 use custody_types::Caller;
-use custody_vault::{Call, Vault};
+use custody_vault::{Call, Recorded, Vault};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::Value;
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
@@ -116,8 +120,10 @@ impl Face {
         );
         custody_rpc::trace::adopt(&span, request.headers());
         let id = self.ids.next(&span);
+        let mut recorded = Recorded::default();
         let outcome = async {
             let (route, taken) = self.take(request, &host, &id).await?;
+            recorded = taken.call.recorded.clone();
             span.record("user.id", taken.call.caller.principal.as_str());
             if let Route::Use { key, version, operation } = route {
                 return uses::run(&self, taken, &key, &version, operation).await;
@@ -138,6 +144,7 @@ impl Face {
         };
         set("x-ms-client-request-id", asked);
         set("x-ms-request-id", HeaderValue::from_str(&id).ok());
+        set(AUDIT_SEQUENCE, recorded.sequence().map(HeaderValue::from));
         response
     }
 

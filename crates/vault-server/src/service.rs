@@ -8,6 +8,7 @@ use custody_proto::vault::{
 use custody_rpc::{
     CallContext,
     compute::Compute,
+    correlation::AUDIT_SEQUENCE,
     page::{self, cut},
     server::MESSAGE_LEN_MAX,
     status::invalid,
@@ -93,9 +94,6 @@ fn taken<R>(request: Request<R>) -> Result<(Call, R), Status> {
     Ok((Call::new(context.caller, context.correlation_id), request.into_inner()))
 }
 
-/// The metadata that says under which number the trail has a call.
-const SEQUENCE: &str = "custody-audit-sequence";
-
 /// An answer that says under which number the trail has the call, also where it is a refusal: with a proof of inclusion, the
 /// caller can show later that it was recorded.
 fn told<T>(done: Result<T, Status>, recorded: &Recorded) -> Result<Response<T>, Status> {
@@ -103,11 +101,11 @@ fn told<T>(done: Result<T, Status>, recorded: &Recorded) -> Result<Response<T>, 
     match done {
         Ok(answer) => {
             let mut answer = Response::new(answer);
-            sequence.map(|n| answer.metadata_mut().insert(SEQUENCE, n));
+            sequence.map(|n| answer.metadata_mut().insert(AUDIT_SEQUENCE, n));
             Ok(answer)
         }
         Err(mut refused) => {
-            sequence.map(|n| refused.metadata_mut().insert(SEQUENCE, n));
+            sequence.map(|n| refused.metadata_mut().insert(AUDIT_SEQUENCE, n));
             Err(refused)
         }
     }

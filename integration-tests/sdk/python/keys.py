@@ -326,9 +326,11 @@ def states():
 def strangers():
     as_app = KeyClient(VAULT, app)
     refused(HttpResponseError, "not authorized", lambda: as_app.create_rsa_key("mine"))
-    refused(HttpResponseError, "not authorized", lambda: as_app.begin_delete_key("user"))
     as_officer = CryptographyClient(keys.get_key("user").id, officer)
     refused(HttpResponseError, "not authorized", lambda: as_officer.unwrap_key(KeyWrapAlgorithm.rsa_oaep, b"x" * 256))
+    # Every answer says under which number the trail has it, a refusal too.
+    e = refused(HttpResponseError, "not authorized", lambda: as_app.begin_delete_key("user"))
+    print("refused as record", e.response.headers["custody-audit-sequence"])
     wrong = KeyClient(VAULT, credential("officer", "not-the-secret"))
     refused(ClientAuthenticationError, "AADSTS7000215", lambda: wrong.get_key("user"))
     elsewhere = KeyClient(VAULT.replace("//sdk.", "//elsewhere."), officer)
