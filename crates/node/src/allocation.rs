@@ -9,7 +9,7 @@ const RUN_CLASSES: [usize; 2] = [RUN_BLOCKS / 16, RUN_BLOCKS];
 ///
 /// A slot that a write retires is needed until a header that no longer counts it is on disk. Headers are written
 /// after a flush and become durable with the next one, so a slot passes through two lists:
-/// `retired` (since the last flush) → `waiting` (its header is written) → free (its header is durable).
+/// `retired` (since the last header) → `waiting` (a header without it is written) → free (that header is durable).
 ///
 /// Slots that were used before are taken first: their pages are in the page cache and their place on the disk is
 /// given, where a slot never used costs the file system a new page and a new block.
@@ -130,19 +130,24 @@ impl Slots {
         self.give_back(std::iter::once(slot));
     }
 
-    /// What was retired up to now: taken when a flush begins, given to [`Slots::flushed`] when it has ended.
+    /// What was retired up to now: taken when a flush begins, given to [`Slots::header_written`] when it has ended.
     pub(crate) fn begin_flush(&mut self) -> Vec<u16> {
         std::mem::take(&mut self.retired)
     }
 
-    /// A flush ended, so the header before the one now written is durable.
-    pub(crate) fn flushed(&mut self, retired: Vec<u16>) {
+    /// A header that does not count these is written.
+    pub(crate) fn header_written(&mut self, retired: Vec<u16>) {
+        self.waiting.extend(retired);
+    }
+
+    /// The last header that was written is durable. False where a backup still reads what it does not count.
+    pub(crate) fn header_durable(&mut self) -> bool {
         if self.pins > 0 {
-            self.waiting.extend(retired);
-            return;
+            return false;
         }
-        let durable = std::mem::replace(&mut self.waiting, retired);
-        self.give_back(durable.into_iter());
+        let free = std::mem::take(&mut self.waiting);
+        self.give_back(free.into_iter());
+        true
     }
 
     /// A flush failed: what it took is retired still.
@@ -176,10 +181,9 @@ mod tests {
         assert!(slots.take_run(1).is_none());
         slots.retire(7);
         let retired = slots.begin_flush();
-        slots.flushed(retired);
+        slots.header_written(retired);
         assert!(slots.take_run(1).is_none(), "its header is not durable yet");
-        let retired = slots.begin_flush();
-        slots.flushed(retired);
+        assert!(slots.header_durable());
         assert_eq!(slots.take_run(4), Some((7, 1)));
     }
 
@@ -212,16 +216,12 @@ mod tests {
         slots.take_run(EXTENT_SLOTS);
         slots.pin();
         slots.retire(1);
-        for _ in 0..3 {
-            let retired = slots.begin_flush();
-            slots.flushed(retired);
-        }
+        let retired = slots.begin_flush();
+        slots.header_written(retired);
+        assert!(!slots.header_durable());
         assert!(slots.take_run(1).is_none());
         slots.unpin();
-        for _ in 0..2 {
-            let retired = slots.begin_flush();
-            slots.flushed(retired);
-        }
+        assert!(slots.header_durable());
         assert_eq!(slots.take_run(1), Some((1, 1)));
     }
 }

@@ -190,6 +190,8 @@ pub(crate) struct State {
     pub(crate) live: u32,
     pub(crate) slots: Slots,
     pub(crate) dirty: bool,
+    /// Whether its last header is written, and not yet known to be durable.
+    pub(crate) header_pending: bool,
     /// Writes up to this number may be counted by a header, now or when the flush under way ends, or are read by a
     /// backup: their slots are retired, and those of later ones released.
     pub(crate) counted_sequence: u64,

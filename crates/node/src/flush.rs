@@ -27,7 +27,7 @@ impl Volume {
     /// The disk failed. What is on it is then not known, and the volume refuses everything until opened again.
     pub fn flush(&self) -> Result<(), VolumeError> {
         let wanted = self.flushes_begun.load(Ordering::Acquire) + 1;
-        let _one_at_a_time = self.flush.lock();
+        let mut headers = self.flush.lock();
         if self.failed.load(Ordering::Acquire) {
             return Err(VolumeError::FlushFailed);
         }
@@ -46,8 +46,14 @@ impl Volume {
             return Err(VolumeError::Io(e));
         }
         // Headers that the flush before this one wrote.
+        headers.retain(|extent| {
+            let mut state = extent.state.write();
+            state.header_pending = !state.slots.header_durable();
+            extent.room.notify_all();
+            state.header_pending
+        });
         let anchored = self.anchor.as_ref().map_or(Ok(()), |anchor| anchor.lock().durable(&self.keys));
-        self.settle(seen)?;
+        self.settle(seen, &mut headers)?;
         anchored?;
         self.flushes_done.store(number, Ordering::Release);
         Ok(())
@@ -82,7 +88,7 @@ impl Volume {
     ///
     /// An extent whose header was not written (a full disk, for example) stays dirty, so that the next flush writes
     /// it; the others are not held back. The first error is told.
-    fn settle(&self, seen: Vec<Seen>) -> Result<(), VolumeError> {
+    fn settle(&self, seen: Vec<Seen>, headers: &mut Vec<Arc<Extent>>) -> Result<(), VolumeError> {
         let mut outcome = Ok(());
         for one in seen {
             let mut state = one.extent.state.write();
@@ -100,13 +106,16 @@ impl Volume {
                 continue;
             }
             state.header = header;
-            state.slots.flushed(one.retired);
+            state.slots.header_written(one.retired);
+            let listed = std::mem::replace(&mut state.header_pending, true);
             drop(state);
             if let Some(anchor) = &self.anchor {
                 anchor.lock().wrote(Counter::Extent(one.extent.index), header.header_sequence);
             }
-            one.extent.room.notify_all();
             self.table.lock().add(one.extent.index);
+            if !listed {
+                headers.push(one.extent);
+            }
         }
         let written = self.table.lock().write(&self.file, &self.keys);
         outcome.and(written)

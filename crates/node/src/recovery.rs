@@ -43,6 +43,7 @@ impl Loader<'_> {
             live: 0,
             slots: Slots::new(),
             dirty: false,
+            header_pending: false,
             counted_sequence: header.flushed_sequence,
             current,
             previous,
@@ -85,6 +86,7 @@ impl Loader<'_> {
             live: 0,
             slots: Slots::new(),
             dirty: true,
+            header_pending: false,
             counted_sequence: 0,
             current: Arc::new(self.unwrap(extent, record)?),
             previous: None,
@@ -179,6 +181,8 @@ impl Loader<'_> {
                 last = last.max(entry.sequence);
             }
         }
+        // Which of these the last flush promised is not known: its header may be what was lost.
+        state.counted_sequence = last;
         Ok(last)
     }
 

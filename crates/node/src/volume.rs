@@ -79,7 +79,9 @@ pub struct Volume {
     /// None where it has none.
     pub(crate) anchor: Option<Mutex<Anchor>>,
     pub(crate) gate: RwLock<()>,
-    pub(crate) flush: Mutex<()>,
+    /// Held by whoever flushes: extents whose last header is written, and not yet known to be durable. While one is here it is
+    /// not forgotten, since whoever loads it again would take the slots for free that the header before still counts.
+    pub(crate) flush: Mutex<Vec<Arc<Extent>>>,
     pub(crate) flushes_begun: AtomicU64,
     pub(crate) flushes_done: AtomicU64,
     pub(crate) failed: AtomicBool,
@@ -159,6 +161,8 @@ impl Volume {
     /// The file is no volume, is damaged, or was not written under this key.
     pub fn open(path: &Path, key: &VolumeKey, options: VolumeOptions) -> Result<Self, SuperblockError> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
+        // What a killed process wrote may be in the page cache alone. Recovery goes by what it reads, so that must be there to stay.
+        file.sync_data()?;
         let superblock = Superblock::read(&file)?;
         let keys = key.derive(options.provider);
         superblock.authenticate(&file, &keys)?;
@@ -199,7 +203,7 @@ impl Volume {
             table: Mutex::new(table),
             anchor: anchor.map(Mutex::new),
             gate: RwLock::new(()),
-            flush: Mutex::new(()),
+            flush: Mutex::default(),
             flushes_begun: AtomicU64::new(0),
             flushes_done: AtomicU64::new(0),
             failed: AtomicBool::new(false),
@@ -349,6 +353,8 @@ impl Volume {
             return Ok(Some(found.clone()));
         }
         if self.options.budget.exceeded() {
+            // The second makes the headers durable that the first writes: extents can be forgotten then.
+            self.flush()?;
             self.flush()?;
         }
         let mut extents = self.extents.write();

@@ -1,11 +1,14 @@
 //! What a sealed volume promises, on real files.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "stage/memory_dir.rs"]
+mod memory_dir;
 #[path = "stage/protector.rs"]
 mod protector;
 
 use custody_envelope::VolumeKey;
 use custody_node::{layout::*, *};
+use memory_dir::memory_dir;
 use proptest::prelude::*;
 use protector::protector;
 use std::{
@@ -100,7 +103,7 @@ fn discarded_blocks_are_zeros_and_stay_so() {
 /// block that does not open is named.
 #[test]
 fn every_flipped_bit_is_found_and_named() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory_dir();
     let (path, volume) = make(dir.path(), 1 << 20);
     let data: Vec<u8> = (0..5 * 4096u32).map(|i| (i / 7) as u8).collect();
     volume.write_at(0, &data).unwrap();
