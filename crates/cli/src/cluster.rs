@@ -53,6 +53,13 @@ pub(crate) enum Verb {
     Start { name: String },
     /// Stops a cluster.
     Stop { name: String },
+    /// Makes the data volumes larger, and the file systems on them; each PostgreSQL starts again once.
+    Resize {
+        name: String,
+        /// MiB of each data volume.
+        #[arg(long)]
+        size_mib: i64,
+    },
     /// Moves the wrapped volume keys to the key's current version now.
     Rewrap { name: String },
     /// Changes the cluster to another key while it serves; to the service-managed one if none is given. From a customer's
@@ -110,7 +117,7 @@ fn view(c: wire::Cluster) -> Value {
     let encryption = c.encryption.unwrap_or_default();
     let protector = if encryption.key.is_empty() { "service-managed".to_owned() } else { encryption.key };
     let nodes: Vec<Value> = c.nodes.iter().map(|n| json!({ "role": n.role, "endpoint": n.endpoint, "key_version": n.key_version.rsplit('/').next().unwrap_or_default(), "archived_to": time(n.wal_reaches), "archiving_failure": n.wal_failure })).collect();
-    json!({ "name": c.name, "state": state, "reason": c.state_reason, "workers": c.worker_count, "key": protector, "nodes": nodes, "created": time(c.create_time) })
+    json!({ "name": c.name, "state": state, "reason": c.state_reason, "workers": c.worker_count, "mib": c.volume_size_bytes >> 20, "key": protector, "nodes": nodes, "created": time(c.create_time) })
 }
 
 fn backup_view(b: wire::Backup) -> Value {
@@ -226,6 +233,11 @@ pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {
             let who = if under_customers { "officer" } else { "sysadmin" };
             let request = wire::ChangeEncryptionRequest { name, encryption };
             session.control(who)?.change_encryption(request).await?
+        }
+        Verb::Resize { name, size_mib } => {
+            let request =
+                wire::ResizeClusterRequest { name, volume_size_bytes: size_mib.saturating_mul(1 << 20) };
+            client.resize_cluster(request).await?
         }
         Verb::Delete { name } => client.delete_cluster(wire::DeleteClusterRequest { name }).await?,
         Verb::Start { name } => client.start_cluster(wire::StartClusterRequest { name }).await?,

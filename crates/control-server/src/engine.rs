@@ -249,6 +249,9 @@ impl Engine {
             if let Some(change) = c.encryption_change.take() {
                 c.spec.encryption = change.to;
             }
+            if let Some(size) = c.growth.take() {
+                c.spec.volume_size_bytes = size;
+            }
             // A change that was undone has failed, though its plan is done.
             result = c.failure.take().unwrap_or(OperationResult::Success);
         });
@@ -271,6 +274,14 @@ impl Engine {
                     c.state = ClusterState::Deleting;
                     c.failure = Some(result);
                 })
+            }
+            // A volume that has grown stays so: asking again goes on from there.
+            ClusterState::Updating if cluster.growth.is_some() => {
+                _ = self.change(name, cluster.state, |c| {
+                    c.growth = None;
+                    c.failure = Some(result);
+                });
+                self.plan_done(cluster);
             }
             // The volumes that have changed change back before the failure is told.
             ClusterState::Updating if cluster.failure.is_none() => {

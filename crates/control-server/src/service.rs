@@ -131,9 +131,9 @@ impl ClusterService {
         if !r.source_backup.is_empty() {
             let id = backup_id("source_backup", &r.source_backup)?;
             let backup = self.engine.ledger.backup(id).map_err(ledger_failed)?;
-            if (backup.workers, backup.volume_size_bytes) != (spec.workers, spec.volume_size_bytes) {
+            if backup.workers != spec.workers || backup.volume_size_bytes > spec.volume_size_bytes {
                 let why = format!(
-                    "has {} workers and volumes of {} bytes; ask for the same",
+                    "has {} workers and volumes of {} bytes; ask for as many, and no smaller ones",
                     backup.workers, backup.volume_size_bytes
                 );
                 return Err(invalid("source_backup", why));
@@ -242,6 +242,24 @@ impl ClusterManager for ClusterService {
                     return Err(status("PERMISSION_DENIED", "OFFICER_REQUIRED", &why, None));
                 }
                 cluster.encryption_change = Some(EncryptionChange { to, from });
+                Ok(())
+            })?;
+            Ok(Response::new(convert::operation(&record, None)))
+        })
+        .await
+    }
+
+    async fn resize_cluster(
+        &self,
+        request: Request<wire::ResizeClusterRequest>,
+    ) -> Result<Response<Operation>, Status> {
+        let context = CallContext::of(&request)?;
+        let r = request.into_inner();
+        let name: ClusterName = r.name.parse().map_err(|e| invalid("name", e))?;
+        self.audited(&context, "ClusterResize", name.as_str(), async {
+            let record = self.engine.request_with(name.as_str(), Event::Update, |cluster| {
+                let size = cluster.check_growth(r.volume_size_bytes).map_err(|e| invalid(e.field, e.why))?;
+                cluster.growth = Some(size);
                 Ok(())
             })?;
             Ok(Response::new(convert::operation(&record, None)))

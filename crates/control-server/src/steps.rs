@@ -10,7 +10,7 @@ use custody_proto::{
     identity::{BindManagedIdentityRequest, UnbindManagedIdentityRequest},
     storage::{
         ChangeProtectorRequest, CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest,
-        SettleProtectorRequest, Volume, VolumeState,
+        ResizeVolumeRequest, SettleProtectorRequest, Volume, VolumeState,
     },
 };
 use custody_rpc::{
@@ -62,6 +62,8 @@ pub(crate) fn describe(step: &Step) -> String {
         Step::ChangeProtector(n) => format!("changing the protector of {}", n.role),
         Step::SettleProtector(n) => format!("settling the protector of {}", n.role),
         Step::UnbindFormerIdentity => "unbinding the former identity".to_owned(),
+        Step::GrowVolume(n) => format!("making the volume of {} larger", n.role),
+        Step::GrowInstance(n) => format!("starting PostgreSQL of {} with its larger volume", n.role),
         Step::CreateVolume(n) => format!("making the volume of {}", n.role),
         Step::CreateTempVolume(n) => format!("making the temp volume of {}", n.role),
         Step::DeleteVolumes(n) => format!("removing the volumes of {}", n.role),
@@ -122,6 +124,26 @@ pub(crate) async fn carry_out(
             };
             let changed = platform.storage.clone().change_protector(request).await?.into_inner();
             take_key_version(&mut nodes, node, &changed);
+        }
+        Step::GrowVolume(node) => {
+            let request =
+                ResizeVolumeRequest { name: format!("volumes/{}", node.id), size_bytes: growth(cluster) };
+            platform.storage.clone().resize_volume(request).await?;
+        }
+        Step::GrowInstance(node) => {
+            let request = db::GetInstanceRequest { name: format!("instances/{}", node.id) };
+            let now = platform.database.clone().get_instance(request).await?.into_inner();
+            if now.state == i32::from(InstanceState::Inaccessible) {
+                let why = format!(
+                    "the volume of {} became inaccessible: {}; it has grown, and PostgreSQL takes it so when it is back",
+                    node.role, now.state_reason
+                );
+                return Err(status("FAILED_PRECONDITION", "VOLUME_INACCESSIBLE", &why, None).into());
+            }
+            if now.volume_size_bytes < growth(cluster) {
+                return Err(StepError::NotYet);
+            }
+            take_endpoint(&mut nodes, node, &now)?;
         }
         Step::CreateVolume(node) => {
             let volume = Volume {
@@ -203,6 +225,11 @@ pub(crate) async fn carry_out(
         _ => {}
     }
     Ok(nodes)
+}
+
+/// Bytes that a cluster's data volumes are growing to.
+fn growth(cluster: &ClusterRecord) -> i64 {
+    i64::try_from(cluster.growth.unwrap_or(cluster.spec.volume_size_bytes)).unwrap_or(i64::MAX)
 }
 
 /// What one node recovers to.

@@ -138,14 +138,13 @@ impl ClusterSpec {
         let workers = u32::try_from(workers).ok().filter(|w| *w <= WORKERS_MAX);
         let workers = workers
             .ok_or_else(|| SpecError::new("cluster.worker_count", format!("must be 0 to {WORKERS_MAX}")))?;
-        let size =
-            if volume_size_bytes == 0 { 2 << 30 } else { u64::try_from(volume_size_bytes).unwrap_or(0) };
-        if !size.is_multiple_of(4096) || !(VOLUME_LEN_MIN..=VOLUME_LEN_MAX).contains(&size) {
-            return Err(SpecError::new(
-                "cluster.volume_size_bytes",
-                "must be a multiple of 4096 from 512 MiB to 4 TiB, or 0 for 2 GiB",
-            ));
-        }
+        let size = match volume_size_bytes {
+            0 => 2 << 30,
+            given => offered_size(given).ok_or_else(|| {
+                let why = "must be a multiple of 4096 from 512 MiB to 4 TiB, or 0 for 2 GiB";
+                SpecError::new("cluster.volume_size_bytes", why)
+            })?,
+        };
         let encryption = EncryptionSpec::check(key, managed_identity, service)?;
         Ok(Self {
             name,
@@ -205,6 +204,9 @@ pub struct ClusterRecord {
     /// The change of its protector that is under way.
     #[serde(default)]
     pub encryption_change: Option<EncryptionChange>,
+    /// Bytes that its data volumes are growing to.
+    #[serde(default)]
+    pub growth: Option<u64>,
     /// When it was made.
     pub create_time: UnixMillis,
 }
@@ -230,17 +232,36 @@ impl ClusterRecord {
             operation: Some(operation),
             failure: None,
             encryption_change: None,
+            growth: None,
             create_time: now,
         }
     }
 }
 
 impl ClusterRecord {
+    /// Checks a size for its data volumes to grow to.
+    ///
+    /// # Errors
+    /// It is not offered, or not larger than they are.
+    pub fn check_growth(&self, volume_size_bytes: i64) -> Result<u64, SpecError> {
+        let now = self.spec.volume_size_bytes;
+        offered_size(volume_size_bytes).filter(|size| *size > now).ok_or_else(|| {
+            let why = format!("must be a multiple of 4096, more than the {now} of now, and 4 TiB at most: volumes never shrink");
+            SpecError::new("volume_size_bytes", why)
+        })
+    }
+
     /// What shall protect it: the new protector while it changes.
     #[must_use]
     pub fn encryption(&self) -> &EncryptionSpec {
         self.encryption_change.as_ref().map_or(&self.spec.encryption, |change| &change.to)
     }
+}
+
+/// A data volume's size, if it is one that can be had.
+fn offered_size(bytes: i64) -> Option<u64> {
+    let size = u64::try_from(bytes).ok()?;
+    (size.is_multiple_of(4096) && (VOLUME_LEN_MIN..=VOLUME_LEN_MAX).contains(&size)).then_some(size)
 }
 
 /// The roles of a cluster's nodes: the coordinator first.

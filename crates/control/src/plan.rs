@@ -19,6 +19,10 @@ pub enum Step {
     SettleProtector(NodeRecord),
     /// Take back that the storage node acts as the identity of the protector that was left, unless something needs it.
     UnbindFormerIdentity,
+    /// Make a data volume larger.
+    GrowVolume(NodeRecord),
+    /// Wait until its PostgreSQL serves with all of it.
+    GrowInstance(NodeRecord),
     /// Make a data volume.
     CreateVolume(NodeRecord),
     /// Make a temp volume, whose key lives in memory only.
@@ -54,6 +58,10 @@ pub fn steps(cluster: &ClusterRecord) -> Vec<Step> {
             plan
         }
         ClusterState::Starting => nodes().map(Step::StartInstance).chain([Step::LinkWorkers]).collect(),
+        ClusterState::Updating if cluster.growth.is_some() => {
+            let grown = nodes().map(Step::GrowVolume).chain(nodes().map(Step::GrowInstance));
+            grown.chain([Step::LinkWorkers]).collect()
+        }
         ClusterState::Updating => {
             // All have changed before the first forgets what it was.
             let changed = nodes().map(Step::ChangeProtector).chain(nodes().map(Step::SettleProtector));

@@ -22,7 +22,7 @@ pub enum ClusterState {
     Stopped,
     /// Being stopped.
     Stopping,
-    /// Serving, while its volumes change to another protector.
+    /// Serving, while its volumes change to another protector, or grow.
     Updating,
 }
 
@@ -38,7 +38,7 @@ pub enum Event {
     Start,
     /// A caller wants it stopped.
     Stop,
-    /// A caller wants another protector.
+    /// A caller wants another protector, or larger volumes.
     Update,
     /// A volume reports that its key cannot be used.
     KeyLost,
@@ -112,7 +112,7 @@ impl fmt::Display for Event {
             Self::Delete => "be deleted",
             Self::Start => "be started",
             Self::Stop => "be stopped",
-            Self::Update => "change its key",
+            Self::Update => "be changed",
             Self::KeyLost => "lose its key",
             Self::KeyBack => "get its key back",
         })
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(
             table,
             "CREATING + finish -> READY\nCREATING + be deleted -> DELETING\n\
-             READY + be deleted -> DELETING\nREADY + be stopped -> STOPPING\nREADY + change its key -> UPDATING\nREADY + lose its key -> INACCESSIBLE\n\
+             READY + be deleted -> DELETING\nREADY + be stopped -> STOPPING\nREADY + be changed -> UPDATING\nREADY + lose its key -> INACCESSIBLE\n\
              STOPPING + finish -> STOPPED\nSTOPPING + be deleted -> DELETING\n\
              STOPPED + be deleted -> DELETING\nSTOPPED + be started -> STARTING\n\
              STARTING + finish -> READY\nSTARTING + be deleted -> DELETING\nSTARTING + lose its key -> INACCESSIBLE\n\

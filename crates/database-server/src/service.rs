@@ -63,6 +63,7 @@ fn view(v: &View, archiving: Archiving) -> wire::Instance {
             failure: archiving.failure,
         }),
         recovery: None,
+        volume_size_bytes: i64::try_from(v.volume_len).unwrap_or(i64::MAX),
     }
 }
 

@@ -30,11 +30,13 @@ pub(crate) enum State {
 }
 
 /// What others see of an instance.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct View {
     pub(crate) spec: InstanceSpec,
     pub(crate) state: State,
     pub(crate) reason: String,
+    /// Bytes of the data volume, as the server has it.
+    pub(crate) volume_len: u64,
 }
 
 pub(crate) enum Command {
@@ -91,8 +93,12 @@ impl Fleet {
 
     fn supervise(&self, spec: InstanceSpec) -> anyhow::Result<Arc<Supervised>> {
         let installation = self.installation.clone().ok_or(custody_database::NoPostgres)?;
-        let (sender, view) =
-            watch::channel(View { spec: spec.clone(), state: State::Starting, reason: String::new() });
+        let (sender, view) = watch::channel(View {
+            spec: spec.clone(),
+            state: State::Starting,
+            reason: String::new(),
+            volume_len: 0,
+        });
         let (commands, inbox) = mpsc::channel(8);
         let (told, archiving) = watch::channel(Archiving::default());
         let supervisor = Supervisor {
@@ -104,6 +110,7 @@ impl Fleet {
             wal_program: self.wal_program.clone(),
             archiving: told,
             instance: None,
+            volume_len: 0,
             up: false,
             given_up: false,
         };
@@ -185,6 +192,8 @@ struct Supervisor {
     wal_program: PathBuf,
     archiving: watch::Sender<Archiving>,
     instance: Option<Instance>,
+    /// Bytes of the data volume, as the server has it.
+    volume_len: u64,
     /// Whether anything of it may be running.
     up: bool,
     /// Whether it cannot be what was asked for, however often it is tried.
@@ -197,6 +206,7 @@ struct VolumeNews {
     ready: bool,
     reason: String,
     socket: PathBuf,
+    len: u64,
 }
 
 impl Supervisor {
@@ -267,11 +277,23 @@ impl Supervisor {
                 if self.spec.wanted {
                     self.set(State::Inaccessible, &now.reason);
                 }
-            } else if self.spec.wanted
+                continue;
+            }
+            if self.up && now.len > self.volume_len && self.running() {
+                tracing::info!(
+                    instance = self.id,
+                    len = now.len,
+                    "the volume has grown; starting PostgreSQL with all of it"
+                );
+                self.halt(false).await;
+                retry_at = tokio::time::Instant::now();
+            }
+            if self.spec.wanted
                 && !self.given_up
                 && tokio::time::Instant::now() >= retry_at
                 && !self.running()
             {
+                self.volume_len = now.len;
                 self.bring_up(&now.socket, &mut news).await;
                 retry_at = tokio::time::Instant::now() + RETRY;
             }
@@ -284,8 +306,14 @@ impl Supervisor {
 
     fn set(&self, state: State, reason: &str) {
         self.view.send_if_modified(|view| {
-            let changed = view.state != state || view.reason != reason || view.spec != self.spec;
-            *view = View { spec: self.spec.clone(), state, reason: reason.to_owned() };
+            let next = View {
+                spec: self.spec.clone(),
+                state,
+                reason: reason.to_owned(),
+                volume_len: self.volume_len,
+            };
+            let changed = *view != next;
+            *view = next;
             changed
         });
     }
@@ -383,6 +411,7 @@ async fn watch_volume(storage: Storage, volume: String, news: watch::Sender<Volu
                         ready,
                         reason: volume.state_reason,
                         socket: volume.nbd_socket.into(),
+                        len: u64::try_from(volume.size_bytes).unwrap_or(0),
                     });
                 }
             }

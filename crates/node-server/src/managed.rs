@@ -11,7 +11,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -60,7 +60,7 @@ pub(crate) struct Change {
 pub(crate) struct Managed {
     pub(crate) name: VolumeName,
     pub(crate) path: PathBuf,
-    size_bytes: u64,
+    size_bytes: AtomicU64,
     protector: RwLock<Protector>,
     volume: RwLock<Option<Arc<Volume>>>,
     pub(crate) status: watch::Sender<VolumeStatus>,
@@ -96,7 +96,7 @@ impl Managed {
         Self {
             name,
             path,
-            size_bytes,
+            size_bytes: AtomicU64::new(size_bytes),
             protector: RwLock::new(protector),
             volume: RwLock::new(volume.map(Arc::new)),
             status: watch::Sender::new(status),
@@ -121,7 +121,13 @@ impl Managed {
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    /// The volume has grown: whoever watches it is told.
+    pub(crate) fn set_size(&self, size_bytes: u64) {
+        self.size_bytes.fetch_max(size_bytes, Ordering::AcqRel);
+        self.status.send_modify(|_| ());
     }
 
     pub(crate) fn protector(&self) -> Protector {

@@ -316,8 +316,11 @@ impl Node {
             "" => None,
             backup => Some(Chain::open(self, &access, "source_backup", backup).await?),
         };
-        if let Some(had) = restore.as_ref().map(Chain::size_bytes).filter(|had| *had != new.size_bytes) {
-            return Err(invalid("volume.size_bytes", format!("must be {had}, as the backup's volume had")));
+        if let Some(had) = restore.as_ref().map(Chain::size_bytes).filter(|had| *had > new.size_bytes) {
+            return Err(invalid(
+                "volume.size_bytes",
+                format!("must be at least {had}, as the backup's volume had"),
+            ));
         }
         let (partial, path, size) = (path.with_extension("partial"), path.to_owned(), new.size_bytes);
         let unfinished = match &restore {

@@ -7,7 +7,7 @@ use crate::{
     protection::Protection,
     rewrap, spill, wal,
 };
-use custody_node::{ProtectorKind, VolumeError};
+use custody_node::{ProtectorKind, SuperblockError, VolumeError};
 use custody_proto::storage::{
     self as wire,
     storage_node_server::{StorageNode, StorageNodeServer},
@@ -228,6 +228,26 @@ impl StorageNode for StorageService {
             settled
         };
         self.workers.run(settle).await?;
+        Ok(Response::new(self.view(&managed)))
+    }
+
+    async fn resize_volume(
+        &self,
+        request: Request<wire::ResizeVolumeRequest>,
+    ) -> Result<Response<wire::Volume>, Status> {
+        let r = request.into_inner();
+        let managed = self.node.volume(&r.name)?;
+        let size = u64::try_from(r.size_bytes).map_err(|_| invalid("size_bytes", "must be positive"))?;
+        let volume = managed.volume().ok_or_else(|| managed.refusal())?;
+        let grow = move || {
+            volume.grow(size).map_err(|e| match e {
+                SuperblockError::Size(_) | SuperblockError::Shrink { .. } => invalid("size_bytes", e),
+                other => failed(other),
+            })
+        };
+        self.workers.run(grow).await?;
+        managed.set_size(size);
+        tracing::info!(volume = %managed.name, size, "volume grown");
         Ok(Response::new(self.view(&managed)))
     }
 

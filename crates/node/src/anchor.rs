@@ -117,6 +117,11 @@ impl Anchor {
         Self { file, volume, numbers, written: Vec::new(), changed: BTreeSet::new() }
     }
 
+    /// Makes room for so many extents.
+    pub(crate) fn grow(&mut self, extents: u32) {
+        self.numbers.resize(self.numbers.len().max(extents as usize + 1), 0);
+    }
+
     fn start(sector: usize) -> u64 {
         (sector * SECTOR_LEN) as u64
     }

@@ -72,6 +72,14 @@ impl ExtentTable {
         Ok(table)
     }
 
+    /// Makes room for so many extents. Pages that were never written are zeros, which is what is read of them.
+    pub(crate) fn grow(&mut self, extents: u32) {
+        let pages = extents.div_ceil(PER_PAGE) as usize;
+        while self.pages.len() < pages {
+            self.pages.push(Page { sequence: 0, bitmap: Box::new([0; BITMAP_LEN]) });
+        }
+    }
+
     fn encode(
         &self,
         page: u32,

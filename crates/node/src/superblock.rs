@@ -112,6 +112,16 @@ pub enum SuperblockError {
     /// A size that is not offered.
     #[error("`size_bytes` is {0}; use a multiple of 4096 from 1 MiB to 4 TiB")]
     Size(u64),
+    /// Smaller than it is.
+    #[error(
+        "`size_bytes` is {asked}, and the volume has {now}: volumes only grow; restore a backup of what is in it into a smaller one"
+    )]
+    Shrink {
+        /// Bytes that it has.
+        now: u64,
+        /// Bytes that were asked for.
+        asked: u64,
+    },
     /// The file system failed.
     #[error("the volume's file failed")]
     Io(#[from] io::Error),

@@ -71,7 +71,8 @@ pub struct Volume {
     pub(crate) superblock: Mutex<Superblock>,
     pub(crate) id: [u8; 16],
     pub(crate) keys: VolumeKeys,
-    pub(crate) size_bytes: u64,
+    /// Bytes that clients see. It only grows.
+    pub(crate) size_bytes: AtomicU64,
     pub(crate) options: VolumeOptions,
     pub(crate) extents: Arc<ExtentMap>,
     pub(crate) table: Mutex<ExtentTable>,
@@ -197,7 +198,7 @@ impl Volume {
             superblock: Mutex::new(superblock),
             id,
             keys,
-            size_bytes,
+            size_bytes: AtomicU64::new(size_bytes),
             options,
             extents: Arc::default(),
             table: Mutex::new(table),
@@ -216,7 +217,7 @@ impl Volume {
     /// Bytes that clients see.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.size_bytes.load(Ordering::Acquire)
     }
 
     /// The volume's random id: no other has it, not one restored from a backup either.
@@ -262,6 +263,36 @@ impl Volume {
         for _ in 0..2 {
             self.update_superblock(|superblock| superblock.former = None)?;
         }
+        Ok(())
+    }
+
+    /// Makes the volume larger; what is new of it reads as zeros. A crash leaves the old size or the new one, and all data.
+    ///
+    /// # Errors
+    /// A size that is not offered, or smaller than it is; or the file system failed, and the old size stands.
+    pub fn grow(&self, size_bytes: u64) -> Result<(), SuperblockError> {
+        Superblock::check_size(size_bytes)?;
+        let now = self.size_bytes();
+        if size_bytes < now {
+            return Err(SuperblockError::Shrink { now, asked: size_bytes });
+        }
+        if size_bytes == now {
+            return Ok(());
+        }
+        let extents = extents_of(size_bytes);
+        // A file that is longer than its volume is none that was cut.
+        self.file.set_len(extent_start(extents))?;
+        self.table.lock().grow(extents);
+        if let Some(anchor) = &self.anchor {
+            anchor.lock().grow(extents);
+        }
+        // Once for each copy: what is written from now on must not be beyond the end that the older one knows.
+        for _ in 0..2 {
+            self.update_superblock(|superblock| {
+                superblock.size_bytes = superblock.size_bytes.max(size_bytes)
+            })?;
+        }
+        self.size_bytes.fetch_max(size_bytes, Ordering::AcqRel);
         Ok(())
     }
 
@@ -335,8 +366,8 @@ impl Volume {
             return Err(VolumeError::FlushFailed);
         }
         match offset.checked_add(len) {
-            Some(end) if end <= self.size_bytes => Ok(()),
-            _ => Err(VolumeError::OutOfRange { offset, len, volume_len: self.size_bytes }),
+            Some(end) if end <= self.size_bytes() => Ok(()),
+            _ => Err(VolumeError::OutOfRange { offset, len, volume_len: self.size_bytes() }),
         }
     }
 
@@ -425,6 +456,6 @@ pub(crate) fn place(at: u64) -> (u32, u16) {
 
 impl fmt::Debug for Volume {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Volume").field("size_bytes", &self.size_bytes).finish_non_exhaustive()
+        f.debug_struct("Volume").field("size_bytes", &self.size_bytes()).finish_non_exhaustive()
     }
 }

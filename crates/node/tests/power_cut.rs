@@ -185,6 +185,10 @@ fn a_thousand_power_cuts_lose_nothing_that_was_flushed_and_tear_nothing() {
             if random.next(3) == 0 {
                 volume.rotate_extent(0).unwrap();
             }
+            if random.next(3) == 0 {
+                model.resize(model.len() + SIZE / 2, 0);
+                volume.grow(model.len() as u64).unwrap();
+            }
         }
         let blocks = model.len() / BLOCK_LEN;
         (0..=random.next(12)).for_each(|_| change(&mut random, &volume, &mut model));
@@ -232,6 +236,7 @@ fn a_thousand_power_cuts_lose_nothing_that_was_flushed_and_tear_nothing() {
             fs::write(&anchor, &anchored).unwrap();
             let volume = open(&path);
             let mut seen = vec![0; model.len()];
+            assert_eq!(volume.size_bytes(), model.len() as u64);
             volume.read_at(0, &mut seen).unwrap();
             for (number, (block, allowed)) in seen.chunks(BLOCK_LEN).zip(&allowed.0).enumerate() {
                 assert!(

@@ -132,6 +132,7 @@ pub fn rule(method: Method) -> Rule {
         | ClusterManagerVerifyBackup
         | ClusterManagerCreateIdentity => Rule::Duties(&[SystemAdministrator]),
         // Leaving a customer's key needs the officer, which the service decides.
+        ClusterManagerResizeCluster => Rule::Duties(&[SystemAdministrator]),
         ClusterManagerChangeEncryption => Rule::Duties(&[SecurityOfficer, SystemAdministrator]),
         ClusterManagerGetCluster | ClusterManagerListClusters => {
             Rule::Duties(&[SecurityOfficer, SystemAdministrator, DatabaseAdministrator, Auditor])
@@ -145,6 +146,7 @@ pub fn rule(method: Method) -> Rule {
         | StorageNodeDeleteVolume
         | StorageNodeRevalidateVolume
         | StorageNodeRewrapVolume
+        | StorageNodeResizeVolume
         | StorageNodeChangeProtector
         | StorageNodeSettleProtector
         | StorageNodeBackupVolume
