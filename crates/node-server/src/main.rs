@@ -12,6 +12,7 @@ mod node;
 mod protection;
 mod rewrap;
 mod service;
+mod settling;
 mod spill;
 mod upload;
 mod wal;
@@ -136,6 +137,7 @@ async fn main() -> anyhow::Result<()> {
     let look = move || looked_at.upgrade().map_or_else(|| Ok(Inventory::new()), |node| node.look());
     node.dependents.start(&node.config.vault, &node.config.identity, Arc::new(look));
     let sweep = tokio::spawn(spill::sweep(node.clone()));
+    let settling = tokio::spawn(settling::settle(node.clone()));
     let exports: Arc<dyn custody_nbd::Exports> = Arc::new(export::NodeExports(node.clone()));
     _ = std::fs::remove_file(&settings.nbd_socket);
     let unix = std::os::unix::net::UnixListener::bind(&settings.nbd_socket).context("nbd_socket")?;
@@ -153,6 +155,7 @@ async fn main() -> anyhow::Result<()> {
     server::serve(&settings.server, routes, verifier, Some(denials()), server::terminated()).await?;
     tokio::task::spawn_blocking(move || drop((local, remote))).await?;
     sweep.abort();
+    settling.abort();
     node.close().await;
     drop(lock);
     Ok(())

@@ -67,6 +67,8 @@ pub(crate) struct Managed {
     pub(crate) nudge: mpsc::Sender<Nudge>,
     pub(crate) nudges: tokio::sync::Mutex<mpsc::Receiver<Nudge>>,
     task: Mutex<Option<JoinHandle<()>>>,
+    /// Whether headers that flushes left are being written.
+    pub(crate) settling: AtomicBool,
     /// Whether headers are to be looked through for retired data keys.
     pub(crate) look_for_retired: AtomicBool,
     rotation: Mutex<RotationProgress>,
@@ -103,6 +105,7 @@ impl Managed {
             nudge,
             nudges: tokio::sync::Mutex::new(nudges),
             task: Mutex::default(),
+            settling: AtomicBool::new(false),
             look_for_retired: AtomicBool::new(true),
             rotation: Mutex::default(),
             wal_keys: WalKeys::default(),

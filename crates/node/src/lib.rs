@@ -38,6 +38,7 @@ pub use backup_store::{
 pub use backup_writer::write_backup;
 pub use error::VolumeError;
 pub use extent_budget::ExtentBudget;
+pub use flush::HEADERS_EVERY;
 pub use lease::{Lease, LeaseEvent, LeaseState, RevokeReason};
 pub use snapshot::Snapshot;
 pub use spill::{SpillError, SpillId, SpillLimits, SpillWriter, Spills};

@@ -22,7 +22,7 @@ impl Volume {
         let fresh = extent.state.read().previous.is_none();
         if fresh {
             // The header to be written must speak of durable writes only.
-            self.flush()?;
+            self.settle()?;
             let mut state = extent.state.write();
             let generation = state
                 .header
@@ -47,7 +47,7 @@ impl Volume {
             state.previous = Some(std::mem::replace(&mut state.current, sealer));
         }
         self.reencrypt(index)?;
-        self.flush()?;
+        self.settle()?;
         self.drop_previous(index)
     }
 
@@ -100,7 +100,7 @@ impl Volume {
         let _between_writes = self.gate.write();
         let mut state = extent.state.write();
         let current = state.header.current.generation;
-        // The flush before this call began after the last block had moved, so what the header counts is under the
+        // The headers before this call were written after the last block had moved, so what the header counts is under the
         // current key; writes since then, which make the extent dirty again, are too.
         if state.blocks.iter().flatten().any(|l| l.entry.generation != current) {
             self.rotation_due.lock().push(index);

@@ -155,7 +155,7 @@ impl Snapshot {
         volume.snapshots.add(&kept);
         drop(alone);
         let snapshot = Self { kept, extents, volume };
-        snapshot.volume.flush()?;
+        snapshot.volume.settle()?;
         Ok(snapshot)
     }
 

@@ -6,6 +6,7 @@ use crate::{
     extent::Extent,
     extent_budget::{ExtentBudget, ExtentMap},
     extent_table::ExtentTable,
+    flush::Headers,
     layout::{BLOCK_LEN, EXTENT_LEN, extent_start},
     recovery::Loader,
     snapshot::Snapshots,
@@ -80,9 +81,12 @@ pub struct Volume {
     /// None where it has none.
     pub(crate) anchor: Option<Mutex<Anchor>>,
     pub(crate) gate: RwLock<()>,
-    /// Held by whoever flushes: extents whose last header is written, and not yet known to be durable. While one is here it is
-    /// not forgotten, since whoever loads it again would take the slots for free that the header before still counts.
-    pub(crate) flush: Mutex<Vec<Arc<Extent>>>,
+    /// Held by whoever flushes.
+    pub(crate) flush: Mutex<Headers>,
+    /// Blocks that were written.
+    pub(crate) written: AtomicU64,
+    /// Whether a flush has left headers for later.
+    pub(crate) unsettled: AtomicBool,
     pub(crate) flushes_begun: AtomicU64,
     pub(crate) flushes_done: AtomicU64,
     pub(crate) failed: AtomicBool,
@@ -205,6 +209,8 @@ impl Volume {
             anchor: anchor.map(Mutex::new),
             gate: RwLock::new(()),
             flush: Mutex::default(),
+            written: AtomicU64::new(0),
+            unsettled: AtomicBool::new(false),
             flushes_begun: AtomicU64::new(0),
             flushes_done: AtomicU64::new(0),
             failed: AtomicBool::new(false),
@@ -308,7 +314,7 @@ impl Volume {
     /// As [`Volume::flush`], or the note was not written.
     pub fn set_restoring(&self, to: Option<Restoring>) -> Result<(), VolumeError> {
         // What the note speaks of is durable before it.
-        self.flush()?;
+        self.settle()?;
         self.update_superblock(|superblock| superblock.restoring = to)
             .map_err(|e| VolumeError::Io(std::io::Error::other(e)))
     }
@@ -340,8 +346,8 @@ impl Volume {
     /// As [`Volume::flush`].
     pub fn settle_down(&self) -> Result<(), VolumeError> {
         // The second makes the headers durable that the first writes.
-        self.flush()?;
-        self.flush()?;
+        self.settle()?;
+        self.settle()?;
         Ok(self.anchor.as_ref().map_or(Ok(()), |anchor| anchor.lock().sync())?)
     }
 
@@ -385,8 +391,8 @@ impl Volume {
         }
         if self.options.budget.exceeded() {
             // The second makes the headers durable that the first writes: extents can be forgotten then.
-            self.flush()?;
-            self.flush()?;
+            self.settle()?;
+            self.settle()?;
         }
         let mut extents = self.extents.write();
         if let Some(found) = extents.get(&index) {

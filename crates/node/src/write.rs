@@ -173,6 +173,8 @@ impl Volume {
                 Ok(())
             });
             self.install(extent, scratch, written);
+            // Not before: a flush that has counted them has made them durable.
+            self.written.fetch_add(count as u64, Ordering::AcqRel);
             done.map(|()| true)
         })
     }
