@@ -82,7 +82,7 @@ impl Volume {
         if self.flushes_done.load(Ordering::Acquire) >= wanted && !(settle && self.is_unsettled()) {
             return Ok(());
         }
-        // Clients send flushes in bursts, a client of NBD one for each request that it has in flight.
+        // Clients send flushes in bursts: fio one for each request that it may have in flight.
         let written = self.written.load(Ordering::Acquire);
         if written == headers.flushed && !settle {
             return Ok(());
