@@ -14,7 +14,7 @@ use std::{
 };
 
 /// Rounds over all services.
-const ROUNDS: usize = 20;
+const ROUNDS: usize = if cfg!(feature = "slow") { 20 } else { 10 };
 const SERVICES: [&str; 5] = ["vault", "identity", "control", "storage", "database"];
 
 #[tokio::test(flavor = "multi_thread")]
