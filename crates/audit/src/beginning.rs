@@ -4,13 +4,13 @@ use crate::{
     Broken, Entry, Phase,
     chain::{Head, RecordLine},
     tree::{Edge, Hash},
+    whole_file,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, BufRead as _, BufReader, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader},
     path::Path,
 };
 
@@ -80,13 +80,7 @@ impl Beginning {
             hash: hex::encode(self.head.hash),
             roots: self.edge.roots().iter().map(|root| STANDARD.encode(root)).collect(),
         };
-        let partial = dir.join(FILE).with_extension("partial");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-        file.write_all(&serde_json::to_vec(&stored)?)?;
-        file.sync_all()?;
-        fs::rename(&partial, dir.join(FILE))?;
-        File::open(dir)?.sync_all()
+        whole_file::put(dir, Path::new(FILE), &serde_json::to_vec(&stored)?)
     }
 
     /// What the record of the removal says.

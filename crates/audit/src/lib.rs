@@ -13,6 +13,7 @@ pub mod tree;
 mod unavailable;
 mod verify;
 mod waiters;
+mod whole_file;
 mod writer;
 
 pub use chain::Entry;

@@ -6,6 +6,7 @@ use crate::{
     checkpoint::{Checkpoint, Signer},
     tree::{Edge, Hash, NodeWriter, leaf_hash},
     waiters::Waiters,
+    whole_file,
 };
 use custody_types::{Clock, UnixMillis};
 use parking_lot::Mutex;
@@ -296,16 +297,11 @@ impl Writer {
     }
 
     fn put_back(&mut self) -> io::Result<()> {
-        let partial = self.path.with_extension("partial");
         let mut text = Vec::new();
         self.file.rewind()?;
         (&self.file).take(self.len).read_to_end(&mut text)?;
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&partial, &self.path)?;
-        File::open(&self.dir)?.sync_all()?;
+        let name = self.path.file_name().unwrap_or_default();
+        whole_file::put(&self.dir, Path::new(name), &text)?;
         self.file = open_for_append(&self.path)?;
         Ok(())
     }

@@ -27,6 +27,12 @@ fn bytes_of(text: &str) -> &str {
     serde_json::from_str(text).map_or_else(|_| text.trim_end(), |line: Line<'_>| line.record.get())
 }
 
+/// The hashes of a proof, as an answer has them.
+pub(crate) fn hashes(given: Vec<Vec<u8>>) -> anyhow::Result<Vec<Hash>> {
+    let hashes = given.into_iter().map(Hash::try_from).collect::<Result<Vec<_>, _>>();
+    hashes.ok().context("a hash has not 32 bytes")
+}
+
 /// A record, as the trail has it.
 async fn read(client: &mut Audit, sequence: u64) -> anyhow::Result<String> {
     let request = wire::TailRecordsRequest { after_sequence: sequence.saturating_sub(1) };
@@ -66,8 +72,7 @@ pub(crate) async fn fetch(
         .context("no checkpoint has the record yet; its journal's disk may be full")??;
     let request = wire::GetInclusionProofRequest { sequence, tree_size: tree.size };
     let proof = client.get_inclusion_proof(request).await?.into_inner();
-    let path = proof.hashes.into_iter().map(Hash::try_from).collect::<Result<Vec<_>, _>>();
-    let path = path.ok().context("a hash has not 32 bytes")?;
+    let path = hashes(proof.hashes)?;
     let root = root_by_inclusion(&leaf_hash(record.as_bytes()), sequence - 1, tree.size, &path);
     ensure!(
         root == Some(tree.root),

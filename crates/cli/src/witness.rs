@@ -1,12 +1,9 @@
 //! A witness of a trail: it sees that the trail goes on from what it saw before, and cosigns that
 //! (<https://c2sp.org/tlog-cosignature>). It trusts nobody's word for it, and keeps all it needs in a directory of its own.
 
-use crate::{output::line, pki, session::Session};
+use crate::{inclusion, output::line, pki, session::Session};
 use anyhow::{Context as _, bail, ensure};
-use custody_audit::{
-    TreeHead, trail_key,
-    tree::{Hash, is_consistent},
-};
+use custody_audit::{TreeHead, trail_key, tree::is_consistent};
 use custody_note::{SigningKey, VerifyingKey};
 use custody_proto::audit as wire;
 use std::{
@@ -96,8 +93,7 @@ impl Witness {
             }
             let request = wire::GetConsistencyProofRequest { first_size: seen.size, second_size: now.size };
             let proof = client.get_consistency_proof(request).await?.into_inner();
-            let hashes = proof.hashes.into_iter().map(Hash::try_from).collect::<Result<Vec<_>, _>>();
-            let hashes = hashes.ok().context("a hash has not 32 bytes")?;
+            let hashes = inclusion::hashes(proof.hashes)?;
             if !is_consistent((seen.size, &seen.root), (now.size, &now.root), &hashes) {
                 bail!("THE TRAIL WAS REWRITTEN: it does not go on from its first {} records", seen.size);
             }
