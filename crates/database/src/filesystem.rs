@@ -1,9 +1,12 @@
-//! The file system on a volume: made once, mounted, taken away.
+//! The file system on a volume: made once, made larger, mounted, taken away.
 
 use crate::{
     DatabaseError,
     attachment::is_mount_point,
-    command::{check_file_system, run},
+    command::run,
+    geometry::Geometry,
+    growth::{check, grow},
+    mark::Mark,
 };
 use std::{
     fs::{self, File},
@@ -17,56 +20,64 @@ const HEAD_LEN: usize = 64 * 1024;
 /// What a device holds.
 enum Holds {
     Nothing,
-    /// With so many blocks of the device after it; it may say that it has errors.
-    OurFileSystem {
-        blocks_left: u64,
-        errors: bool,
-    },
+    OurFileSystem(Geometry),
     SomethingElse,
 }
 
-/// Of an ext4 file system's state: errors were seen, or a change of its size was cut short.
-const ERRORS: u8 = 2;
-/// Bytes of a block, as the file system is made.
-const BLOCK_LEN: u64 = 4096;
-
-fn look(device: &str) -> Result<Holds, DatabaseError> {
+/// What a device holds, and its bytes.
+fn look(device: &str) -> Result<(Holds, u64), DatabaseError> {
     let mut head = vec![0; HEAD_LEN];
     let mut file = File::open(device)?;
     file.read_exact(&mut head)?;
     let len = file.seek(SeekFrom::End(0))?;
-    // ext4's superblock is at 1024: its magic at 0x38 and its state after that, its blocks at 0x4 and 0x150.
-    let field = |at: usize| {
-        head.get(1024 + at..).and_then(|rest| rest.first_chunk::<4>()).copied().unwrap_or_default()
+    let holds = match Geometry::read(&head) {
+        Some(geometry) => Holds::OurFileSystem(geometry),
+        None if head.iter().all(|b| *b == 0) => Holds::Nothing,
+        None => Holds::SomethingElse,
     };
-    Ok(if head.iter().all(|b| *b == 0) {
-        Holds::Nothing
-    } else if field(0x38).starts_with(&[0x53, 0xef]) {
-        let [low, high] = [0x4, 0x150].map(|at| u64::from(u32::from_le_bytes(field(at))));
-        let errors = field(0x38).get(2).is_some_and(|state| state & ERRORS != 0);
-        Holds::OurFileSystem { blocks_left: (len / BLOCK_LEN).saturating_sub(high << 32 | low), errors }
-    } else {
-        Holds::SomethingElse
-    })
+    Ok((holds, len))
 }
 
-/// Mounts a device, making a file system on it if it holds nothing at all, and a larger one of it where the device has grown.
+/// Makes a file system on a device that holds nothing at all, and a larger one of it where the device has grown. `dir` is where it
+/// will be mounted; what is under way is noted beside it. Can be repeated after any crash.
+pub(crate) fn prepare(device: &str, dir: &Path) -> Result<(), DatabaseError> {
+    let (making, growing) = (Mark::making(dir), Mark::growing(dir));
+    let (holds, len) = look(device)?;
+    match holds {
+        Holds::Nothing => {
+            growing.clear()?;
+            making.set("")?;
+            make(device, &making)
+        }
+        // Whatever was made of it by then: nothing was ever put into it.
+        _ if making.is_set() => make(device, &making),
+        Holds::OurFileSystem(now) if !now.errors && !growing.is_set() && now.blocks_on(len) == now.blocks => {
+            Ok(())
+        }
+        Holds::OurFileSystem(_) => {
+            check(device, &growing)?;
+            // The check may have taken another superblock.
+            if let (Holds::OurFileSystem(now), len) = look(device)?
+                && now.blocks_on(len) > now.blocks
+            {
+                grow(device, now.blocks_on(len), &growing)?;
+            }
+            growing.clear()
+        }
+        Holds::SomethingElse => Err(DatabaseError::Foreign(device.to_owned())),
+    }
+}
+
+fn make(device: &str, mark: &Mark) -> Result<(), DatabaseError> {
+    let options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
+    run("mkfs.ext4", &["-F", "-q", "-b", "4096", "-m", "0", "-L", "custody", "-E", options, device])?;
+    mark.clear()
+}
+
+/// Mounts a device's file system, which is prepared before.
 pub(crate) fn mount(device: &str, dir: &Path) -> Result<(), DatabaseError> {
     fs::create_dir_all(dir)?;
-    match look(device)? {
-        Holds::Nothing => {
-            let options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
-            run("mkfs.ext4", &["-q", "-b", "4096", "-m", "0", "-L", "custody", "-E", options, device])?;
-        }
-        Holds::OurFileSystem { blocks_left: 0, errors: false } => {}
-        Holds::OurFileSystem { .. } => {
-            // Not while it is mounted: that asks for more rights than root has in a container. A growth that is cut short leaves the
-            // mark of errors, and the check makes good what it left.
-            check_file_system(device)?;
-            run("resize2fs", &[device])?;
-        }
-        Holds::SomethingElse => return Err(DatabaseError::Foreign(device.to_owned())),
-    }
+    prepare(device, dir)?;
     run("mount", &["-t", "ext4", "-o", "noatime,nosuid,nodev,noexec", device, &dir.display().to_string()])?;
     Ok(())
 }

@@ -6,7 +6,10 @@
 mod attachment;
 mod command;
 mod filesystem;
+mod geometry;
+mod growth;
 mod instance;
+mod mark;
 mod postgres;
 mod recovery;
 

@@ -1,0 +1,58 @@
+//! A file that says that something was begun, and has not ended.
+
+use crate::DatabaseError;
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+/// Beside the place where a file system is mounted, on the node's own disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Mark(PathBuf);
+
+impl Mark {
+    /// A file system is being made.
+    pub(crate) fn making(dir: &Path) -> Self {
+        Self(dir.with_extension("making"))
+    }
+
+    /// A file system is being made larger.
+    pub(crate) fn growing(dir: &Path) -> Self {
+        Self(dir.with_extension("growing"))
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Whether it is there.
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.exists()
+    }
+
+    /// Sets it, durably: before what it speaks of is begun.
+    pub(crate) fn set(&self, content: &str) -> Result<(), DatabaseError> {
+        // Whole before it has its name: half of it would be as good as none.
+        let partial = self.0.with_extension("partial");
+        let mut file = File::create(&partial)?;
+        file.write_all(content.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(partial, &self.0)?;
+        self.sync_dir()
+    }
+
+    /// Takes it away, durably.
+    pub(crate) fn clear(&self) -> Result<(), DatabaseError> {
+        if self.is_set() {
+            fs::remove_file(&self.0)?;
+            self.sync_dir()?;
+        }
+        Ok(())
+    }
+
+    fn sync_dir(&self) -> Result<(), DatabaseError> {
+        Ok(File::open(self.0.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()?)
+    }
+}
