@@ -1,17 +1,25 @@
 //! A cluster's volumes grow, with the file systems on them, under load and over kills.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-use custody_testkit::{Deployment, database_tools, eventually};
+use custody_clients::{Database, Storage};
+use custody_proto::{
+    database::{GetInstanceRequest, InstanceState},
+    storage::ResizeVolumeRequest,
+};
+use custody_rpc::status::reason;
+use custody_testkit::{Cluster, Deployment, Service, database_tools, eventually};
 use std::{
     process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
+use tonic::Code;
 
 const LONG: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(20);
 
 fn endpoint(deployment: &Deployment, id: &str, node: usize) -> String {
     let cluster = deployment.run(&["cluster", "get", &format!("clusters/{id}")]);
@@ -31,6 +39,14 @@ fn volume_mib(deployment: &Deployment, volume: &str) -> u64 {
     let uri = format!("nbd+unix:///{volume}?socket={}", socket.display());
     let said = Command::new("nbdinfo").args(["--size", &uri]).output().unwrap();
     String::from_utf8_lossy(&said.stdout).trim().parse::<u64>().unwrap() >> 20
+}
+
+async fn until(there: impl AsyncFn() -> bool) {
+    let end = Instant::now() + LONG;
+    while !there().await {
+        assert!(Instant::now() < end, "not within {LONG:?}");
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 fn rows(deployment: &Deployment, endpoint: &str) -> u64 {
@@ -92,6 +108,40 @@ fn volumes_and_file_systems_grow_under_load_and_over_kills() {
     stop.store(true, Ordering::Relaxed);
     load.join().unwrap();
     assert!(rows(&deployment, &endpoint(&deployment, "grow", 0)) >= acknowledged.load(Ordering::Relaxed));
+}
+
+/// That the key is not at hand yet, because a node starts or the vault is away, is no refusal: a growth waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_growth_waits_for_a_vault_that_is_away() {
+    let cluster = Arc::new(
+        Cluster::builder().lease(Duration::from_secs(2), Duration::from_millis(500)).start().await.unwrap(),
+    );
+    let asked = tokio::spawn({
+        let cluster = cluster.clone();
+        async move { cluster.command(&["cluster", "resize", "clusters/sut", "--size-mib", "640"]).await }
+    });
+    until(async || {
+        cluster.command(&["cluster", "get", "clusters/sut"]).await.unwrap()["state"] == "UPDATING"
+    })
+    .await;
+    cluster.vault_outage(LONG * 2).await.unwrap();
+    cluster.kill(Service::Storage).await.unwrap();
+    let workload = |service: &str| cluster.deployment().channel(service, "workload:control").unwrap();
+    let request = ResizeVolumeRequest { name: "volumes/sut-coordinator".into(), size_bytes: 640 << 20 };
+    let refused = Storage::new(workload("storage")).resize_volume(request).await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "VOLUME_INACCESSIBLE"));
+    let instance = async || {
+        let request = GetInstanceRequest { name: "instances/sut-coordinator".into() };
+        let found = Database::new(workload("database")).get_instance(request).await;
+        found.unwrap().into_inner()
+    };
+    until(async || instance().await.state == i32::from(InstanceState::Inaccessible)).await;
+    assert!(!asked.is_finished());
+    cluster.end_outage().await.unwrap();
+    _ = asked.await.unwrap().unwrap();
+    let seen = cluster.command(&["cluster", "get", "clusters/sut"]).await.unwrap();
+    assert_eq!((seen["state"].as_str(), seen["mib"].as_u64()), (Some("READY"), Some(640)));
+    assert_eq!(instance().await.volume_size_bytes, 640 << 20);
 }
 
 #[test]

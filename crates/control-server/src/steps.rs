@@ -17,6 +17,7 @@ use custody_rpc::{
     status::status,
     timestamp::{from_wire, to_wire},
 };
+use custody_types::PassingReason;
 use tonic::{Code, Status};
 
 /// Why a step is not done.
@@ -134,6 +135,9 @@ pub(crate) async fn carry_out(
             let request = db::GetInstanceRequest { name: format!("instances/{}", node.id) };
             let now = platform.database.clone().get_instance(request).await?.into_inner();
             if now.state == i32::from(InstanceState::Inaccessible) {
+                if PassingReason::find(&now.state_reason).is_some() {
+                    return Err(StepError::NotYet);
+                }
                 let why = format!(
                     "the volume of {} became inaccessible: {}; it has grown, and PostgreSQL takes it so when it is back",
                     node.role, now.state_reason

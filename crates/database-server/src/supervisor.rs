@@ -5,6 +5,7 @@ use custody_clients::Storage;
 use custody_database::{DatabaseError, Installation, Instance, InstanceSpec, RecoveryProgress};
 use custody_proto::storage::{VolumeState, WatchVolumeRequest};
 use custody_rpc::status::{internal, status};
+use custody_types::PassingReason;
 use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
@@ -222,8 +223,10 @@ impl Supervisor {
         let dir = self.dir.clone();
         let carrying = (self.spec.archive.is_some() || self.spec.recovery.is_some())
             .then(|| tokio::spawn(async move { carrier.run(&dir).await }));
-        let (news_sender, mut news) =
-            watch::channel(VolumeNews { reason: "STARTING".to_owned(), ..VolumeNews::default() });
+        let (news_sender, mut news) = watch::channel(VolumeNews {
+            reason: PassingReason::Starting.to_string(),
+            ..VolumeNews::default()
+        });
         let watching =
             tokio::spawn(watch_volume(self.storage.clone(), self.spec.volume.clone(), news_sender));
         let mut looks = tokio::time::interval(LOOK);

@@ -214,11 +214,6 @@ fn missing(base: &str) -> Status {
     status("DATA_LOSS", "BACKUP_CORRUPT", &why, None)
 }
 
-fn inaccessible(managed: &Managed) -> Status {
-    let why = format!("`{}` is inaccessible", managed.name);
-    status("FAILED_PRECONDITION", "VOLUME_INACCESSIBLE", &why, None)
-}
-
 /// Begins a backup; progress comes on the channel, an error ends it.
 pub(crate) async fn begin(
     node: &Arc<Node>,
@@ -237,7 +232,7 @@ pub(crate) async fn begin(
         Err(e @ BackupError::Io(_)) => return Err(backup_failed(e)),
         _ => return Err(backup_failed(BackupError::Exists)),
     }
-    let volume = managed.volume().ok_or_else(|| inaccessible(&managed))?;
+    let volume = managed.volume().ok_or_else(|| managed.refusal())?;
     let protector = managed.protector();
     if key_of(&protector.key).is_none() {
         return Err(invalid("name", "an ephemeral volume is not backed up"));
@@ -299,7 +294,7 @@ pub(crate) async fn begin(
             };
             let to = (store.as_ref(), name.as_str());
             write_backup(to, &manifest, &key, snapshot, &since, tell).map_err(|e| match e {
-                BackupError::GivenUp if managed.volume().is_none() => inaccessible(&managed),
+                BackupError::GivenUp if managed.volume().is_none() => managed.refusal(),
                 e => backup_failed(e),
             })?;
             Ok(total.into_inner())

@@ -4,7 +4,7 @@ use crate::{leases::Granted, wal::WalKeys};
 use custody_envelope::VolumeKey;
 use custody_node::{Protector, Superblock, Volume, VolumeError};
 use custody_rpc::status::status;
-use custody_types::VolumeName;
+use custody_types::{PassingReason, VolumeName};
 use parking_lot::{Mutex, RwLock};
 use std::{
     fs::File,
@@ -92,8 +92,11 @@ impl Managed {
         protector: Protector,
         volume: Option<Volume>,
     ) -> Self {
-        let status =
-            if volume.is_some() { VolumeStatus::ready() } else { VolumeStatus::inaccessible("STARTING") };
+        let status = if volume.is_some() {
+            VolumeStatus::ready()
+        } else {
+            VolumeStatus::inaccessible(PassingReason::Starting.as_str())
+        };
         let (nudge, nudges) = mpsc::channel(16);
         Self {
             name,
@@ -184,11 +187,15 @@ impl Managed {
         }
     }
 
-    /// Why it cannot be used, for a caller.
+    /// Why it cannot be used, for a caller: to be tried again where nobody refuses it.
     pub(crate) fn refusal(&self) -> Status {
         let reason = self.status.borrow().reason.clone();
+        let code = match PassingReason::find(&reason) {
+            Some(_) => "UNAVAILABLE",
+            None => "PERMISSION_DENIED",
+        };
         let why = format!("`{}` is inaccessible: {reason}", self.name);
-        status("PERMISSION_DENIED", "VOLUME_INACCESSIBLE", &why, None)
+        status(code, "VOLUME_INACCESSIBLE", &why, None)
     }
 
     /// Returns when it cannot be used.

@@ -17,7 +17,9 @@ use custody_node::{
     anchor_path,
 };
 use custody_rpc::status::{invalid, status};
-use custody_types::{Clock as _, KeyName, KeyVersionName, SystemClock, VaultName, VolumeName, WrappedKey};
+use custody_types::{
+    Clock as _, KeyName, KeyVersionName, PassingReason, SystemClock, VaultName, VolumeName, WrappedKey,
+};
 use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -457,7 +459,7 @@ impl Node {
             managed.stop_task();
             let node = self.clone();
             _ = blocking(move || {
-                managed.close(VolumeStatus::inaccessible("SHUTDOWN"));
+                managed.close(VolumeStatus::inaccessible(PassingReason::Shutdown.as_str()));
                 node.release(&managed);
                 Ok(())
             })

@@ -1,5 +1,6 @@
 //! How long a node may keep a volume key: a state machine without clock, network or keys.
 
+use custody_types::PassingReason;
 use std::{fmt, time::Duration};
 
 /// Why access is gone.
@@ -16,7 +17,7 @@ impl fmt::Display for RevokeReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(reason) => f.write_str(reason),
-            Self::VaultUnreachable => f.write_str("VAULT_UNREACHABLE"),
+            Self::VaultUnreachable => PassingReason::VaultUnreachable.fmt(f),
         }
     }
 }

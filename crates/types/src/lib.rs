@@ -8,6 +8,7 @@ mod key_operation;
 mod key_state;
 mod key_type;
 mod name;
+mod passing;
 mod permission;
 mod principal;
 mod signature;
@@ -22,6 +23,7 @@ pub use name::{
     ApprovalName, ClusterName, GroupName, KeyName, KeyVersionName, ManagedIdentityName, NameError,
     PrincipalName, RoleDefinitionName, VaultName, VolumeName,
 };
+pub use passing::PassingReason;
 pub use permission::{Permission, UnknownPermission};
 pub use principal::Caller;
 pub use signature::{SignatureAlgorithm, UnknownSignatureAlgorithm};
