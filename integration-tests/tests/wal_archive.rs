@@ -120,7 +120,7 @@ async fn a_file_is_archived_once_whole_and_by_one() {
     let mut database = client();
     let again = async {
         while let Err(e) = put(&mut database, FILE, &content).await {
-            assert_eq!(e.code(), Code::PermissionDenied, "until the volume is open: {e}");
+            assert_eq!(e.code(), Code::Unavailable, "until the volume is open: {e}");
         }
     };
     tokio::time::timeout(Duration::from_secs(20), again).await.expect("the volume is open");
