@@ -69,6 +69,8 @@ pub(crate) struct Managed {
     task: Mutex<Option<JoinHandle<()>>>,
     /// Whether headers that flushes left are being written.
     pub(crate) settling: AtomicBool,
+    /// The last flush that whoever writes them knows of.
+    pub(crate) flushes_seen: AtomicU64,
     /// Whether headers are to be looked through for retired data keys.
     pub(crate) look_for_retired: AtomicBool,
     rotation: Mutex<RotationProgress>,
@@ -109,6 +111,7 @@ impl Managed {
             nudges: tokio::sync::Mutex::new(nudges),
             task: Mutex::default(),
             settling: AtomicBool::new(false),
+            flushes_seen: AtomicU64::new(0),
             look_for_retired: AtomicBool::new(true),
             rotation: Mutex::default(),
             wal_keys: WalKeys::default(),

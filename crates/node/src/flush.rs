@@ -66,10 +66,17 @@ impl Volume {
         self.flush_with(true)
     }
 
-    /// Whether flushes have left headers for later: whoever has the volume calls [`Volume::settle`] a moment after the last.
+    /// Whether flushes have left headers for later, to be written or to become durable: whoever has the volume calls
+    /// [`Volume::settle`] a moment after the last, until it has not. An extent whose header is not durable stays in memory.
     #[must_use]
     pub fn is_unsettled(&self) -> bool {
         self.unsettled.load(Ordering::Acquire)
+    }
+
+    /// A number that changes with each flush that had something to do.
+    #[must_use]
+    pub fn flushes(&self) -> u64 {
+        self.flushes_done.load(Ordering::Acquire)
     }
 
     fn flush_with(&self, settle: bool) -> Result<(), VolumeError> {
@@ -114,7 +121,7 @@ impl Volume {
             self.write_headers(seen, &mut headers)?;
         }
         anchored?;
-        self.unsettled.store(!due, Ordering::Release);
+        self.unsettled.store(!due || !headers.pending.is_empty(), Ordering::Release);
         self.flushes_done.store(number, Ordering::Release);
         Ok(())
     }

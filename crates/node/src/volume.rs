@@ -57,7 +57,7 @@ impl Default for VolumeOptions {
         Self {
             provider: Provider::default(),
             seals_per_key_max: SEALS_PER_KEY_MAX / 2,
-            budget: ExtentBudget::new(384),
+            budget: ExtentBudget::new(320),
             // NIST SP 800-57 part 1, table 1: a symmetric key encrypts for two years at most.
             data_key_age_max: Duration::from_secs(2 * 365 * 86_400),
             clock: Arc::new(SystemClock),

@@ -301,6 +301,13 @@ fn a_former_protector_is_kept_until_the_change_is_settled() {
     assert_eq!(open(&path).protector(), next);
 }
 
+/// As a node does with a volume that nobody uses for a moment.
+fn settle(volume: &Volume) {
+    while volume.is_unsettled() {
+        volume.settle().unwrap();
+    }
+}
+
 #[test]
 fn what_a_flush_left_without_a_header_is_kept_and_missed_once_it_is_settled() {
     let dir = tempfile::tempdir().unwrap();
@@ -318,7 +325,7 @@ fn what_a_flush_left_without_a_header_is_kept_and_missed_once_it_is_settled() {
     let volume = open(&path);
     assert_eq!(block(&volume).unwrap(), 2);
     volume.settle().unwrap();
-    assert!(!volume.is_unsettled());
+    settle(&volume);
     drop(volume);
     let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
     let slot = slot_start(0, 1) + 100;
@@ -379,6 +386,28 @@ proptest! {
             prop_assert_eq!(&out[..], &model[at..at + len]);
         }
         prop_assert!(read(&volume, 0, size) == model);
+    }
+}
+
+/// A volume that was written to, and is idle since, keeps nothing in memory that another needs.
+#[test]
+fn extents_of_idle_volumes_make_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let budget = ExtentBudget::new(8);
+    let options = VolumeOptions { budget: budget.clone(), ..VolumeOptions::default() };
+    let volumes: Vec<_> = (0..40u8)
+        .map(|n| {
+            let path = dir.path().join(n.to_string());
+            let volume = Volume::create(&path, EXTENT_LEN, &key(), protector(), options.clone()).unwrap();
+            volume.write_at(0, &[n + 1; 4096]).unwrap();
+            volume.flush().unwrap();
+            settle(&volume);
+            volume
+        })
+        .collect();
+    assert!(budget.loaded() <= 8, "{} extents are in memory", budget.loaded());
+    for (n, volume) in (0u8..).zip(&volumes) {
+        assert_eq!(read(volume, 0, 4096), [n + 1; 4096]);
     }
 }
 
