@@ -3,7 +3,7 @@
 //! Offsets are those of the kernel's `Documentation/filesystems/ext4/super.rst`.
 
 /// Bytes of a block, as our file systems are made.
-pub(crate) const BLOCK_LEN: u64 = 4096;
+const BLOCK_LEN: u64 = 4096;
 /// Where the superblock begins on its device.
 const SUPERBLOCK_AT: usize = 1024;
 const MAGIC: u64 = 0xef53;
@@ -61,7 +61,8 @@ impl Geometry {
     /// than were kept free for would need that, and a move that is cut short is not made good. It is 1,024 times what the file
     /// system was made with.
     pub(crate) fn blocks_on(&self, len: u64) -> u64 {
-        let most = (self.descriptors + self.reserved) * self.descriptors_per_block * self.blocks_per_group;
+        let descriptors = (self.descriptors + self.reserved).saturating_mul(self.descriptors_per_block);
+        let most = descriptors.saturating_mul(self.blocks_per_group);
         let blocks = (len / BLOCK_LEN).min(most);
         // A last group that has no room for anything but itself is left away.
         let rest = blocks % self.blocks_per_group;
