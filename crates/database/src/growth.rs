@@ -40,24 +40,21 @@ const OPERATIONAL_ERROR: i32 = 8;
 
 /// Checks a file system that is not mounted, all of it, and puts right what can be without a loss.
 pub(crate) fn check(device: &str, mark: &Mark) -> Result<(), DatabaseError> {
-    if !mark.is_set() {
-        return Ok(e2fsck(&["-f", "-p", device], None).map(drop)?);
-    }
-    match e2fsck(&["-f", "-p", device], Some(mark)) {
-        Err((Some(OPERATIONAL_ERROR), _)) => {
+    let begun = mark.is_set().then_some(mark);
+    match e2fsck(&["-f", "-p", device], begun) {
+        Err((Some(OPERATIONAL_ERROR), _)) if begun.is_some() => {
             let arguments = [&["-f", "-p"], &BACKUP_SUPERBLOCK[..], &[device]].concat();
-            Ok(e2fsck(&arguments, Some(mark))?)
+            Ok(e2fsck(&arguments, begun)?)
         }
         done => Ok(done?),
     }
 }
 
-/// Makes a file system larger that is not mounted and was checked. Not while it is mounted: that asks for more rights than root
+/// Makes a file system larger that is not mounted and was checked; whoever asked takes the mark away. Not while it is mounted: that asks for more rights than root
 /// has in a container.
 pub(crate) fn grow(device: &str, blocks: u64, mark: &Mark) -> Result<(), DatabaseError> {
     mark.set(FINDINGS)?;
-    run("resize2fs", &[device, &blocks.to_string()])?;
-    mark.clear()
+    Ok(run("resize2fs", &[device, &blocks.to_string()]).map(drop)?)
 }
 
 /// How it ended, where it ended by itself, and what it said.

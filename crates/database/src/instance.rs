@@ -5,12 +5,12 @@ use crate::{
     attachment::release,
     command::run,
     filesystem::{mount, unmount},
+    whole_file,
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, File},
-    io::Write as _,
+    fs,
     net::TcpListener,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -79,12 +79,8 @@ impl InstanceSpec {
     /// The file system failed.
     pub fn write(&self, dir: &Path) -> Result<(), DatabaseError> {
         fs::create_dir_all(dir)?;
-        let partial = dir.join("instance.partial");
-        let mut file = File::create(&partial)?;
-        file.write_all(&serde_json::to_vec(self).map_err(|e| DatabaseError::Io(e.into()))?)?;
-        file.sync_all()?;
-        fs::rename(partial, dir.join("instance.json"))?;
-        Ok(File::open(dir)?.sync_all()?)
+        let content = serde_json::to_vec(self).map_err(|e| DatabaseError::Io(e.into()))?;
+        Ok(whole_file::put(&dir.join("instance.json"), &content)?)
     }
 }
 

@@ -12,6 +12,7 @@ mod instance;
 mod mark;
 mod postgres;
 mod recovery;
+mod whole_file;
 
 pub use attachment::{Attachment, Source};
 pub use command::CommandError;

@@ -1,9 +1,8 @@
 //! A file that says that something was begun, and has not ended.
 
-use crate::DatabaseError;
+use crate::{DatabaseError, whole_file};
 use std::{
-    fs::{self, File},
-    io::Write as _,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -34,25 +33,15 @@ impl Mark {
 
     /// Sets it, durably: before what it speaks of is begun.
     pub(crate) fn set(&self, content: &str) -> Result<(), DatabaseError> {
-        // Whole before it has its name: half of it would be as good as none.
-        let partial = self.0.with_extension("partial");
-        let mut file = File::create(&partial)?;
-        file.write_all(content.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(partial, &self.0)?;
-        self.sync_dir()
+        Ok(whole_file::put(&self.0, content.as_bytes())?)
     }
 
     /// Takes it away, durably.
     pub(crate) fn clear(&self) -> Result<(), DatabaseError> {
         if self.is_set() {
             fs::remove_file(&self.0)?;
-            self.sync_dir()?;
+            whole_file::sync_dir_of(&self.0)?;
         }
         Ok(())
-    }
-
-    fn sync_dir(&self) -> Result<(), DatabaseError> {
-        Ok(File::open(self.0.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()?)
     }
 }

@@ -15,6 +15,7 @@ use std::{
     fs,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 const KEY: [u8; 32] = [9; 32];
@@ -389,22 +390,26 @@ proptest! {
     }
 }
 
+/// Volumes that may have eight extents in memory together.
+fn sharing_a_budget(dir: &Path, count: usize, size_bytes: u64) -> (Arc<ExtentBudget>, Vec<Volume>) {
+    let budget = ExtentBudget::new(8);
+    let options = VolumeOptions { budget: budget.clone(), ..VolumeOptions::default() };
+    let make = |n: usize| {
+        Volume::create(&dir.join(n.to_string()), size_bytes, &key(), protector(), options.clone()).unwrap()
+    };
+    (budget, (0..count).map(make).collect())
+}
+
 /// A volume that was written to, and is idle since, keeps nothing in memory that another needs.
 #[test]
 fn extents_of_idle_volumes_make_room() {
     let dir = tempfile::tempdir().unwrap();
-    let budget = ExtentBudget::new(8);
-    let options = VolumeOptions { budget: budget.clone(), ..VolumeOptions::default() };
-    let volumes: Vec<_> = (0..40u8)
-        .map(|n| {
-            let path = dir.path().join(n.to_string());
-            let volume = Volume::create(&path, EXTENT_LEN, &key(), protector(), options.clone()).unwrap();
-            volume.write_at(0, &[n + 1; 4096]).unwrap();
-            volume.flush().unwrap();
-            settle(&volume);
-            volume
-        })
-        .collect();
+    let (budget, volumes) = sharing_a_budget(dir.path(), 40, EXTENT_LEN);
+    for (n, volume) in (0u8..).zip(&volumes) {
+        volume.write_at(0, &[n + 1; 4096]).unwrap();
+        volume.flush().unwrap();
+        settle(volume);
+    }
     assert!(budget.loaded() <= 8, "{} extents are in memory", budget.loaded());
     for (n, volume) in (0u8..).zip(&volumes) {
         assert_eq!(read(volume, 0, 4096), [n + 1; 4096]);
@@ -415,14 +420,7 @@ fn extents_of_idle_volumes_make_room() {
 #[test]
 fn extents_in_memory_are_bounded_over_all_volumes() {
     let dir = tempfile::tempdir().unwrap();
-    let budget = ExtentBudget::new(8);
-    let options = VolumeOptions { budget: budget.clone(), ..VolumeOptions::default() };
-    let volumes: Vec<_> = (0..4u8)
-        .map(|n| {
-            let path = dir.path().join(n.to_string());
-            Volume::create(&path, 40 * EXTENT_LEN, &key(), protector(), options.clone()).unwrap()
-        })
-        .collect();
+    let (budget, volumes) = sharing_a_budget(dir.path(), 4, 40 * EXTENT_LEN);
     // Each volume's writer, none of which ever flushes, beside the others.
     std::thread::scope(|scope| {
         for (n, volume) in (0u8..).zip(&volumes) {
