@@ -4,16 +4,16 @@
 //! acknowledged when it is on disk; `docs/design/0002-sled.md` tells what that takes with sled 0.34.
 //!
 //! A store may be checked against a key ([`Store::check_integrity`]): it finds rows that another has changed, and a store
-//! that was put back to an earlier state.
+//! that was put back to an earlier state. The rows of a part of it are checked when one of them is first read.
 
 mod anchor;
 mod integrity;
+mod sum;
 
-use integrity::Integrity;
+use integrity::{Changes, Integrity, is_own, part_of};
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    collections::BTreeMap,
     fmt,
     fs::File,
     io,
@@ -97,7 +97,14 @@ pub struct Store {
     file: File,
     poisoned: AtomicBool,
     integrity: Mutex<Guard>,
+    /// Nothing is left to be checked.
+    checked: AtomicBool,
+    /// Something was found altered: nothing that is read now can be relied on.
+    altered: AtomicBool,
 }
+
+/// Rows as they lie in the store.
+type Rows = Vec<(sled::IVec, sled::IVec)>;
 
 /// Whether the store's integrity is kept.
 enum Guard {
@@ -137,6 +144,8 @@ impl Store {
             file: File::open(dir.join("db"))?,
             poisoned: AtomicBool::new(false),
             integrity: Mutex::new(if guarded { Guard::Locked } else { Guard::Off }),
+            checked: AtomicBool::new(!guarded),
+            altered: AtomicBool::new(false),
         })
     }
 
@@ -156,8 +165,9 @@ impl Store {
         self.commit(first)
     }
 
-    /// Checks that the store is as its last commit left it, and lets it be changed. Reads all of it. `accepted` is the
-    /// number of a commit to go on from although the anchor knows of another.
+    /// Checks that the store is as its last commit left it, and lets it be changed. It reads a row for each part; what is in
+    /// the parts is checked when it is read, or by [`Store::check_rest`]. `accepted` is the number of a commit to go on from
+    /// although the anchor knows of another.
     ///
     /// # Errors
     /// [`StoreError::Altered`], [`StoreError::RolledBack`], [`StoreError::AnchorLost`].
@@ -167,9 +177,108 @@ impl Store {
         path: &Path,
         accepted: Option<u64>,
     ) -> Result<(), StoreError> {
-        let checked = Integrity::check(&self.db, key, path, accepted)?;
-        *self.integrity.lock() = Guard::On(Box::new(checked));
+        let integrity = Integrity::check(&self.db, key, path, accepted)?;
+        let older = integrity.is_unwritten();
+        *self.integrity.lock() = Guard::On(Box::new(integrity));
+        if older { self.commit(Batch::new()) } else { Ok(()) }
+    }
+
+    /// Checks what nobody has read yet, while `proceed` says so; false if it was told to stop.
+    ///
+    /// # Errors
+    /// [`StoreError::Altered`]; it has not been checked against its key; the engine failed.
+    pub fn check_rest(&self, proceed: impl Fn() -> bool) -> Result<bool, StoreError> {
+        if self.checked.load(Ordering::Acquire) {
+            return Ok(true);
+        }
+        if !self.check_parts(&[], &proceed)? {
+            return Ok(false);
+        }
+        match &mut *self.integrity.lock() {
+            Guard::Off => {}
+            Guard::Locked => return Err(StoreError::Locked),
+            Guard::On(integrity) => {
+                integrity.complete();
+                self.checked.store(true, Ordering::Release);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Checks the parts of which a row begins so: also those that should have rows and have none, and the other way round.
+    fn check_parts(&self, prefix: &[u8], proceed: &impl Fn() -> bool) -> Result<bool, StoreError> {
+        let unchecked = match &*self.integrity.lock() {
+            Guard::Off => return Ok(true),
+            Guard::Locked => return Err(StoreError::Locked),
+            Guard::On(integrity) => integrity.unchecked(prefix),
+        };
+        for part in unchecked {
+            if !proceed() {
+                return Ok(false);
+            }
+            self.check_part(&part)?;
+        }
+        let mut last = sled::IVec::default();
+        for row in self.db.scan_prefix(prefix).keys() {
+            let row = row?;
+            if part_of(&row) != part_of(&last) && !is_own(&row) {
+                if !proceed() {
+                    return Ok(false);
+                }
+                self.check_part(part_of(&row))?;
+                last = row;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Checks a part that has not been checked yet, and hands over the rows that it has read for that.
+    fn check_part(&self, part: &[u8]) -> Result<Option<Rows>, StoreError> {
+        if self.altered.load(Ordering::Acquire) {
+            return Err(StoreError::Altered);
+        }
+        let keys = match &*self.integrity.lock() {
+            Guard::Off => return Ok(None),
+            Guard::Locked => return Err(StoreError::Locked),
+            Guard::On(integrity) if integrity.is_checked(part) => return Ok(None),
+            Guard::On(integrity) => integrity.keys(),
+        };
+        // Others commit meanwhile: to this part they cannot before they have checked it themselves.
+        let mut rows = Rows::new();
+        let mut sum = sum::Sum::ZERO;
+        for entry in self.db.scan_prefix(part) {
+            let (row, value) = entry?;
+            if part_of(&row) == part {
+                sum = sum.plus(keys.of_row(&row, &value));
+                rows.push((row, value));
+            }
+        }
+        match &mut *self.integrity.lock() {
+            Guard::Off => Ok(None),
+            Guard::Locked => Err(StoreError::Locked),
+            Guard::On(integrity) if integrity.is_checked(part) => Ok(None),
+            Guard::On(integrity) => {
+                let settled = integrity.settle(part, sum);
+                settled.inspect_err(|_| self.altered.store(true, Ordering::Release)).map(|()| Some(rows))
+            }
+        }
+    }
+
+    /// Changes a row as another program would, past what keeps the store's integrity: for tests.
+    ///
+    /// # Errors
+    /// The engine failed.
+    #[cfg(feature = "tamper")]
+    pub fn tamper(&self, table: &'static str, key: &str, value: &str) -> Result<(), StoreError> {
+        self.db.insert(row(table, key), value)?;
+        self.db.flush()?;
         Ok(())
+    }
+
+    /// Whether something was found altered. Nothing of it is read or written any more.
+    #[must_use]
+    pub fn is_altered(&self) -> bool {
+        self.altered.load(Ordering::Acquire)
     }
 
     /// Forgets the key of its integrity: it takes no changes until it has been checked again.
@@ -177,6 +286,7 @@ impl Store {
         let mut guard = self.integrity.lock();
         if !matches!(*guard, Guard::Off) {
             *guard = Guard::Locked;
+            self.checked.store(false, Ordering::Release);
         }
     }
 
@@ -188,21 +298,33 @@ impl Store {
         if self.poisoned.load(Ordering::Acquire) {
             return Err(StoreError::Poisoned);
         }
+        if self.altered.load(Ordering::Acquire) {
+            return Err(StoreError::Altered);
+        }
         self.check_room()?;
-        let mut guard = self.integrity.lock();
-        match &mut *guard {
-            Guard::Off => {
-                drop(guard);
-                self.flush(batch)
-            }
-            Guard::Locked => Err(StoreError::Locked),
-            Guard::On(integrity) => {
-                // One commit after another: the sum is of all that came before.
-                let (next, state) = integrity.next(&self.db, &batch.changes)?;
-                let mut batch = batch;
-                batch.changes.insert(integrity::state_row(), Some(state));
-                self.flush(batch)?;
-                integrity.done(&next).inspect_err(|_| self.poisoned.store(true, Ordering::Release))
+        loop {
+            let mut guard = self.integrity.lock();
+            match &mut *guard {
+                Guard::Off => {
+                    drop(guard);
+                    return self.flush(batch);
+                }
+                Guard::Locked => return Err(StoreError::Locked),
+                Guard::On(integrity) => {
+                    let parts = batch.changes.keys().map(|row| part_of(row));
+                    if let Some(part) = parts.into_iter().find(|part| !integrity.is_checked(part)) {
+                        drop(guard);
+                        self.check_part(part)?;
+                        continue;
+                    }
+                    // One commit after another: the sums are of all that came before.
+                    let (next, rows) = integrity.next(&self.db, &batch.changes)?;
+                    let mut batch = batch;
+                    batch.changes.extend(rows);
+                    self.flush(batch)?;
+                    let done = integrity.done(next);
+                    return done.inspect_err(|_| self.poisoned.store(true, Ordering::Release));
+                }
             }
         }
     }
@@ -230,33 +352,55 @@ impl Store {
         done.inspect_err(|_| self.poisoned.store(true, Ordering::Release))
     }
 
-    /// The value under `key`, if there is one.
+    /// The value under `key`, if there is one. Before the store is checked, that is what lies there.
     ///
     /// # Errors
-    /// The engine failed or the value is not readable.
+    /// The engine failed, the value is not readable, or the store was altered.
     pub fn get<V: DeserializeOwned>(&self, table: &'static str, key: &str) -> Result<Option<V>, StoreError> {
-        self.db.get(row(table, key))?.map(|bytes| decode(table, key, &bytes)).transpose()
+        let row = row(table, key);
+        if !self.checked.load(Ordering::Acquire) {
+            match self.check_part(part_of(&row)) {
+                Ok(_) | Err(StoreError::Locked) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.db.get(row)?.map(|bytes| decode(table, key, &bytes)).transpose()
     }
 
     /// All rows whose key begins with `prefix`, in key order.
     ///
     /// # Errors
-    /// The engine failed or a value is not readable.
+    /// The engine failed, a value is not readable, or the store was altered or has not been checked.
     pub fn scan<V: DeserializeOwned>(
         &self,
         table: &'static str,
         prefix: &str,
     ) -> Result<Vec<(String, V)>, StoreError> {
         let skip = table.len() + 1;
-        self.db
-            .scan_prefix(row(table, prefix))
-            .map(|entry| {
-                let (full, bytes) = entry?;
-                let key = String::from_utf8_lossy(full.get(skip..).unwrap_or_default()).into_owned();
-                let value = decode(table, &key, &bytes)?;
-                Ok((key, value))
-            })
-            .collect()
+        let decoded = |(row, bytes): (sled::IVec, sled::IVec)| {
+            let key = String::from_utf8_lossy(row.get(skip..).unwrap_or_default()).into_owned();
+            let value = decode(table, &key, &bytes)?;
+            Ok((key, value))
+        };
+        let prefix = row(table, prefix);
+        match self.check_prefix(&prefix)? {
+            Some(rows) => rows.into_iter().map(decoded).collect(),
+            None => self.db.scan_prefix(prefix).map(|entry| decoded(entry?)).collect(),
+        }
+    }
+
+    /// Checks the parts of which a row begins so, and hands over those rows if it has read them for that.
+    fn check_prefix(&self, prefix: &[u8]) -> Result<Option<Rows>, StoreError> {
+        if self.checked.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        let part = part_of(prefix);
+        if part.last() == Some(&0) {
+            // All of the table, or much of it.
+            self.check_parts(part, &|| true)?;
+            return Ok(None);
+        }
+        Ok(self.check_part(part)?.filter(|_| part == prefix))
     }
 }
 
@@ -269,8 +413,7 @@ impl fmt::Debug for Store {
 /// Changes that are applied together.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// By row, with its new value or none.
-    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    changes: Changes,
 }
 
 impl Batch {
@@ -310,157 +453,4 @@ fn decode<V: DeserializeOwned>(table: &'static str, key: &str, bytes: &[u8]) -> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_is_kept_and_a_second_opener_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        let mut batch = Batch::new();
-        batch.put("a", "x/1", &1u32).put("a", "x/2", &2u32).put("b", "x/1", &3u32);
-        store.commit(batch).unwrap();
-        match Store::open(dir.path()) {
-            Err(StoreError::InUse(path)) => assert_eq!(path, dir.path()),
-            other => panic!("expected InUse, got {other:?}"),
-        }
-        drop(store);
-        let store = Store::open(dir.path()).unwrap();
-        assert_eq!(store.scan::<u32>("a", "x/").unwrap(), [("x/1".into(), 1), ("x/2".into(), 2)]);
-        assert_eq!(store.get::<u32>("b", "x/1").unwrap(), Some(3));
-        assert_eq!(store.get::<u32>("b", "x").unwrap(), None);
-        assert!(matches!(store.get::<String>("b", "x/1"), Err(StoreError::Unreadable { .. })));
-    }
-
-    const KEY: [u8; 32] = [9; 32];
-
-    fn put(store: &Store, n: u32) {
-        let mut batch = Batch::new();
-        batch.put("a", &format!("x/{n}"), &n).put("a", "last", &n);
-        store.commit(batch).unwrap();
-    }
-
-    /// sled's threads let go of the file a moment after the store was dropped.
-    fn open(dir: &Path) -> Store {
-        for _ in 0..1000 {
-            match Store::open(dir) {
-                Err(StoreError::InUse(_)) => std::thread::sleep(std::time::Duration::from_millis(5)),
-                opened => return opened.unwrap(),
-            }
-        }
-        panic!("`{}` stays in use", dir.display());
-    }
-
-    fn copy(from: &Path, to: &Path) {
-        _ = std::fs::remove_dir_all(to);
-        let done = std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap();
-        assert!(done.success());
-    }
-
-    #[test]
-    fn a_store_that_was_put_back_or_altered_is_found() {
-        let dir = tempfile::tempdir().unwrap();
-        let (home, anchor) = (dir.path().join("store"), dir.path().join("anchor"));
-        let reopen = |accepted| {
-            let store = open(&home);
-            store.check_integrity(&KEY, &anchor, accepted).map(|()| store)
-        };
-        let store = open(&home);
-        store.begin_integrity(&KEY, &anchor, Batch::new()).unwrap();
-        put(&store, 1);
-        drop(store);
-        copy(&home, &dir.path().join("older"));
-        std::fs::copy(&anchor, dir.path().join("older-anchor")).unwrap();
-
-        // Before it is checked it is read only.
-        let store = open(&home);
-        assert!(matches!(store.commit(Batch::new()), Err(StoreError::Locked)));
-        drop(store);
-        let store = reopen(None).unwrap();
-        (2..10).for_each(|n| put(&store, n));
-        store
-            .commit({
-                let mut batch = Batch::new();
-                batch.delete("a", "x/3").delete("a", "x/absent");
-                batch
-            })
-            .unwrap();
-        drop(store);
-        drop(reopen(None).unwrap());
-        copy(&home, &dir.path().join("newest"));
-
-        // Put back.
-        copy(&dir.path().join("older"), &home);
-        let found = reopen(None).err().unwrap();
-        assert!(matches!(found, StoreError::RolledBack { store: 2, anchor: 11 }), "{found}");
-        // Its anchor put back, and not the store; or gone.
-        copy(&dir.path().join("newest"), &home);
-        std::fs::rename(&anchor, dir.path().join("newest-anchor")).unwrap();
-        assert!(matches!(reopen(None).err().unwrap(), StoreError::AnchorLost { store: 11, .. }));
-        std::fs::copy(dir.path().join("older-anchor"), &anchor).unwrap();
-        assert!(matches!(reopen(None).err().unwrap(), StoreError::AnchorLost { store: 11, .. }));
-        // One behind is what a kill leaves.
-        std::fs::rename(dir.path().join("newest-anchor"), &anchor).unwrap();
-        // The older state is accepted by its number alone, and is what counts then.
-        copy(&dir.path().join("older"), &home);
-        assert!(reopen(Some(3)).is_err());
-        let store = reopen(Some(2)).unwrap();
-        put(&store, 20);
-        drop(store);
-        drop(reopen(None).unwrap());
-
-        // Any row changed, added or removed by something else.
-        for change in ["altered", "added", "removed", "state"] {
-            copy(&home, &dir.path().join("good"));
-            let db = sled::open(&home).unwrap();
-            match change {
-                "altered" => _ = db.insert(row("a", "x/1"), "7").unwrap(),
-                "added" => _ = db.insert(row("a", "y"), "7").unwrap(),
-                "removed" => _ = db.remove(row("a", "x/1")).unwrap(),
-                _ => {
-                    let state = db.get(integrity::state_row()).unwrap().unwrap();
-                    let text =
-                        String::from_utf8(state.to_vec()).unwrap().replace("\"commit\":3", "\"commit\":4");
-                    db.insert(integrity::state_row(), text.as_bytes()).unwrap();
-                }
-            }
-            db.flush().unwrap();
-            drop(db);
-            assert!(matches!(reopen(None).err().unwrap(), StoreError::Altered), "{change}");
-            copy(&dir.path().join("good"), &home);
-        }
-        drop(reopen(None).unwrap());
-        // Under another key nothing holds.
-        let store = open(&home);
-        assert!(matches!(store.check_integrity(&[8; 32], &anchor, None), Err(StoreError::Altered)));
-    }
-
-    #[test]
-    fn a_kill_between_commit_and_anchor_is_no_rollback() {
-        let dir = tempfile::tempdir().unwrap();
-        let (home, anchor) = (dir.path().join("store"), dir.path().join("anchor"));
-        let store = open(&home);
-        store.begin_integrity(&KEY, &anchor, Batch::new()).unwrap();
-        for n in 1..6 {
-            let before = std::fs::read(&anchor).unwrap();
-            put(&store, n);
-            if n == 5 {
-                std::fs::write(&anchor, before).unwrap();
-            }
-        }
-        drop(store);
-        let store = open(&home);
-        store.check_integrity(&KEY, &anchor, None).unwrap();
-        // The very first one, too: no anchor yet.
-        let (home, anchor) = (dir.path().join("first"), dir.path().join("first-anchor"));
-        let store = open(&home);
-        store.begin_integrity(&KEY, &anchor, Batch::new()).unwrap();
-        drop(store);
-        std::fs::remove_file(&anchor).unwrap();
-        open(&home).check_integrity(&KEY, &anchor, None).unwrap();
-        // A store that was taken away is not begun anew under its anchor.
-        let store = Store::open(&dir.path().join("other")).unwrap();
-        let begun = store.begin_integrity(&[8; 32], &anchor, Batch::new());
-        assert!(matches!(begun, Err(StoreError::AnchorTaken(_))));
-    }
-}
+mod tests;
