@@ -20,7 +20,7 @@ use custody_rpc::{
 use custody_types::{Caller, Clock, Duty, KeyType, RsaSize, SystemClock};
 use custody_vault::{
     Call, IfExists, Material, NewAssignment, Particulars, RateLimits, SealSettings, Token, TokenSettings,
-    Vault, VaultOptions, VaultParameters,
+    Vault, VaultError, VaultOptions, VaultParameters,
     faults::{Faults, Profile},
 };
 
@@ -33,6 +33,7 @@ use seal::SealService;
 use serde::Deserialize;
 use service::KeyVaultService;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use tokio::sync::watch;
 use tonic::service::Routes;
 
 /// A call makes some hundred small allocations on one thread and frees them on another, where it is a quarter faster than
@@ -155,7 +156,9 @@ async fn main() -> anyhow::Result<()> {
         faults.set(profile);
     }
     let edge = faults.map(EdgeFaults::start);
-    let ticking = tokio::spawn(tick(vault.clone()));
+    // A store that is found altered while the vault serves ends it, as it does a start.
+    let (refuse, refused) = watch::channel(None);
+    let ticking = tokio::spawn(tick(vault.clone(), refuse));
     let closing = tokio::spawn(leases::close_due(vault.clone(), settings.server.data.join("proof.pub")));
     let workers = Workers::new(JOBS_MAX);
     let compute = Compute::start()?;
@@ -191,7 +194,7 @@ async fn main() -> anyhow::Result<()> {
         routes,
         verifier,
         Some(denial_sink(journal.clone())),
-        server::terminated(),
+        ended(refused.clone()),
     )
     .await?;
     keeper.stop().await;
@@ -203,13 +206,16 @@ async fn main() -> anyhow::Result<()> {
     if let Some(https) = https {
         https.abort();
     }
-    tokio::task::spawn_blocking(move || {
+    let closed = tokio::task::spawn_blocking(move || {
         let done = vault.close();
         journal.close();
         done
-    })
-    .await??;
-    Ok(())
+    });
+    let closed = closed.await?;
+    if let Some(why) = refused.borrow().as_deref() {
+        anyhow::bail!("{why}");
+    }
+    Ok(closed?)
 }
 
 /// A profile by its name, or of a file.
@@ -244,7 +250,7 @@ async fn keep_service_key(vault: Arc<Vault>, service: Arc<ServiceManaged>) {
 }
 
 /// The platform's vault, its key and its one grant. Repeating it changes nothing.
-fn make_service_key(vault: &Vault, service: &ServiceManaged) -> Result<(), custody_vault::VaultError> {
+fn make_service_key(vault: &Vault, service: &ServiceManaged) -> Result<(), VaultError> {
     let caller = Caller {
         principal: "principals/vault".to_owned(),
         duty: Duty::SecurityOfficer,
@@ -258,7 +264,7 @@ fn make_service_key(vault: &Vault, service: &ServiceManaged) -> Result<(), custo
         return Ok(());
     }
     let parameters = VaultParameters { purge_protection: true, ..VaultParameters::default() };
-    let exists = |e: custody_vault::VaultError| if e.reason() == "ALREADY_EXISTS" { Ok(()) } else { Err(e) };
+    let exists = |e: VaultError| if e.reason() == "ALREADY_EXISTS" { Ok(()) } else { Err(e) };
     vault.create_vault(&call(3), &service.vault, parameters).map(drop).or_else(exists)?;
     vault
         .create_key(
@@ -280,13 +286,26 @@ fn make_service_key(vault: &Vault, service: &ServiceManaged) -> Result<(), custo
     vault.create_role_assignment(&call(5), &parent, grant).map(drop).or_else(exists)
 }
 
-/// Does what time has made due.
-async fn tick(vault: Arc<Vault>) {
+/// Returns when the process is told to end, or has to.
+async fn ended(mut refused: watch::Receiver<Option<String>>) {
+    tokio::select! {
+        () = server::terminated() => {}
+        Ok(_) = refused.wait_for(Option::is_some) => {}
+    }
+}
+
+/// Does what time has made due. Ends where the store is not as the vault left it, and says so.
+async fn tick(vault: Arc<Vault>, refuse: watch::Sender<Option<String>>) {
     let mut every = tokio::time::interval(Duration::from_secs(10));
     loop {
         every.tick().await;
         let vault = vault.clone();
         match tokio::task::spawn_blocking(move || vault.tick()).await {
+            Ok(Err(e @ VaultError::StoreRefused(_))) => {
+                tracing::error!(error = %e, "the vault ends");
+                refuse.send_replace(Some(e.to_string()));
+                return;
+            }
             Ok(Err(e)) => tracing::error!(error = %e, "something due was not done"),
             Err(_) => tracing::error!("doing what is due failed"),
             Ok(Ok(())) => {}

@@ -78,6 +78,7 @@ impl Vault {
             let why = "must lie after role_assignment.condition.not_before";
             return Err(VaultError::invalid("role_assignment.condition.expire_time", why));
         }
+        self.loader.ensure(vault.as_str())?;
         let role = self.gate.assignments.read().role(&new.role)?.clone();
         if role.name.contains('/') && !role.name.starts_with(&format!("{vault}/")) {
             return Err(VaultError::invalid("role_assignment.role", "is a role of another vault"));
@@ -96,6 +97,8 @@ impl Vault {
         assignment: Assignment,
         role: &Role,
     ) -> Result<Assignment, VaultError> {
+        // Duties conflict across vaults.
+        self.loader.ensure_all()?;
         let _one_at_a_time = self.changes.lock();
         let (vault, principal) = (assignment.scope.vault(), &assignment.principal);
         let to_oneself = {

@@ -3,14 +3,11 @@
 use crate::{
     Approval, LeasePolicy, RotationPolicy, VaultError,
     agenda::Agenda,
-    leases::LEASE_POLICIES,
     record::{KeyRecord, KeyView, VaultRecord, Version, VersionRecord, VersionView},
     rotation,
-    uses::{BUDGETS, USES, UseCounts, Uses},
+    uses::Uses,
 };
-use custody_authz::Assignments;
 use custody_faults::{Faults, Weight};
-use custody_store::Store;
 use custody_types::{KeyName, KeyState, KeyType, KeyVersionName, Protection, UnixMillis, VaultName};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +25,7 @@ pub(crate) const GROUPS: &str = "groups";
 pub(crate) const ROLES: &str = "roles";
 pub(crate) const POLICIES: &str = "rotation-policies";
 
-/// The vault's state. Changed only after the store has committed the change.
+/// The vault's state, of the vaults that are in memory (`loader`). Changed only after the store has committed the change.
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
     pub(crate) vaults: BTreeMap<VaultName, VaultRecord>,
@@ -44,44 +41,6 @@ pub(crate) struct Catalog {
 }
 
 impl Catalog {
-    pub(crate) fn load(
-        store: &Store,
-        now: UnixMillis,
-        faults: Option<Arc<Faults>>,
-    ) -> Result<(Self, Assignments), VaultError> {
-        let mut catalog = Self { faults, ..Self::default() };
-        for (_, vault) in store.scan::<VaultRecord>(VAULTS, "")? {
-            catalog.vaults.insert(vault.name.clone(), vault);
-        }
-        let mut used: BTreeMap<String, UseCounts> = store.scan(USES, "")?.into_iter().collect();
-        let reserved: BTreeMap<String, u64> = store.scan(BUDGETS, "")?.into_iter().collect();
-        for (_, record) in store.scan::<VersionRecord>(VERSIONS, "")? {
-            let counts = used.remove(record.name.as_str()).unwrap_or_default();
-            let uses = Uses::stored(counts, reserved.get(record.name.as_str()).copied().unwrap_or(0));
-            let version = Version { record, private: Arc::default(), uses: Arc::new(uses) };
-            catalog.weigh(&version.record);
-            catalog.versions.insert(version.record.name.clone(), Arc::new(version));
-        }
-        for (_, policy) in store.scan::<RotationPolicy>(POLICIES, "")? {
-            catalog.policies.insert(policy.key.clone(), policy);
-        }
-        for (_, policy) in store.scan::<LeasePolicy>(LEASE_POLICIES, "")? {
-            catalog.lease_policies.insert(policy.key.clone(), policy);
-        }
-        for (_, key) in store.scan::<KeyRecord>(KEYS, "")? {
-            catalog.put_key(key, now);
-        }
-        catalog.retired = store.scan::<bool>(RETIRED, "")?.into_iter().map(|(name, _)| name).collect();
-        catalog.approvals = store.scan(APPROVALS, "")?.into_iter().collect();
-        let mut assignments = Assignments::default();
-        store.scan(ROLES, "")?.into_iter().for_each(|(_, role)| assignments.put_role(role));
-        store.scan(GROUPS, "")?.into_iter().for_each(|(_, group)| assignments.put_group(group));
-        for (_, assignment) in store.scan(ASSIGNMENTS, "")? {
-            assignments.insert(assignment).map_err(VaultError::StoredRole)?;
-        }
-        Ok((catalog, assignments))
-    }
-
     /// Takes a key in, also one whose versions or policy have changed.
     pub(crate) fn put_key(&mut self, key: KeyRecord, now: UnixMillis) {
         let name = key.name.clone();
@@ -138,6 +97,7 @@ impl Catalog {
 
     /// Takes in a version that comes back, with the uses it had.
     pub(crate) fn put_restored(&mut self, record: VersionRecord, uses: Uses) {
+        self.weigh(&record);
         let name = record.name.clone();
         let version = Version { record, private: Arc::default(), uses: Arc::new(uses) };
         self.versions.insert(name, Arc::new(version));

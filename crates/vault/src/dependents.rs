@@ -241,6 +241,9 @@ impl Vault {
         if self.is_sealed() {
             return Err(VaultError::Sealed);
         }
+        for given in &report.dependents {
+            self.loader.ensure(given.key_version.as_str())?;
+        }
         let holder = call.caller.principal.clone();
         let now = self.now();
         // A purge looks under the same lock: no version goes between the look and the commit.

@@ -184,6 +184,8 @@ impl Vault {
         check_principal("member", member)?;
         let vault = vault_of(name.as_str())?;
         self.gate.run(call, vault.as_str(), |_: Permit<op::AddGroupMember>| {
+            // Duties conflict across vaults.
+            self.loader.ensure_all()?;
             let _one_at_a_time = self.changes.lock();
             let mut group = self.group(&name)?;
             if group.members.len() >= MEMBERS_MAX {

@@ -48,6 +48,8 @@ impl Vault {
         reason: &str,
         time: Duration,
     ) -> Result<Assignment, VaultError> {
+        // Duties conflict across vaults.
+        self.loader.ensure_all()?;
         let _one_at_a_time = self.changes.lock();
         self.catalog.read().vault(vault)?;
         let role = self.gate.assignments.read().role("Key Vault Administrator")?.clone();

@@ -7,6 +7,7 @@ use crate::{
     Call, VaultError,
     lag::Lag,
     limits::{Limiter, RateLimits},
+    loader::Loader,
 };
 use custody_audit::{Journal, Outcome, Pending, Record};
 use custody_authz::{Assignments, Decision};
@@ -100,7 +101,9 @@ fn throttle(faults: &Faults, operation: &str, resource: &str) -> Result<(), Vaul
 /// Where every operation passes.
 pub struct Gate {
     journal: Arc<Journal>,
-    pub(crate) assignments: RwLock<Assignments>,
+    pub(crate) assignments: Arc<RwLock<Assignments>>,
+    /// Brings in what is decided on.
+    loader: Arc<Loader>,
     /// What counts instead while a change of them has not come through. Taken after the assignments.
     lag: Mutex<Lag>,
     faults: Option<Arc<Faults>>,
@@ -123,10 +126,13 @@ impl Gate {
         clock: Arc<dyn Clock>,
         limits: &RateLimits,
         faults: Option<Arc<Faults>>,
+        loader: Arc<Loader>,
+        assignments: Arc<RwLock<Assignments>>,
     ) -> Self {
         Self {
             journal,
-            assignments: RwLock::default(),
+            assignments,
+            loader,
             lag: Mutex::default(),
             faults,
             clock,
@@ -179,6 +185,9 @@ impl Gate {
         call: &Call,
         resource: &str,
     ) -> Result<Admitted<Op>, VaultError> {
+        if !self.is_sealed() {
+            self.loader.ensure_in_task(resource).await?;
+        }
         let (record, assignment) = match self.authorize::<Op>(Op::PERMISSION, call, resource)? {
             Authorized::Yes { record, assignment } => (record, assignment),
             Authorized::No { refusal, error } => {
@@ -204,6 +213,7 @@ impl Gate {
         if let Some(faults) = &self.faults {
             throttle(faults, Op::NAME, resource)?;
         }
+        self.loader.ensure(resource)?;
         let now = self.journal.now();
         let record = Record::begin(now, Op::NAME, &call.correlation_id, &call.caller, resource);
         Ok(match self.decide(call, permission, resource) {
@@ -235,12 +245,12 @@ impl Gate {
         }
     }
 
-    /// Whether the caller may, without recording: to filter lists inside an operation that is recorded.
+    /// Whether the caller may, without recording and of a vault that is in memory: to filter lists inside an operation that is recorded.
     pub(crate) fn may(&self, call: &Call, permission: Permission, resource: &str) -> bool {
         self.allows(&call.caller, permission, resource)
     }
 
-    /// Whether role assignments allow it now, without recording.
+    /// Whether role assignments allow it now, without recording. The vault is in memory.
     pub(crate) fn allows(&self, caller: &Caller, permission: Permission, resource: &str) -> bool {
         self.by_role(caller, permission, resource) != Decision::Deny
     }

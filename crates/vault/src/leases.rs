@@ -202,6 +202,7 @@ impl Vault {
         if self.is_sealed() {
             return Err(self.sealed_error());
         }
+        self.loader.ensure(version.as_str())?;
         if !self.gate.allows(caller, permission, version.as_str()) {
             return Err(VaultError::PermissionDenied { permission, resource: version.to_string() });
         }

@@ -21,6 +21,7 @@ mod leases;
 mod lifecycle;
 mod limits;
 mod lineage;
+mod loader;
 mod names;
 mod record;
 mod retention;

@@ -2,7 +2,6 @@
 
 use crate::{
     Call, EventType, Vault, VaultError,
-    catalog::Catalog,
     dependents::Dependents,
     gate::{Permit, op},
     leases::Register,
@@ -27,6 +26,8 @@ use zeroize::Zeroizing;
 
 /// Time in which all shares must be given.
 const ATTEMPT_TIME: Duration = Duration::from_secs(600);
+/// How long a start brings vaults into memory before it serves: enough for some 10,000 keys.
+const START_TIME: Duration = Duration::from_millis(500);
 
 /// Where what the seal needs lies.
 #[derive(Clone, Debug)]
@@ -236,12 +237,13 @@ impl Vault {
         self.keyring.set_root(root, Arc::new(seal_key), signer);
         if self.catalog.read().vaults.is_empty() {
             // What was read once is what the store holds: nobody else writes to it while this process has it.
-            let (catalog, assignments) = Catalog::load(&self.store, self.now(), self.options.faults.clone())?;
-            *self.catalog.write() = catalog;
-            *self.gate.assignments.write() = assignments;
+            self.loader.begin()?;
             *self.dependents.lock() = Dependents::load(&self.store)?;
             *self.leases.lock() = Register::load(&self.store, self.clock.monotonic(), self.now())?;
         }
+        // A vault that stands for a cloud's begins whole: changes of roles that take their time are not to miss any.
+        let time = self.options.start_time.unwrap_or(START_TIME);
+        self.loader.start(self.options.faults.is_none().then_some(time))?;
         self.gate.set_sealed(false);
         self.sealed_by_officer.store(false, Ordering::Release);
         // What ended access may have been the last thing that this process's predecessor did.

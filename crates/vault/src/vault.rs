@@ -8,6 +8,7 @@ use crate::{
     leases::Register,
     lifecycle,
     limits::RateLimits,
+    loader::Loader,
     retention::RetentionClock,
     rotation,
     seal::Keyring,
@@ -28,6 +29,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 /// A call: who, and what ties it to a trace.
@@ -78,6 +80,8 @@ pub struct VaultOptions {
     pub authority: Option<Authority>,
     /// How it shall misbehave, where it stands for a cloud's in tests.
     pub faults: Option<Arc<Faults>>,
+    /// How long a start may bring vaults into memory before it serves; the others follow while it does.
+    pub start_time: Option<Duration>,
 }
 
 /// A vault that cannot be opened.
@@ -107,14 +111,15 @@ type Listener = Box<dyn Fn(Event) + Send + Sync>;
 
 /// All vaults of this process.
 pub struct Vault {
-    pub(crate) store: Store,
+    pub(crate) store: Arc<Store>,
     pub(crate) seal_settings: SealSettings,
     pub(crate) keyring: Keyring,
     /// Shares that wait for others.
     pub(crate) attempts: Mutex<Attempts>,
     pub(crate) options: VaultOptions,
     pub(crate) gate: Gate,
-    pub(crate) catalog: RwLock<Catalog>,
+    pub(crate) loader: Arc<Loader>,
+    pub(crate) catalog: Arc<RwLock<Catalog>>,
     /// Changes are made one after another, each from a state that is on disk.
     pub(crate) changes: Mutex<()>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -154,15 +159,23 @@ impl Vault {
     ) -> Result<Self, LoadError> {
         let faults = options.faults.clone();
         let retention = RetentionClock::load(&store, clock.now(), clock.monotonic())?;
+        let store = Arc::new(store);
+        let catalog = Arc::new(RwLock::new(Catalog { faults: faults.clone(), ..Catalog::default() }));
+        let assignments = Arc::default();
+        let loader = Loader::new(store.clone(), catalog.clone(), Arc::clone(&assignments), clock.clone());
+        let loader = Arc::new(loader);
+        let gate =
+            Gate::new(journal.clone(), clock.clone(), &options.limits, faults, loader.clone(), assignments);
         let vault = Self {
             store,
             retention,
             seal_settings,
             keyring: Keyring::default(),
             attempts: Mutex::default(),
-            gate: Gate::new(journal.clone(), clock.clone(), &options.limits, options.faults.clone()),
+            gate,
             options,
-            catalog: RwLock::new(Catalog { faults: faults.clone(), ..Catalog::default() }),
+            loader,
+            catalog,
             changes: Mutex::new(()),
             used: Mutex::default(),
             looked: Mutex::new(clock.now()),
@@ -216,6 +229,7 @@ impl Vault {
     /// The caller has no rights in the vault.
     pub fn authorize_watch(&self, call: &Call, vault: &str) -> Result<(), VaultError> {
         let vault: custody_types::VaultName = vault.parse().map_err(|e| VaultError::invalid("parent", e))?;
+        self.loader.ensure(vault.as_str())?;
         // Whoever holds any assignment in a vault may learn that something in it changed; a node with rights on
         // one key needs that. The scope of one of its own assignments stands for the vault.
         let resource = self
@@ -240,6 +254,9 @@ impl Vault {
         let broken = |_| VaultError::AuditUnavailable(custody_audit::AuditUnavailable::Unreadable);
         let mut entries = self.journal.read(after, max).map_err(broken)?;
         let last = entries.last().map_or(after, |e| e.sequence);
+        if !all {
+            entries.iter().try_for_each(|e| self.loader.ensure(&e.record.resource_id))?;
+        }
         entries.retain(|e| all || self.gate.may(call, Permission::AuditRead, &e.record.resource_id));
         Ok((entries, last))
     }
@@ -248,8 +265,12 @@ impl Vault {
     /// tells of expiries and of rights that ended, and stores what was counted.
     ///
     /// # Errors
-    /// The store or the journal failed; it is tried again with the next call.
+    /// The store or the journal failed; it is tried again with the next call. [`VaultError::StoreRefused`] where the store is
+    /// not as the vault left it: then the process shall end.
     pub fn tick(&self) -> Result<(), VaultError> {
+        if let Some(failure) = self.loader.failure() {
+            return Err(failure);
+        }
         if self.is_sealed() {
             // An HSM that opens the seal may have come back.
             return self.open_by_itself();
@@ -298,6 +319,7 @@ impl Vault {
     /// # Errors
     /// The store failed.
     pub fn close(&self) -> Result<(), VaultError> {
+        self.loader.stop();
         if self.is_sealed() {
             return Ok(());
         }
@@ -319,6 +341,12 @@ impl Vault {
     #[must_use]
     pub fn journal(&self) -> &Arc<Journal> {
         &self.journal
+    }
+}
+
+impl Drop for Vault {
+    fn drop(&mut self) {
+        self.loader.stop();
     }
 }
 

@@ -159,6 +159,7 @@ impl Vault {
     /// Not allowed.
     pub fn list_vaults(&self, call: &Call) -> Result<Vec<VaultRecord>, VaultError> {
         self.gate.run::<op::ListVaults, _>(call, "vaults", |_| {
+            self.loader.ensure_all()?;
             let catalog = self.catalog.read();
             let readable = |v: &&VaultRecord| self.gate.may(call, Permission::VaultGet, v.name.as_str());
             Ok(catalog.vaults.values().filter(readable).cloned().collect())

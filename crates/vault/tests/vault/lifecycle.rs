@@ -60,6 +60,8 @@ fn a_policy_is_kept_over_a_restart_and_makes_up_for_the_time_it_was_off() {
     drop((vault, journal));
     clock.pass(100 * DAY_MS);
     let (vault, _journal) = open(dir.path(), &clock, events);
+    // What is due of a vault is done once it is in memory.
+    vault.get_key(&officer(), KEY).unwrap();
     vault.tick().unwrap();
     vault.tick().unwrap();
     assert_eq!(vault.list_key_versions(&officer(), KEY).unwrap().len(), 2);

@@ -9,5 +9,6 @@ mod keys;
 mod leases;
 mod lifecycle;
 mod lineage;
+mod loading;
 mod rig;
 mod sealing;

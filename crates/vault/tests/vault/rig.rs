@@ -53,7 +53,12 @@ pub(crate) fn open(
     let seal =
         SealSettings { key_file: dir.join("root.key"), anchor: dir.join("anchor"), accept_commit: None };
     let store = Store::open(&dir.join("store")).unwrap();
-    let options = VaultOptions { authority: Some(crate::holders::authority()), ..VaultOptions::default() };
+    // Nothing is in memory at the start: each test brings in what it asks for, beside the threads that bring in all.
+    let options = VaultOptions {
+        authority: Some(crate::holders::authority()),
+        start_time: Some(Duration::ZERO),
+        ..VaultOptions::default()
+    };
     let tell = move |e: Event| events.lock().unwrap().push(e.kind);
     (Vault::open(store, seal, journal.clone(), Arc::new(clock.clone()), options, tell).unwrap(), journal)
 }
