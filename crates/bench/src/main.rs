@@ -10,6 +10,7 @@ mod peer;
 mod platform;
 mod rest;
 mod revocation;
+mod start;
 mod storage;
 mod vault;
 
@@ -23,6 +24,8 @@ enum What {
     Leases,
     Platform,
     Revocation,
+    /// Not one of all: it takes some ten minutes to fill.
+    Start,
     Storage,
     Vault,
 }
@@ -45,6 +48,12 @@ struct Arguments {
     /// Of the storage's cases, only those whose name has this in it, as "64k" or "randwrite 4k qd16".
     #[arg(long, default_value = "")]
     case: String,
+    /// Keys of the vault that is started.
+    #[arg(long, default_value_t = 1_000_000)]
+    keys: usize,
+    /// Directory of the deployment whose vault is started: filled if it is not there, and kept. A temporary one without it.
+    #[arg(long)]
+    deployment: Option<std::path::PathBuf>,
 }
 
 #[tokio::main]
@@ -71,6 +80,9 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted(What::Revocation) {
         revocation::run(arguments.rounds).await?;
+    }
+    if arguments.what == What::Start {
+        start::run(arguments.rounds, arguments.keys, arguments.deployment).await?;
     }
     Ok(())
 }
