@@ -3,6 +3,7 @@
 //! This crate does no I/O, no cryptography and holds nothing secret. Every other crate may depend on it; a type
 //! that only one crate uses lives in that crate instead.
 
+mod approval;
 mod duty;
 mod key_operation;
 mod key_state;
@@ -15,6 +16,7 @@ mod signature;
 mod time;
 mod wrapped;
 
+pub use approval::{Approval, ApprovalState};
 pub use duty::{Duty, UnknownDuty};
 pub use key_operation::{KeyOperation, UnknownKeyOperation};
 pub use key_state::{KeyAttributes, KeyState};

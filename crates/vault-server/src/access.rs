@@ -100,7 +100,7 @@ fn approval((a, state): (Approval, ApprovalState)) -> wire::Approval {
         _ => wire::ApprovalState::Expired,
     };
     wire::Approval {
-        name: a.name.to_string(),
+        name: a.name,
         action: a.action,
         resource: a.resource,
         requester: a.requester,
@@ -295,7 +295,7 @@ impl AccessControl for AccessControlService {
     ) -> Result<Response<wire::ListApprovalsResponse>, Status> {
         self.run(request, |vault, call, r| {
             let all = vault.list_approvals(call, &r.parent).map_err(failed)?;
-            let (page, next_page_token) = cut(all, r.page_size, &r.page_token, |(a, _)| a.name.to_string())?;
+            let (page, next_page_token) = cut(all, r.page_size, &r.page_token, |(a, _)| a.name.clone())?;
             let approvals = page.into_iter().map(approval).collect();
             Ok(wire::ListApprovalsResponse { approvals, next_page_token })
         })

@@ -13,75 +13,23 @@ use crate::{
     names::new_id,
 };
 use custody_store::Batch;
-use custody_types::{ApprovalName, Permission, UnixMillis, VaultName};
+use custody_types::{Approval, ApprovalName, ApprovalState, Permission, VaultName};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
 
-/// How long a request waits for its approval, and an approval for its use.
-const APPROVAL_TIME: Duration = Duration::from_secs(3600);
-/// How long one can be looked at after its time.
-const KEPT_TIME: Duration = Duration::from_secs(30 * 86_400);
-/// Requests that may wait in a vault.
-const PENDING_MAX: usize = 200;
-
-/// A request for a second officer's approval.
+/// A request in a vault.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Approval {
-    /// Its name.
-    pub name: ApprovalName,
-    /// What is to be done, in words that both officers see. It binds: the act must be this one.
-    pub action: String,
-    /// On what.
-    pub resource: String,
+pub(crate) struct Asked {
+    #[serde(flatten)]
+    pub(crate) request: Approval,
     /// What the second officer must be allowed as well.
-    pub permission: Permission,
-    /// Who asked.
-    pub requester: String,
-    /// When.
-    pub create_time: UnixMillis,
-    /// When it is over, approved or not.
-    pub expire_time: UnixMillis,
-    /// The second officer, and whether it agreed.
-    pub decision: Option<(String, bool)>,
-    /// When it was used.
-    pub use_time: Option<UnixMillis>,
-}
-
-/// Where a request stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ApprovalState {
-    /// Waits for a second officer.
-    Pending,
-    /// May be used once.
-    Approved,
-    /// A second officer said no.
-    Rejected,
-    /// It was used.
-    Used,
-    /// Its time is over.
-    Expired,
-}
-
-impl Approval {
-    /// Where it stands.
-    #[must_use]
-    pub fn state(&self, now: UnixMillis) -> ApprovalState {
-        match &self.decision {
-            _ if self.use_time.is_some() => ApprovalState::Used,
-            Some((_, false)) => ApprovalState::Rejected,
-            _ if now >= self.expire_time => ApprovalState::Expired,
-            Some((_, true)) => ApprovalState::Approved,
-            None => ApprovalState::Pending,
-        }
-    }
+    permission: Permission,
 }
 
 /// Proof that a second officer agreed, or that the vault asks for none. It has to be given to
 /// [`Vault::commit_approved`], which spends it.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct SecondOfficer(Option<Approval>);
+pub(crate) struct SecondOfficer(Option<Asked>);
 
 impl SecondOfficer {
     /// For an act that needs none.
@@ -89,7 +37,7 @@ impl SecondOfficer {
 
     /// The second officer, where one agreed.
     pub(crate) fn principal(&self) -> &str {
-        let decision = self.0.as_ref().and_then(|approval| approval.decision.as_ref());
+        let decision = self.0.as_ref().and_then(|asked| asked.request.decision.as_ref());
         decision.map_or("", |(officer, _)| officer)
     }
 }
@@ -125,45 +73,33 @@ impl Vault {
             let catalog = self.catalog.read();
             let prefix = format!("{vault}/approvals/");
             let here = || catalog.approvals_below(&prefix);
-            let same = |a: &&Approval| {
-                a.requester == call.caller.principal
-                    && a.action == action
-                    && matches!(a.state(now), ApprovalState::Pending | ApprovalState::Approved)
-            };
-            let pending = here().filter(|a| a.state(now) == ApprovalState::Pending).count();
+            let same = |a: &&Asked| a.request.is_for(&call.caller.principal, &action, now);
+            let pending = here().filter(|a| a.request.state(now) == ApprovalState::Pending).count();
             (here().find(same).cloned(), pending)
         };
         match found {
-            Some(found) if found.state(now) == ApprovalState::Approved => Ok(SecondOfficer(Some(found))),
-            Some(found) => Err(VaultError::ApprovalRequired { approval: found.name.to_string(), action }),
-            None if pending >= PENDING_MAX => {
+            Some(found) if found.request.state(now) == ApprovalState::Approved => {
+                Ok(SecondOfficer(Some(found)))
+            }
+            Some(found) => Err(VaultError::ApprovalRequired { approval: found.request.name, action }),
+            None if pending >= Approval::PENDING_MAX => {
                 let why = "has 200 requests that wait for approval; have them approved or rejected first";
                 Err(VaultError::Precondition { name: vault.to_string(), why })
             }
             None => {
                 let name: ApprovalName = format!("{vault}/approvals/{}", new_id()?).parse()?;
-                let approval = Approval {
-                    name: name.clone(),
-                    action: action.clone(),
-                    resource: resource.to_owned(),
-                    permission,
-                    requester: call.caller.principal.clone(),
-                    create_time: now,
-                    expire_time: now.plus(APPROVAL_TIME),
-                    decision: None,
-                    use_time: None,
-                };
-                self.put_approval(approval)?;
+                let request = Approval::ask(name.as_str(), &action, resource, &call.caller.principal, now);
+                self.put_approval(Asked { request, permission })?;
                 self.tell(EventType::ApprovalRequested, name.as_str());
                 Err(VaultError::ApprovalRequired { approval: name.to_string(), action })
             }
         }
     }
 
-    fn put_approval(&self, approval: Approval) -> Result<(), VaultError> {
+    fn put_approval(&self, asked: Asked) -> Result<(), VaultError> {
         let mut batch = Batch::new();
-        batch.put(APPROVALS, approval.name.as_str(), &approval);
-        self.commit(batch, |catalog| _ = catalog.approvals.insert(approval.name.to_string(), approval))
+        batch.put(APPROVALS, &asked.request.name, &asked);
+        self.commit(batch, |catalog| _ = catalog.approvals.insert(asked.request.name.clone(), asked))
     }
 
     /// Commits an act together with the end of its approval.
@@ -173,13 +109,14 @@ impl Vault {
         approved: SecondOfficer,
         apply: impl FnOnce(&mut Catalog) -> T,
     ) -> Result<T, VaultError> {
-        let spent = approved.0.map(|a| Approval { use_time: Some(self.now()), ..a });
-        if let Some(spent) = &spent {
-            batch.put(APPROVALS, spent.name.as_str(), spent);
+        let mut spent = approved.0;
+        if let Some(spent) = &mut spent {
+            spent.request.use_time = Some(self.now());
+            batch.put(APPROVALS, &spent.request.name, spent);
         }
         self.commit(batch, |catalog| {
             if let Some(spent) = spent {
-                catalog.approvals.insert(spent.name.to_string(), spent);
+                catalog.approvals.insert(spent.request.name.clone(), spent);
             }
             apply(catalog)
         })
@@ -201,7 +138,7 @@ impl Vault {
             let now = self.now();
             let prefix = format!("{vault}/approvals/");
             let all = catalog.approvals_below(&prefix);
-            Ok(all.map(|a| (a.clone(), a.state(now))).collect())
+            Ok(all.map(|a| (a.request.clone(), a.request.state(now))).collect())
         })
     }
 
@@ -216,11 +153,12 @@ impl Vault {
         agree: bool,
     ) -> Result<(Approval, ApprovalState), VaultError> {
         let name: ApprovalName = name.parse()?;
+        self.loader.ensure(name.as_str())?;
         let asked = self.catalog.read().approvals.get(name.as_str()).cloned();
         // Who asks for one that does not exist learns so only as someone who may list them.
         let vault = name.as_str().split("/approvals/").next().unwrap_or_default().to_owned();
         let (permission, resource) =
-            asked.map_or((Permission::AccessRead, vault), |a| (a.permission, a.resource));
+            asked.map_or((Permission::AccessRead, vault), |a| (a.permission, a.request.resource));
         if agree {
             self.gate.run_with(permission, call, &resource, |_: Permit<op::Approve>| {
                 self.do_decide(call, &name, true)
@@ -240,33 +178,21 @@ impl Vault {
     ) -> Result<(Approval, ApprovalState), VaultError> {
         let _one_at_a_time = self.changes.lock();
         let found = self.catalog.read().approvals.get(name.as_str()).cloned();
-        let mut approval = found.ok_or_else(|| VaultError::NotFound(name.to_string()))?;
-        let refuse = |why| Err(VaultError::Precondition { name: name.to_string(), why });
+        let mut asked = found.ok_or_else(|| VaultError::NotFound(name.to_string()))?;
         let now = self.now();
-        // An officer may take its own request back.
-        if approval.requester == call.caller.principal && agree {
-            return refuse("was asked for by you; another officer has to approve it");
-        }
-        match approval.state(now) {
-            ApprovalState::Pending => {}
-            ApprovalState::Approved if !agree => {}
-            ApprovalState::Expired => return refuse("is over; ask again"),
-            _ => return refuse("was decided already"),
-        }
-        approval.decision = Some((call.caller.principal.clone(), agree));
-        if agree {
-            approval.expire_time = now.plus(APPROVAL_TIME);
-        }
-        self.put_approval(approval.clone())?;
-        Ok((approval.clone(), approval.state(now)))
+        let decided = asked.request.decide(&call.caller.principal, agree, now);
+        decided.map_err(|why| VaultError::Precondition { name: name.to_string(), why })?;
+        self.put_approval(asked.clone())?;
+        let state = asked.request.state(now);
+        Ok((asked.request, state))
     }
 
     /// Forgets requests whose time was over long ago; the trail keeps what was done.
     pub(crate) fn forget_approvals(&self) -> Result<(), VaultError> {
         let now = self.now();
-        let old = |a: &&Approval| now >= a.expire_time.plus(KEPT_TIME);
+        let old = |(_, asked): &(&String, &Asked)| asked.request.is_forgotten(now);
         let names: Vec<String> =
-            self.catalog.read().approvals.values().filter(old).map(|a| a.name.to_string()).collect();
+            self.catalog.read().approvals.iter().filter(old).map(|(name, _)| name.clone()).collect();
         if names.is_empty() {
             return Ok(());
         }

@@ -1,8 +1,9 @@
 //! All vaults, keys and versions in memory, as of the last commit.
 
 use crate::{
-    Approval, LeasePolicy, RotationPolicy, VaultError,
+    LeasePolicy, RotationPolicy, VaultError,
     agenda::Agenda,
+    approval::Asked,
     record::{KeyRecord, KeyView, VaultRecord, Version, VersionRecord, VersionView},
     rotation,
     uses::Uses,
@@ -33,7 +34,7 @@ pub(crate) struct Catalog {
     pub(crate) versions: BTreeMap<KeyVersionName, Arc<Version>>,
     /// Names of purged keys: never given again.
     pub(crate) retired: BTreeSet<String>,
-    pub(crate) approvals: BTreeMap<String, Approval>,
+    pub(crate) approvals: BTreeMap<String, Asked>,
     pub(crate) policies: BTreeMap<KeyName, RotationPolicy>,
     pub(crate) lease_policies: BTreeMap<KeyName, LeasePolicy>,
     pub(crate) agenda: Agenda,
@@ -104,7 +105,7 @@ impl Catalog {
     }
 
     /// The requests for approval whose names begin with `prefix`, by name.
-    pub(crate) fn approvals_below(&self, prefix: &str) -> impl Iterator<Item = &Approval> {
+    pub(crate) fn approvals_below(&self, prefix: &str) -> impl Iterator<Item = &Asked> {
         self.approvals
             .range(prefix.to_owned()..)
             .take_while(move |(n, _)| n.starts_with(prefix))

@@ -38,9 +38,9 @@ mod vault;
 mod vaults;
 
 pub use access::NewAssignment;
-pub use approval::{Approval, ApprovalState};
 pub use custody_faults as faults;
 pub use custody_kek::{Backend, PrivateJwk, Token, TokenError, TokenSettings};
+pub use custody_types::{Approval, ApprovalState};
 pub use dependents::{Dependent, DependentKind, DependentReport, Reported};
 pub use error::VaultError;
 pub use event::{Event, EventType};
