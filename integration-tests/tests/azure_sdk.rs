@@ -25,7 +25,7 @@ fn deployment() -> (Deployment, String) {
         "7",
         "--one-officer",
     ]);
-    let app = deployment.run(&["identity", "create-principal", "app", "workload"]);
+    let app = deployment.principal("app", "workload");
     _ = deployment.run(&["access", "grant", "principals/app", "Key Vault Crypto User", "vaults/sdk"]);
     let secret = text(&app, "client_secret");
     (deployment, secret)

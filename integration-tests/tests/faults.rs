@@ -50,8 +50,8 @@ fn azure_standard_is_seen_by_azures_sdk() {
     let deployment = misbehaving();
     with_vault(&deployment);
     _ = deployment.run(&["key", "create", "vaults/sdk/keys/known"]);
-    let app = deployment.run(&["identity", "create-principal", "app", "workload"]);
-    let newcomer = deployment.run(&["identity", "create-principal", "newcomer", "workload"]);
+    let app = deployment.principal("app", "workload");
+    let newcomer = deployment.principal("newcomer", "workload");
     let role = "Key Vault Crypto User";
     let had = deployment.run(&["access", "grant", "principals/app", role, "vaults/sdk"]);
     _ = deployment.run(&["faults", "set", "azure-standard"]);
@@ -95,8 +95,7 @@ fn nobody_else_has_a_vault_misbehave() {
     drop(deployment);
     let deployment = Deployment::start();
     assert!(!deployment.dir().join("credentials/tester.json").exists());
-    let tester = deployment.run(&["identity", "create-principal", "tester", "fault_injector"]);
-    std::fs::write(deployment.dir().join("credentials/tester.json"), tester.to_string()).unwrap();
+    _ = deployment.principal("tester", "fault_injector");
     let refused = deployment.cli(&["faults", "set", "bad-day"]).unwrap_err().to_string();
     assert!(refused.contains("UNIMPLEMENTED"), "{refused}");
 }

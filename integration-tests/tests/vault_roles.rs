@@ -362,10 +362,9 @@ async fn every_role_against_every_operation() {
     for (n, (role, duty)) in HOLDERS.iter().enumerate() {
         let who = match duty {
             Some(duty) => {
-                let made = deployment.run(&["identity", "create-principal", &format!("holder-{n}"), duty]);
-                let path = deployment.dir().join(format!("credentials/holder-{n}.json"));
-                std::fs::write(path, made.to_string()).unwrap();
-                format!("holder-{n}")
+                let who = format!("holder-{n}");
+                _ = deployment.principal(&who, duty);
+                who
             }
             None => {
                 let id = format!("holder-{n}");

@@ -269,11 +269,9 @@ async fn latencies(bench: &Bench, key: &str, unwrap: &kv::UnwrapKeyRequest) -> a
 /// What a lone caller sees while another asks for all it can.
 async fn flood(bench: &Bench, key: &str, unwrap: &kv::UnwrapKeyRequest) -> anyhow::Result<()> {
     block_in_place(|| {
-        let made = bench.deployment.run(&["identity", "create-principal", "lone", "workload"]);
-        let path = bench.deployment.dir().join("credentials/lone.json");
+        _ = bench.deployment.principal("lone", "workload");
         _ = bench.deployment.run(&["access", "grant", "principals/lone", "Key Vault Crypto User", key]);
-        std::fs::write(path, made.to_string())
-    })?;
+    });
     let lone: Client = KeyVaultClient::new(bench.deployment.channel("vault", "lone")?);
     let (mut quiet, mut flooded) = (Vec::new(), Vec::new());
     for _ in 0..bench.rounds {

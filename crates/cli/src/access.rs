@@ -1,6 +1,7 @@
 //! Verbs on who may do what: roles, groups, explanations, and what needs two officers.
 
 use crate::{
+    identity,
     output::{Format, line, many, one},
     session::{Access, Session, time},
 };
@@ -79,8 +80,11 @@ pub(crate) enum Verb {
         minutes: i64,
     },
     /// Lists what waits for a second officer, and what came of it.
-    Approvals { vault: String },
-    /// Agrees to what another officer asked for.
+    Approvals {
+        /// Of which vault; without it those of the identity service, which are on officers.
+        vault: Option<String>,
+    },
+    /// Agrees to what another officer asked for, in a vault or in the identity service.
     Approve { name: String },
     /// Does not agree, or takes one's own request back.
     Reject { name: String },
@@ -230,7 +234,14 @@ async fn questions(session: &Session, client: &mut Access, verb: Verb) -> anyhow
             let made = client.break_glass(wire::BreakGlassRequest { parent, reason, duration }).await?;
             one(session.format, &assignment(made.into_inner()));
         }
-        Verb::Approvals { vault: parent } => {
+        Verb::Approvals { vault: None } => identity::approvals(session).await?,
+        Verb::Approve { name } if identity::is_approval(&name) => {
+            identity::decide(session, name, true).await?;
+        }
+        Verb::Reject { name } if identity::is_approval(&name) => {
+            identity::decide(session, name, false).await?;
+        }
+        Verb::Approvals { vault: Some(parent) } => {
             let request = wire::ListApprovalsRequest { parent, page_size: 1000, page_token: String::new() };
             let all = client.list_approvals(request).await?.into_inner();
             many(session.format, all.approvals.into_iter().map(approval).collect());

@@ -14,7 +14,7 @@ pub(crate) enum Verb {
     Create { id: String },
     /// Lists managed identities and the nodes that may act as them.
     List,
-    /// Makes a principal and prints its secret, once (officer).
+    /// Makes a principal and prints its secret, once (officer; two for another officer).
     CreatePrincipal {
         id: String,
         /// security_officer, system_administrator, database_administrator, auditor, or workload for a program.
@@ -22,7 +22,7 @@ pub(crate) enum Verb {
     },
     /// Lists principals.
     ListPrincipals,
-    /// Removes a principal (officer).
+    /// Removes a principal (officer; two for another officer).
     DeletePrincipal { name: String },
 }
 
@@ -31,6 +31,39 @@ pub(crate) async fn duty_of(session: &Session, name: &str) -> Option<String> {
     let request = wire::GetPrincipalRequest { name: name.to_owned() };
     let found = session.identity("officer").ok()?.get_principal(request).await.ok()?;
     Some(found.into_inner().duty)
+}
+
+/// Whether it is a request in the identity service, and not in a vault.
+pub(crate) fn is_approval(name: &str) -> bool {
+    name.starts_with("approvals/")
+}
+
+fn approval(a: wire::Approval) -> serde_json::Value {
+    let state = a.state().as_str_name().trim_start_matches("APPROVAL_STATE_").to_lowercase();
+    json!({
+        "state": state, "action": a.action, "asked_by": a.requester, "decided_by": a.decider,
+        "until": time(a.expire_time), "name": a.name,
+    })
+}
+
+/// Lists requests for a second officer.
+pub(crate) async fn approvals(session: &Session) -> anyhow::Result<()> {
+    let request = wire::ListApprovalsRequest { page_size: 1000, page_token: String::new() };
+    let all = session.identity("officer")?.list_approvals(request).await?.into_inner();
+    many(session.format, all.approvals.into_iter().map(approval).collect());
+    Ok(())
+}
+
+/// Agrees to a request, or does not.
+pub(crate) async fn decide(session: &Session, name: String, agree: bool) -> anyhow::Result<()> {
+    let mut client = session.identity("officer")?;
+    let done = if agree {
+        client.approve_approval(wire::ApproveApprovalRequest { name }).await?
+    } else {
+        client.reject_approval(wire::RejectApprovalRequest { name }).await?
+    };
+    one(session.format, &approval(done.into_inner()));
+    Ok(())
 }
 
 pub(crate) async fn run(session: &Session, verb: Verb) -> anyhow::Result<()> {

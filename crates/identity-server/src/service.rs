@@ -8,6 +8,7 @@ use custody_proto::identity::{
     identity_server::{Identity, IdentityServer},
 };
 use custody_rpc::{CallContext, page::cut, status::status, timestamp::to_wire, workers::Workers};
+use custody_types::{Approval, ApprovalState};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -64,6 +65,26 @@ fn principal(p: PrincipalRecord) -> wire::Principal {
         name: p.name.to_string(),
         duty: p.duty.to_string(),
         create_time: Some(to_wire(p.create_time)),
+    }
+}
+
+fn approval((a, state): (Approval, ApprovalState)) -> wire::Approval {
+    let state = match state {
+        ApprovalState::Pending => wire::ApprovalState::Pending,
+        ApprovalState::Approved => wire::ApprovalState::Approved,
+        ApprovalState::Rejected => wire::ApprovalState::Rejected,
+        ApprovalState::Used => wire::ApprovalState::Used,
+        _ => wire::ApprovalState::Expired,
+    };
+    wire::Approval {
+        name: a.name,
+        action: a.action,
+        resource: a.resource,
+        requester: a.requester,
+        decider: a.decision.map(|(who, _)| who).unwrap_or_default(),
+        state: state.into(),
+        create_time: Some(to_wire(a.create_time)),
+        expire_time: Some(to_wire(a.expire_time)),
     }
 }
 
@@ -157,6 +178,39 @@ impl Identity for IdentityService {
     ) -> Result<Response<()>, Status> {
         self.run(request, |registry, context, r| {
             registry.delete_principal(&context.caller, &r.name).map_err(failed)
+        })
+        .await
+    }
+
+    async fn list_approvals(
+        &self,
+        request: Request<wire::ListApprovalsRequest>,
+    ) -> Result<Response<wire::ListApprovalsResponse>, Status> {
+        self.run(request, |registry, _, r| {
+            let all = registry.list_approvals().map_err(failed)?;
+            let (page, next_page_token) = cut(all, r.page_size, &r.page_token, |(a, _)| a.name.clone())?;
+            let approvals = page.into_iter().map(approval).collect();
+            Ok(wire::ListApprovalsResponse { approvals, next_page_token })
+        })
+        .await
+    }
+
+    async fn approve_approval(
+        &self,
+        request: Request<wire::ApproveApprovalRequest>,
+    ) -> Result<Response<wire::Approval>, Status> {
+        self.run(request, |registry, context, r| {
+            registry.decide_approval(&context.caller, &r.name, true).map(approval).map_err(failed)
+        })
+        .await
+    }
+
+    async fn reject_approval(
+        &self,
+        request: Request<wire::RejectApprovalRequest>,
+    ) -> Result<Response<wire::Approval>, Status> {
+        self.run(request, |registry, context, r| {
+            registry.decide_approval(&context.caller, &r.name, false).map(approval).map_err(failed)
         })
         .await
     }

@@ -1,5 +1,6 @@
 //! The identity service's domain: principals with one duty each, managed identities, signed tokens. No network.
 
+mod officers;
 mod registry;
 mod signer;
 

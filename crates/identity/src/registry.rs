@@ -1,11 +1,12 @@
 //! Who exists, and what each may prove.
 
-use crate::{AUDIENCES, IssuedToken, Proof, Signer, signer::Subject};
+use crate::{AUDIENCES, IssuedToken, Proof, Signer, officers::SecondOfficer, signer::Subject};
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use custody_audit::{AuditUnavailable, Entry, Journal, Outcome, Record};
 use custody_store::{Batch, Store, StoreError};
 use custody_types::{Caller, Clock, Duty, ManagedIdentityName, PrincipalName, UnixMillis};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, fmt, sync::Arc};
 use subtle::ConstantTimeEq as _;
@@ -75,6 +76,24 @@ pub enum IdentityError {
     /// Bound somewhere.
     #[error("`{0}` is bound to nodes; delete the clusters that use it first")]
     InUse(String),
+    /// A second officer has to agree first.
+    #[error(
+        "this needs a second officer's approval ({action}): have `{approval}` approved by another officer, then ask again within the hour"
+    )]
+    ApprovalRequired {
+        /// The request for approval.
+        approval: String,
+        /// What is to be approved.
+        action: String,
+    },
+    /// It is not in a state for that.
+    #[error("`{name}`: {why}")]
+    Precondition {
+        /// What.
+        name: String,
+        /// Why not.
+        why: &'static str,
+    },
     /// A field is wrong.
     #[error("`{field}`: {why}")]
     Invalid {
@@ -103,7 +122,9 @@ impl IdentityError {
             Self::NotBound { .. } => "PERMISSION_DENIED",
             Self::NotFound(_) => "NOT_FOUND",
             Self::AlreadyExists(_) => "ALREADY_EXISTS",
-            Self::InUse(_) => "FAILED_PRECONDITION",
+            Self::InUse(_) | Self::ApprovalRequired { .. } | Self::Precondition { .. } => {
+                "FAILED_PRECONDITION"
+            }
             Self::Invalid { .. } => "INVALID_ARGUMENT",
             Self::AuditUnavailable(_) | Self::Store(_) => "UNAVAILABLE",
             Self::Backend => "INTERNAL",
@@ -119,6 +140,8 @@ impl IdentityError {
             Self::NotFound(_) => "NOT_FOUND",
             Self::AlreadyExists(_) => "ALREADY_EXISTS",
             Self::InUse(_) => "IDENTITY_IN_USE",
+            Self::ApprovalRequired { .. } => "APPROVAL_REQUIRED",
+            Self::Precondition { .. } => "APPROVAL_NOT_OPEN",
             Self::Invalid { .. } => "INVALID_FIELD",
             Self::AuditUnavailable(_) => "AUDIT_UNAVAILABLE",
             Self::Store(_) => "STORE_UNAVAILABLE",
@@ -126,17 +149,19 @@ impl IdentityError {
         }
     }
 
-    fn invalid(field: &'static str, why: impl ToString) -> Self {
+    pub(crate) fn invalid(field: &'static str, why: impl ToString) -> Self {
         Self::Invalid { field, why: why.to_string() }
     }
 }
 
 /// All principals and managed identities.
 pub struct Registry {
-    store: Store,
+    pub(crate) store: Store,
     signer: Signer,
     journal: Arc<Journal>,
-    clock: Arc<dyn Clock>,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Changes are made one after another: what is free when it is looked at is free when it is taken.
+    pub(crate) changes: Mutex<()>,
     /// Ids of workloads that prove themselves by certificates.
     services: Vec<String>,
 }
@@ -145,7 +170,7 @@ fn hash(secret: &str) -> String {
     hex::encode(digest(&SHA256, secret.as_bytes()))
 }
 
-fn random_hex() -> Result<String, IdentityError> {
+pub(crate) fn random_hex() -> Result<String, IdentityError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|_| IdentityError::Backend)?;
     Ok(hex::encode(bytes))
@@ -165,7 +190,8 @@ impl Registry {
         managed: &[(String, String)],
         services: &[String],
     ) -> Result<Self, IdentityError> {
-        let registry = Self { store, signer, journal, clock, services: services.to_vec() };
+        let changes = Mutex::new(());
+        let registry = Self { store, signer, journal, clock, changes, services: services.to_vec() };
         let mut batch = Batch::new();
         for entry in bootstrap {
             let name: PrincipalName = format!("principals/{}", entry.id)
@@ -201,7 +227,7 @@ impl Registry {
     }
 
     /// Writes a record, acts, and finishes it.
-    fn audited<T>(
+    pub(crate) fn audited<T>(
         &self,
         caller: &Caller,
         operation: &str,
@@ -329,10 +355,10 @@ impl Registry {
         })
     }
 
-    /// Makes a principal and answers its secret, which is stored nowhere.
+    /// Makes a principal and answers its secret, which is stored nowhere. An officer is made by two of them.
     ///
     /// # Errors
-    /// The id is malformed or taken, or is the name of a service, which proves itself by a certificate: role
+    /// A second officer has to agree; the id is malformed or taken, or is the name of a service, which proves itself by a certificate: role
     /// assignments to the one would hold for the other.
     pub fn create_principal(
         &self,
@@ -347,7 +373,13 @@ impl Registry {
             return Err(IdentityError::invalid("principal_id", "is the name of a service; choose another"));
         }
         self.audited(caller, "PrincipalCreate", name.as_str(), || {
+            let _one_at_a_time = self.changes.lock();
             self.check_free(PRINCIPALS, name.as_str())?;
+            let agreed = if duty == Duty::SecurityOfficer {
+                self.second_officer(caller, name.as_str(), format!("make {name} an officer"))?
+            } else {
+                SecondOfficer::NOT_NEEDED
+            };
             let mut bytes = [0; 32];
             getrandom::fill(&mut bytes).map_err(|_| IdentityError::Backend)?;
             let secret = URL_SAFE_NO_PAD.encode(bytes);
@@ -357,7 +389,9 @@ impl Registry {
                 secret_hash: hash(&secret),
                 create_time: self.clock.now(),
             };
-            self.put(PRINCIPALS, name.as_str(), &record)?;
+            let mut batch = Batch::new();
+            batch.put(PRINCIPALS, name.as_str(), &record);
+            self.commit_approved(batch, agreed)?;
             Ok((record, secret))
         })
     }
@@ -374,10 +408,10 @@ impl Registry {
         Ok(self.store.commit(batch)?)
     }
 
-    fn retire(&self, table: &'static str, name: &str) -> Result<(), IdentityError> {
+    fn retire(&self, table: &'static str, name: &str, agreed: SecondOfficer) -> Result<(), IdentityError> {
         let mut batch = Batch::new();
         batch.delete(table, name).put(RETIRED, name, &true);
-        Ok(self.store.commit(batch)?)
+        self.commit_approved(batch, agreed)
     }
 
     /// Reads a principal.
@@ -397,14 +431,23 @@ impl Registry {
         Ok(self.store.scan(PRINCIPALS, "")?.into_iter().map(|(_, p)| p).collect())
     }
 
-    /// Removes a principal. Its tokens end within their lifetime.
+    /// Removes a principal. Its tokens end within their lifetime. An officer is removed by two of them, or by itself.
     ///
     /// # Errors
-    /// Malformed, or does not exist.
+    /// Malformed, does not exist, or a second officer has to agree.
     pub fn delete_principal(&self, caller: &Caller, name: &str) -> Result<(), IdentityError> {
         let record = self.get_principal(name)?;
         self.audited(caller, "PrincipalDelete", record.name.as_str(), || {
-            self.retire(PRINCIPALS, record.name.as_str())
+            let _one_at_a_time = self.changes.lock();
+            let name = record.name.as_str();
+            // Who has removed it meanwhile has spent the approval.
+            self.get_principal(name)?;
+            let agreed = if record.duty == Duty::SecurityOfficer && name != caller.principal {
+                self.second_officer(caller, name, format!("remove {name}, an officer"))?
+            } else {
+                SecondOfficer::NOT_NEEDED
+            };
+            self.retire(PRINCIPALS, name, agreed)
         })
     }
 
@@ -421,6 +464,7 @@ impl Registry {
             .parse()
             .map_err(|e| IdentityError::invalid("managed_identity_id", e))?;
         self.audited(caller, "ManagedIdentityCreate", name.as_str(), || {
+            let _one_at_a_time = self.changes.lock();
             self.check_free(MANAGED, name.as_str())?;
             let record = ManagedIdentityRecord {
                 name: name.clone(),
@@ -454,12 +498,14 @@ impl Registry {
     /// # Errors
     /// Malformed, does not exist, or is bound.
     pub fn delete_managed_identity(&self, caller: &Caller, name: &str) -> Result<(), IdentityError> {
-        let record = self.get_managed_identity(name)?;
-        self.audited(caller, "ManagedIdentityDelete", record.name.as_str(), || {
+        let name = self.get_managed_identity(name)?.name;
+        self.audited(caller, "ManagedIdentityDelete", name.as_str(), || {
+            let _one_at_a_time = self.changes.lock();
+            let record = self.get_managed_identity(name.as_str())?;
             if !record.nodes.is_empty() {
                 return Err(IdentityError::InUse(record.name.to_string()));
             }
-            self.retire(MANAGED, record.name.as_str())
+            self.retire(MANAGED, record.name.as_str(), SecondOfficer::NOT_NEEDED)
         })
     }
 
@@ -475,9 +521,11 @@ impl Registry {
         bound: bool,
     ) -> Result<ManagedIdentityRecord, IdentityError> {
         let node: PrincipalName = node.parse().map_err(|e| IdentityError::invalid("node", e))?;
-        let mut record = self.get_managed_identity(name)?;
+        let name = self.get_managed_identity(name)?.name;
         let operation = if bound { "ManagedIdentityBind" } else { "ManagedIdentityUnbind" };
-        self.audited(caller, operation, record.name.clone().as_str(), || {
+        self.audited(caller, operation, name.as_str(), || {
+            let _one_at_a_time = self.changes.lock();
+            let mut record = self.get_managed_identity(name.as_str())?;
             let changed = if bound { record.nodes.insert(node) } else { record.nodes.remove(&node) };
             if changed {
                 self.put(MANAGED, record.name.as_str(), &record)?;

@@ -32,7 +32,11 @@ pub fn rule(method: Method) -> Rule {
     match method {
         IdentityIssueToken | IdentityGetJwks => Rule::Public,
         IdentityIssueWorkloadToken => Rule::Certificate,
-        IdentityCreatePrincipal | IdentityDeletePrincipal => Rule::Duties(OFFICER),
+        IdentityCreatePrincipal
+        | IdentityDeletePrincipal
+        | IdentityApproveApproval
+        | IdentityRejectApproval => Rule::Duties(OFFICER),
+        IdentityListApprovals => Rule::Duties(READERS),
         IdentityGetPrincipal | IdentityListPrincipals => Rule::Duties(READERS),
         IdentityGetManagedIdentity | IdentityListManagedIdentities => Rule::Duties(KEY_READERS),
         IdentityCreateManagedIdentity

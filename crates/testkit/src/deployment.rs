@@ -296,6 +296,26 @@ impl Deployment {
         Ok(self.endpoint(service)?.authenticated(self.tokens(who, audience)?))
     }
 
+    /// Makes a principal of a duty, an officer with the approval of the second one, and answers what it proves itself with. Its
+    /// credentials lie where `channel` and `--as` find them.
+    ///
+    /// # Panics
+    /// A step failed.
+    #[must_use]
+    pub fn principal(&self, id: &str, duty: &str) -> Value {
+        let make = ["identity", "create-principal", id, duty];
+        let made = self.cli(&make).unwrap_or_else(|refused| {
+            let refused = refused.to_string();
+            let named = refused.split('`').find(|part| part.starts_with("approvals/"));
+            let approval = named.unwrap_or_else(|| panic!("{refused}"));
+            _ = self.run(&["--as", "custodian", "access", "approve", approval]);
+            self.run(&make)
+        });
+        let path = self.dir.join(format!("credentials/{id}.json"));
+        fs::write(path, made.to_string()).expect("the deployment's directory");
+        made
+    }
+
     /// Makes a vault, a key and an identity with rights on it; answers the names of key, identity and assignment.
     ///
     /// # Panics

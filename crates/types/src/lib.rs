@@ -22,8 +22,8 @@ pub use key_operation::{KeyOperation, UnknownKeyOperation};
 pub use key_state::{KeyAttributes, KeyState};
 pub use key_type::{Curve, KeyType, Protection, PublicKey, RsaSize, UnknownCurve, UnknownRsaSize};
 pub use name::{
-    ApprovalName, ClusterName, GroupName, KeyName, KeyVersionName, ManagedIdentityName, NameError,
-    PrincipalName, RoleDefinitionName, VaultName, VolumeName,
+    ApprovalName, ClusterName, GroupName, IdentityApprovalName, KeyName, KeyVersionName, ManagedIdentityName,
+    NameError, PrincipalName, RoleDefinitionName, VaultName, VolumeName,
 };
 pub use passing::PassingReason;
 pub use permission::{Permission, UnknownPermission};

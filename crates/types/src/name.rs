@@ -159,6 +159,9 @@ name_type!(
     /// A request for a second officer's approval.
     ApprovalName, "vaults/{vault}/approvals/{approval}", ["vaults", "approvals"]);
 name_type!(
+    /// A request for a second officer's approval in the identity service.
+    IdentityApprovalName, "approvals/{approval}", ["approvals"]);
+name_type!(
     /// A person or a program.
     PrincipalName, "principals/{principal}", ["principals"]);
 name_type!(

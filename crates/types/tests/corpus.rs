@@ -1,8 +1,8 @@
 //! The fuzzers' corpus of resource names (`fuzz/corpus/names`) with every test run.
 
 use custody_types::{
-    ApprovalName, ClusterName, GroupName, KeyName, KeyVersionName, ManagedIdentityName, PrincipalName,
-    RoleDefinitionName, VaultName, VolumeName,
+    ApprovalName, ClusterName, GroupName, IdentityApprovalName, KeyName, KeyVersionName, ManagedIdentityName,
+    PrincipalName, RoleDefinitionName, VaultName, VolumeName,
 };
 
 /// How many kinds of names a text is; each kind prints back what it was.
@@ -14,6 +14,7 @@ fn kinds(text: &str) -> usize {
         ApprovalName,
         ClusterName,
         GroupName,
+        IdentityApprovalName,
         KeyName,
         KeyVersionName,
         ManagedIdentityName,
