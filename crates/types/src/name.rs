@@ -1,7 +1,7 @@
 //! Resource names (AIP-122): `vaults/{vault}/keys/{key}/versions/{version}` and its relatives.
 
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 /// A resource name that does not follow its grammar. Says what was expected and why the text is not that.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,9 +77,11 @@ fn segments<'a, const N: usize>(
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $pattern:literal, [$($literal:literal),+]) => {
         $(#[$doc])*
+        ///
+        /// Its copies share one text: a vault has a million of them in several places.
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The form of this name.
@@ -102,7 +104,7 @@ macro_rules! name_type {
             type Err = NameError;
             fn from_str(text: &str) -> Result<Self, NameError> {
                 segments(text, $pattern, [$($literal),+])?;
-                Ok(Self(text.to_owned()))
+                Ok(Self(text.into()))
             }
         }
 
@@ -115,7 +117,7 @@ macro_rules! name_type {
 
         impl From<$name> for String {
             fn from(name: $name) -> Self {
-                name.0
+                name.0.as_ref().to_owned()
             }
         }
 
@@ -174,6 +176,12 @@ name_type!(
     /// A sealed volume on a storage node.
     VolumeName, "volumes/{volume}", ["volumes"]);
 
+/// The first `n` segments of a name that has more.
+fn first_segments(name: &str, n: usize) -> &str {
+    let end = name.match_indices('/').nth(n - 1).map_or(name.len(), |(at, _)| at);
+    name.get(..end).unwrap_or(name)
+}
+
 impl VaultName {
     /// The name of a key in this vault.
     ///
@@ -188,7 +196,7 @@ impl KeyName {
     /// The vault that holds this key.
     #[must_use]
     pub fn vault(&self) -> VaultName {
-        VaultName(self.0.split('/').take(2).collect::<Vec<_>>().join("/"))
+        VaultName(first_segments(&self.0, 2).into())
     }
 
     /// The name of a version of this key.
@@ -204,7 +212,7 @@ impl KeyVersionName {
     /// The key this is a version of.
     #[must_use]
     pub fn key(&self) -> KeyName {
-        KeyName(self.0.split('/').take(4).collect::<Vec<_>>().join("/"))
+        KeyName(first_segments(&self.0, 4).into())
     }
 }
 

@@ -43,8 +43,15 @@ pub(crate) struct Catalog {
 
 impl Catalog {
     /// Takes a key in, also one whose versions or policy have changed.
-    pub(crate) fn put_key(&mut self, key: KeyRecord, now: UnixMillis) {
+    pub(crate) fn put_key(&mut self, mut key: KeyRecord, now: UnixMillis) {
         let name = key.name.clone();
+        for version in &mut key.versions {
+            // The text that the version itself has.
+            if let Some((known, _)) = self.versions.get_key_value(version) {
+                *version = known.clone();
+            }
+        }
+        key.versions.shrink_to_fit();
         self.keys.insert(name.clone(), key);
         self.plan(&name, now);
     }

@@ -86,7 +86,7 @@ pub(crate) struct VersionRecord {
 #[derive(Debug)]
 pub(crate) struct Version {
     pub(crate) record: VersionRecord,
-    pub(crate) private: Arc<OnceLock<PrivateKey>>,
+    pub(crate) private: Arc<OnceLock<Box<PrivateKey>>>,
     pub(crate) uses: Arc<Uses>,
 }
 

@@ -444,7 +444,7 @@ impl Vault {
                     .map_err(|_| damaged())?
             }
         };
-        Ok(version.private.get_or_init(|| opened))
+        Ok(version.private.get_or_init(|| Box::new(opened)))
     }
 
     /// Random bytes from the vault's generator.
