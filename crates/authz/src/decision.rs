@@ -1,6 +1,6 @@
 //! All assignments, indexed by who holds them and on what, and the decision.
 
-use crate::{Assignment, Group, Role, UnknownRole, scope::scopes_of};
+use crate::{Assignment, Condition, Group, Role, Scope, UnknownRole, Unmet, scope::scopes_of};
 use custody_types::{Caller, Duty, Permission, UnixMillis, VaultName};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -30,19 +30,47 @@ pub struct ConflictingDuty {
     role: String,
 }
 
-/// An assignment with its role, as the index holds it.
+/// An assignment as the index holds it, below its holder. There are a million of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Grant {
-    pub(crate) assignment: Arc<Assignment>,
+    pub(crate) name: Box<str>,
+    pub(crate) scope: Scope,
     pub(crate) role: Arc<Role>,
+    /// None where it is empty.
+    condition: Option<Box<Condition>>,
+}
+
+impl Grant {
+    /// Whether its condition holds.
+    pub(crate) fn check(&self, now: UnixMillis, address: &str) -> Result<(), Unmet> {
+        self.condition.as_ref().map_or(Ok(()), |condition| condition.check(now, address))
+    }
+
+    /// As it was given.
+    pub(crate) fn assignment(&self, holder: &str) -> Assignment {
+        Assignment {
+            name: self.name.to_string(),
+            principal: holder.to_owned(),
+            role: self.role.name.clone(),
+            scope: self.scope.clone(),
+            condition: self.condition.as_deref().cloned().unwrap_or_default(),
+        }
+    }
+}
+
+/// Those of a holder on one scope.
+fn on<'a>(grants: &'a [Grant], scope: &str) -> &'a [Grant] {
+    let first = grants.partition_point(|g| g.scope.as_str() < scope);
+    let rest = grants.get(first..).unwrap_or_default();
+    rest.get(..rest.partition_point(|g| g.scope.as_str() == scope)).unwrap_or_default()
 }
 
 /// All assignments. A decision looks at those of the caller and of its groups on the resource's own scopes, however
 /// many others there are.
 #[derive(Clone, Debug)]
 pub struct Assignments {
-    /// By holder, then by scope.
-    holders: HashMap<String, BTreeMap<String, Vec<Grant>>>,
+    /// By holder; those of one in the order of their scopes.
+    holders: HashMap<String, Vec<Grant>>,
     roles: HashMap<String, Arc<Role>>,
     groups: BTreeMap<String, Group>,
     /// By member.
@@ -87,7 +115,7 @@ impl Assignments {
     /// Whether any assignment gives this role.
     #[must_use]
     pub fn is_assigned(&self, role: &str) -> bool {
-        self.grants().any(|g| g.assignment.role == role)
+        self.grants().any(|(_, g)| g.role.name == role)
     }
 
     /// The group of this name.
@@ -167,45 +195,43 @@ impl Assignments {
     /// Its role is not known.
     pub fn insert(&mut self, assignment: Assignment) -> Result<(), UnknownRole> {
         let role = self.role(&assignment.role)?.clone();
-        let scopes = self.holders.entry(assignment.principal.clone()).or_default();
-        let here = scopes.entry(assignment.scope.as_str().to_owned()).or_default();
-        here.push(Grant { assignment: Arc::new(assignment), role });
+        let Assignment { name, principal, scope, condition, .. } = assignment;
+        let held = self.holders.entry(principal).or_default();
+        let at = held.partition_point(|g| g.scope.as_str() <= scope.as_str());
+        let condition = (!condition.is_empty()).then(|| Box::new(condition));
+        held.insert(at, Grant { name: name.into(), scope, role, condition });
         Ok(())
     }
 
     /// Removes an assignment.
     pub fn remove(&mut self, assignment: &Assignment) {
-        let Some(scopes) = self.holders.get_mut(&assignment.principal) else { return };
-        if let Some(here) = scopes.get_mut(assignment.scope.as_str()) {
-            here.retain(|g| g.assignment.name != assignment.name);
-            if here.is_empty() {
-                scopes.remove(assignment.scope.as_str());
-            }
-        }
-        if scopes.is_empty() {
+        let Some(held) = self.holders.get_mut(&assignment.principal) else { return };
+        held.retain(|g| *g.name != *assignment.name);
+        if held.is_empty() {
             self.holders.remove(&assignment.principal);
         }
     }
 
-    pub(crate) fn grants(&self) -> impl Iterator<Item = &Grant> {
-        self.holders.values().flat_map(|s| s.values().flatten())
+    /// All, each with its holder.
+    pub(crate) fn grants(&self) -> impl Iterator<Item = (&str, &Grant)> {
+        self.holders.iter().flat_map(|(holder, held)| held.iter().map(|g| (holder.as_str(), g)))
     }
 
     /// What a principal or a group holds itself.
     pub(crate) fn of(&self, holder: &str) -> impl Iterator<Item = &Grant> {
-        self.holders.get(holder).into_iter().flat_map(|s| s.values().flatten())
+        self.holders.get(holder).into_iter().flatten()
     }
 
     /// The assignments of a principal or a group itself.
-    pub fn assignments_of(&self, holder: &str) -> impl Iterator<Item = &Assignment> {
-        self.of(holder).map(|g| &*g.assignment)
+    pub fn assignments_of(&self, holder: &str) -> impl Iterator<Item = Assignment> {
+        self.of(holder).map(move |g| g.assignment(holder))
     }
 
-    /// Any assignment of a principal, or of a group it is in, in a vault.
+    /// The scope of any assignment of a principal, or of a group it is in, in a vault.
     #[must_use]
-    pub fn reach(&self, principal: &str, vault: &VaultName) -> Option<&Assignment> {
-        let mut held = self.subjects(principal).flat_map(|s| self.of(s)).map(|g| &*g.assignment);
-        held.find(|a| a.scope.vault() == *vault)
+    pub fn reach(&self, principal: &str, vault: &VaultName) -> Option<&Scope> {
+        let mut held = self.subjects(principal).flat_map(|s| self.of(s)).map(|g| &g.scope);
+        held.find(|scope| scope.vault() == *vault)
     }
 
     /// The caller and its groups.
@@ -224,15 +250,15 @@ impl Assignments {
         now: UnixMillis,
     ) -> Decision {
         for subject in self.subjects(&caller.principal) {
-            let Some(scopes) = self.holders.get(subject) else { continue };
+            let Some(held) = self.holders.get(subject) else { continue };
             for scope in scopes_of(resource) {
                 let allows = |g: &&Grant| {
                     g.role.duties.contains(&caller.duty)
                         && g.role.permissions.contains(&permission)
-                        && g.assignment.condition.check(now, &caller.address).is_ok()
+                        && g.check(now, &caller.address).is_ok()
                 };
-                if let Some(grant) = scopes.get(scope).into_iter().flatten().find(allows) {
-                    return Decision::Allow { assignment: grant.assignment.name.clone() };
+                if let Some(grant) = on(held, scope).iter().find(allows) {
+                    return Decision::Allow { assignment: grant.name.to_string() };
                 }
             }
         }
@@ -244,17 +270,16 @@ impl Assignments {
     pub fn turned(&self, after: UnixMillis, until: UnixMillis) -> Vec<String> {
         let within = |t: Option<UnixMillis>| t.is_some_and(|t| after < t && t <= until);
         let turned = |g: &&Grant| {
-            let condition = &g.assignment.condition;
-            within(condition.not_before) || within(condition.expire_time)
+            let condition = g.condition.as_ref();
+            condition.is_some_and(|c| within(c.not_before) || within(c.expire_time))
         };
-        self.grants().filter(turned).map(|g| g.assignment.scope.to_string()).collect()
+        self.grants().map(|(_, g)| g).filter(turned).map(|g| g.scope.to_string()).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Condition;
 
     const NOW: UnixMillis = UnixMillis::from_secs(1000);
 

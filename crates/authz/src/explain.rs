@@ -54,21 +54,21 @@ impl Assignments {
     ) -> (Decision, Vec<Considered>) {
         let vault = scopes_of(resource).last().unwrap_or_default();
         let verdict = |g: &Grant| {
-            if !g.assignment.scope.covers(resource) {
+            if !g.scope.covers(resource) {
                 Verdict::OutOfScope
             } else if !g.role.permissions.contains(&permission) {
                 Verdict::LacksPermission
             } else if duty.is_some_and(|d| !g.role.duties.contains(&d)) {
                 Verdict::OtherDuty
             } else {
-                g.assignment.condition.check(now, address).map_or_else(Verdict::Unmet, |()| Verdict::Allows)
+                g.check(now, address).map_or_else(Verdict::Unmet, |()| Verdict::Allows)
             }
         };
         let mut considered: Vec<Considered> = self
             .subjects(principal)
-            .flat_map(|s| self.of(s))
-            .filter(|g| g.assignment.scope.vault().as_str() == vault)
-            .map(|g| Considered { assignment: (*g.assignment).clone(), verdict: verdict(g) })
+            .flat_map(|s| self.of(s).map(move |g| (s, g)))
+            .filter(|(_, g)| g.scope.vault().as_str() == vault)
+            .map(|(s, g)| Considered { assignment: g.assignment(s), verdict: verdict(g) })
             .collect();
         considered.sort_by(|a, b| a.assignment.name.cmp(&b.assignment.name));
         let decision = match duty {
@@ -90,19 +90,19 @@ impl Assignments {
     #[must_use]
     pub fn holders(&self, permission: Permission, vault: &VaultName, now: UnixMillis) -> Vec<Holder> {
         let reaches =
-            |g: &&Grant| g.assignment.scope.vault() == *vault && g.role.permissions.contains(&permission);
+            |(_, g): &(&str, &Grant)| g.scope.vault() == *vault && g.role.permissions.contains(&permission);
         let mut all = Vec::new();
-        for grant in self.grants().filter(reaches) {
+        for (given_to, grant) in self.grants().filter(reaches) {
             // From where it comes is not known here: a condition on networks is left to the call itself.
-            let unmet = grant.assignment.condition.check(now, "").err().filter(|u| *u != Unmet::Elsewhere);
+            let unmet = grant.check(now, "").err().filter(|u| *u != Unmet::Elsewhere);
             let holder = |principal: &str| Holder {
                 principal: principal.to_owned(),
-                assignment: (*grant.assignment).clone(),
+                assignment: grant.assignment(given_to),
                 unmet,
             };
-            match self.group(&grant.assignment.principal) {
+            match self.group(given_to) {
                 Some(group) => all.extend(group.members.iter().map(|m| holder(m))),
-                None => all.push(holder(&grant.assignment.principal)),
+                None => all.push(holder(given_to)),
             }
         }
         all.sort_by(|a, b| (&a.principal, &a.assignment.name).cmp(&(&b.principal, &b.assignment.name)));

@@ -107,10 +107,10 @@ impl Vault {
             if principal.starts_with("vaults/") && group.is_none() {
                 return Err(VaultError::NotFound(principal.clone()));
             }
-            let same = |a: &&Assignment| (&a.role, &a.scope) == (&assignment.role, &assignment.scope);
-            let same = assignments.assignments_of(principal).filter(same);
-            if let Some(there) = same.into_iter().find(|a| a.condition == assignment.condition) {
-                return Err(VaultError::AlreadyExists(there.name.clone()));
+            let same = |a: &Assignment| (&a.role, &a.scope) == (&assignment.role, &assignment.scope);
+            let mut same = assignments.assignments_of(principal).filter(same);
+            if let Some(there) = same.find(|a| a.condition == assignment.condition) {
+                return Err(VaultError::AlreadyExists(there.name));
             }
             assignments.check(principal, role)?;
             *principal == call.caller.principal

@@ -237,7 +237,7 @@ impl Vault {
             .assignments
             .read()
             .reach(&call.caller.principal, &vault)
-            .map_or_else(|| vault.to_string(), |a| a.scope.to_string());
+            .map_or_else(|| vault.to_string(), ToString::to_string);
         self.gate.run::<op::WatchKeys, _>(call, &resource, |_| Ok(()))
     }
 
