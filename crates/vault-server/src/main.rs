@@ -115,9 +115,11 @@ async fn main() -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     std::fs::create_dir_all(&settings.server.data)?;
     let store_dir = settings.server.data.join("store");
-    let store = custody_store::Store::open(&store_dir)?;
+    // With a million keys each of the two takes a part of a second.
+    let opening = std::thread::spawn(move || custody_store::Store::open(&store_dir));
     let (journal, keeper) =
         custody_audit_server::open(&settings.server, &settings.audit, "custody-vault", clock.clone())?;
+    let store = opening.join().map_err(|_| anyhow::anyhow!("opening the store failed"))??;
     let (events, _) = tokio::sync::broadcast::channel(1024);
     let sender = events.clone();
     let token = settings.hsm.clone().map(Token::open).transpose().context("`hsm`")?.map(Arc::new);

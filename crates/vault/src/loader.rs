@@ -115,7 +115,8 @@ impl Loader {
     pub(crate) fn start(self: &Arc<Self>, time: Option<Duration>) -> Result<(), VaultError> {
         self.stop();
         let begun = Instant::now();
-        let proceed = || time.is_none_or(|time| begun.elapsed() < time);
+        let all = self.state.lock().waiting.len();
+        let proceed = || time.is_none_or(|time| self.is_worth_it(all, begun.elapsed(), time));
         if self.load_all(&proceed)? && self.check_rest(&proceed)? {
             return Ok(());
         }
@@ -133,6 +134,14 @@ impl Loader {
             state.workers += 1;
         }
         Ok(())
+    }
+
+    /// Whether a start that has taken so long goes on: it may bring all in within its time. That it cannot is plain after
+    /// a fifth of it.
+    fn is_worth_it(&self, all: usize, taken: Duration, time: Duration) -> bool {
+        let done = all.saturating_sub(self.state.lock().waiting.len());
+        let share = done as f64 / all.max(1) as f64;
+        taken < time && (taken < time / 5 || share >= taken.as_secs_f64() / time.as_secs_f64())
     }
 
     /// Ends the threads.

@@ -26,7 +26,8 @@ use zeroize::Zeroizing;
 
 /// Time in which all shares must be given.
 const ATTEMPT_TIME: Duration = Duration::from_secs(600);
-/// How long a start brings vaults into memory before it serves: enough for some 10,000 keys.
+/// How long a start brings vaults into memory before it serves: enough for some 20,000 keys. It is cut short where there are
+/// many more.
 const START_TIME: Duration = Duration::from_millis(500);
 
 /// Where what the seal needs lies.
