@@ -187,7 +187,7 @@ async fn questions(session: &Session, client: &mut Access, verb: Verb) -> anyhow
         Verb::Explain { who: principal, permission, resource, duty, address } => {
             let duty = match duty {
                 Some(duty) => duty,
-                None => crate::identity::duty_of(session, &principal).await.unwrap_or_default(),
+                None => identity::duty_of(session, &principal).await.unwrap_or_default(),
             };
             let request = wire::ExplainAccessRequest { principal, permission, resource, duty, address };
             let said = client.explain_access(request).await?.into_inner();
