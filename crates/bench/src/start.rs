@@ -135,9 +135,9 @@ async fn restart(deployment: &Deployment, keys: usize, round: usize) -> anyhow::
     }
     let serves = age(pid)?.as_secs_f64();
     let vaults = keys / KEYS_OF_A_VAULT;
-    let mut asked = (0..ASKED.min(vaults)).map(|n| (n * 7919 + round * 31) % vaults * KEYS_OF_A_VAULT);
+    let asked = (0..ASKED.min(vaults)).map(|n| (n * 7919 + round * 31) % vaults * KEYS_OF_A_VAULT);
     let mut times = Vec::new();
-    while let Some(key) = asked.next() {
+    for key in asked {
         let began = Instant::now();
         get(key).await?;
         times.push(began.elapsed().as_secs_f64() * 1e3);

@@ -307,7 +307,7 @@ impl Deployment {
         let made = self.cli(&make).unwrap_or_else(|refused| {
             let refused = refused.to_string();
             let named = refused.split('`').find(|part| part.starts_with("approvals/"));
-            let approval = named.unwrap_or_else(|| panic!("{refused}"));
+            let approval = named.expect(&refused);
             _ = self.run(&["--as", "custodian", "access", "approve", approval]);
             self.run(&make)
         });

@@ -330,7 +330,9 @@ impl Loader {
         by_pieces(assignments, |some| {
             let mut all = self.assignments.write();
             for (_, assignment) in some {
-                unknown = all.insert(assignment).err().or(unknown.take());
+                if let Err(e) = all.insert(assignment) {
+                    unknown.get_or_insert(e);
+                }
             }
         });
         unknown.map_or(Ok(()), |role| Err(VaultError::StoredRole(role)))
