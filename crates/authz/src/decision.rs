@@ -71,6 +71,8 @@ fn on<'a>(grants: &'a [Grant], scope: &str) -> &'a [Grant] {
 pub struct Assignments {
     /// By holder; those of one in the order of their scopes.
     holders: HashMap<String, Vec<Grant>>,
+    /// When those that have a time begin to hold and cease to, with their scopes, by name.
+    timed: BTreeMap<String, (Scope, [Option<UnixMillis>; 2])>,
     roles: HashMap<String, Arc<Role>>,
     groups: BTreeMap<String, Group>,
     /// By member.
@@ -80,7 +82,13 @@ pub struct Assignments {
 impl Default for Assignments {
     fn default() -> Self {
         let roles = Role::built_in().iter().map(|r| (r.name.clone(), r.clone())).collect();
-        Self { holders: HashMap::new(), roles, groups: BTreeMap::new(), groups_of: HashMap::new() }
+        Self {
+            holders: HashMap::new(),
+            timed: BTreeMap::new(),
+            roles,
+            groups: BTreeMap::new(),
+            groups_of: HashMap::new(),
+        }
     }
 }
 
@@ -198,6 +206,10 @@ impl Assignments {
         let Assignment { name, principal, scope, condition, .. } = assignment;
         let held = self.holders.entry(principal).or_default();
         let at = held.partition_point(|g| g.scope.as_str() <= scope.as_str());
+        let times = [condition.not_before, condition.expire_time];
+        if times.iter().any(Option::is_some) {
+            self.timed.insert(name.clone(), (scope.clone(), times));
+        }
         let condition = (!condition.is_empty()).then(|| Box::new(condition));
         held.insert(at, Grant { name: name.into(), scope, role, condition });
         Ok(())
@@ -205,6 +217,7 @@ impl Assignments {
 
     /// Removes an assignment.
     pub fn remove(&mut self, assignment: &Assignment) {
+        self.timed.remove(&assignment.name);
         let Some(held) = self.holders.get_mut(&assignment.principal) else { return };
         held.retain(|g| *g.name != *assignment.name);
         if held.is_empty() {
@@ -268,12 +281,9 @@ impl Assignments {
     /// Scopes of assignments that began to hold, or ceased to, between two moments.
     #[must_use]
     pub fn turned(&self, after: UnixMillis, until: UnixMillis) -> Vec<String> {
-        let within = |t: Option<UnixMillis>| t.is_some_and(|t| after < t && t <= until);
-        let turned = |g: &&Grant| {
-            let condition = g.condition.as_ref();
-            condition.is_some_and(|c| within(c.not_before) || within(c.expire_time))
-        };
-        self.grants().map(|(_, g)| g).filter(turned).map(|g| g.scope.to_string()).collect()
+        let within = |t: &Option<UnixMillis>| t.is_some_and(|t| after < t && t <= until);
+        let turned = self.timed.values().filter(|(_, times)| times.iter().any(within));
+        turned.map(|(scope, _)| scope.to_string()).collect()
     }
 }
 

@@ -158,7 +158,7 @@ async fn main() -> anyhow::Result<()> {
         faults.set(profile);
     }
     let edge = faults.map(EdgeFaults::start);
-    // A store that is found altered while the vault serves ends it, as it does a start.
+    // A store that is found altered or unreadable while the vault serves ends it, as it does a start.
     let (refuse, refused) = watch::channel(None);
     let ticking = tokio::spawn(tick(vault.clone(), refuse));
     let closing = tokio::spawn(leases::close_due(vault.clone(), settings.server.data.join("proof.pub")));
@@ -296,18 +296,18 @@ async fn ended(mut refused: watch::Receiver<Option<String>>) {
     }
 }
 
-/// Does what time has made due. Ends where the store is not as the vault left it, and says so.
+/// Does what time has made due. Ends where not all vaults could be brought into memory, and says so.
 async fn tick(vault: Arc<Vault>, refuse: watch::Sender<Option<String>>) {
     let mut every = tokio::time::interval(Duration::from_secs(10));
     loop {
         every.tick().await;
+        if let Some(why) = vault.failure() {
+            tracing::error!(error = %why, "the vault ends");
+            refuse.send_replace(Some(why.to_string()));
+            return;
+        }
         let vault = vault.clone();
         match tokio::task::spawn_blocking(move || vault.tick()).await {
-            Ok(Err(e @ VaultError::StoreRefused(_))) => {
-                tracing::error!(error = %e, "the vault ends");
-                refuse.send_replace(Some(e.to_string()));
-                return;
-            }
             Ok(Err(e)) => tracing::error!(error = %e, "something due was not done"),
             Err(_) => tracing::error!("doing what is due failed"),
             Ok(Ok(())) => {}

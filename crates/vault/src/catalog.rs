@@ -32,6 +32,8 @@ pub(crate) struct Catalog {
     pub(crate) vaults: BTreeMap<VaultName, VaultRecord>,
     pub(crate) keys: BTreeMap<KeyName, KeyRecord>,
     pub(crate) versions: BTreeMap<KeyVersionName, Arc<Version>>,
+    /// Those of the keys that are deleted: few, and looked through again and again.
+    pub(crate) deleted: BTreeSet<KeyName>,
     /// Names of purged keys: never given again.
     pub(crate) retired: BTreeSet<String>,
     pub(crate) approvals: BTreeMap<String, Asked>,
@@ -52,8 +54,23 @@ impl Catalog {
             }
         }
         key.versions.shrink_to_fit();
+        if key.deleted.is_some() {
+            self.deleted.insert(name.clone());
+        } else {
+            self.deleted.remove(&name);
+        }
         self.keys.insert(name.clone(), key);
         self.plan(&name, now);
+    }
+
+    /// A key is no more, nor what was known of it.
+    pub(crate) fn remove_key(&mut self, name: &KeyName) {
+        let versions = self.keys.remove(name).map(|key| key.versions).unwrap_or_default();
+        versions.iter().for_each(|version| _ = self.versions.remove(version));
+        self.deleted.remove(name);
+        self.policies.remove(name);
+        self.lease_policies.remove(name);
+        self.agenda.set(name, None);
     }
 
     /// Writes down when something is next due for a key.

@@ -143,14 +143,8 @@ impl Vault {
         let mut dependents = self.dependents.lock();
         dependents.delete_rows(name, &mut batch);
         self.commit_approved(batch, agreed, |catalog| {
-            catalog.keys.remove(name);
-            catalog.policies.remove(name);
-            catalog.lease_policies.remove(name);
-            catalog.agenda.set(name, None);
+            catalog.remove_key(name);
             catalog.retired.insert(name.to_string());
-            for version in &key.versions {
-                catalog.versions.remove(version);
-            }
         })?;
         dependents.forget(name);
         drop(dependents);
@@ -175,7 +169,7 @@ pub(crate) fn purge_due(vault: &Vault) -> Result<(), VaultError> {
     let has_ended = |key: &KeyRecord| vault.retention_has_ended(key);
     let (waiting, due): (bool, Vec<KeyName>) = {
         let catalog = vault.catalog.read();
-        let deleted = || catalog.keys.values().filter(|k| k.deleted.is_some());
+        let deleted = || catalog.deleted.iter().filter_map(|name| catalog.keys.get(name));
         (deleted().next().is_some(), deleted().filter(|k| has_ended(k)).map(|k| k.name.clone()).collect())
     };
     if waiting {

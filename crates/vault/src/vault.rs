@@ -261,16 +261,19 @@ impl Vault {
         Ok((entries, last))
     }
 
+    /// Why not all vaults could be brought into memory after a start, once: above all that the store is not as the vault left it.
+    /// As at a start, the process shall end with it.
+    #[must_use]
+    pub fn failure(&self) -> Option<VaultError> {
+        self.loader.failure()
+    }
+
     /// Does what time has made due: purges deleted keys whose retention has ended, rotates keys whose policies say so,
     /// tells of expiries and of rights that ended, and stores what was counted.
     ///
     /// # Errors
-    /// The store or the journal failed; it is tried again with the next call. [`VaultError::StoreRefused`] where the store is
-    /// not as the vault left it: then the process shall end.
+    /// The store or the journal failed; it is tried again with the next call.
     pub fn tick(&self) -> Result<(), VaultError> {
-        if let Some(failure) = self.loader.failure() {
-            return Err(failure);
-        }
         if self.is_sealed() {
             // An HSM that opens the seal may have come back.
             return self.open_by_itself();

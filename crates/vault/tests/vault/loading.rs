@@ -105,7 +105,7 @@ fn a_row_that_was_altered_ends_all_once_it_is_found() {
         let rig = reopen(filled(), |store| store.tamper(table, key, "{}").unwrap());
         let failed = (0..10_000).find_map(|_| {
             std::thread::sleep(std::time::Duration::from_millis(1));
-            rig.vault.tick().err()
+            rig.vault.failure()
         });
         assert_eq!(failed.unwrap().reason(), "STORE_INTEGRITY");
         assert_eq!(
