@@ -2,7 +2,7 @@
 
 use super::{IDENTITY, KEY, stage::Stage};
 use anyhow::Context as _;
-use custody_proto::vault as kv;
+use custody_proto::{identity, vault as kv};
 use custody_rpc::status::reason;
 
 impl Stage {
@@ -30,6 +30,13 @@ impl Stage {
         self.check(
             own.is_err(),
             &format!("nor approves it: \"{}\", asked for by {}", asked.action, asked.requester),
+        )?;
+        let duty = "security_officer".to_owned();
+        let puppet = identity::CreatePrincipalRequest { principal_id: "puppet".to_owned(), duty };
+        let made = self.session.identity("officer")?.create_principal(puppet).await.err();
+        self.check(
+            made.is_some_and(|e| reason(&e) == "APPROVAL_REQUIRED"),
+            "nor makes itself another officer who would",
         )?;
         let approve = kv::ApproveApprovalRequest { name: asked.name };
         self.session.access("custodian")?.approve_approval(approve).await?;
