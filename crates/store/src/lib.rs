@@ -14,6 +14,7 @@ use integrity::{Changes, Integrity, is_own, part_of};
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
+    collections::BTreeSet,
     fmt,
     fs::File,
     io,
@@ -99,6 +100,8 @@ pub struct Store {
     integrity: Mutex<Guard>,
     /// Nothing is left to be checked.
     checked: AtomicBool,
+    /// Parts of which something was read before the store was checked: what opens it, above all.
+    early: Mutex<BTreeSet<Vec<u8>>>,
     /// Something was found altered: nothing that is read now can be relied on.
     altered: AtomicBool,
 }
@@ -145,6 +148,7 @@ impl Store {
             poisoned: AtomicBool::new(false),
             integrity: Mutex::new(if guarded { Guard::Locked } else { Guard::Off }),
             checked: AtomicBool::new(!guarded),
+            early: Mutex::default(),
             altered: AtomicBool::new(false),
         })
     }
@@ -166,7 +170,7 @@ impl Store {
     }
 
     /// Checks that the store is as its last commit left it, and lets it be changed. It reads a row for each part; what is in
-    /// the parts is checked when it is read, or by [`Store::check_rest`]. `accepted` is the number of a commit to go on from
+    /// the parts is checked when it is read, or by [`Store::check_rest`], and now where it was read before. `accepted` is the number of a commit to go on from
     /// although the anchor knows of another.
     ///
     /// # Errors
@@ -180,7 +184,11 @@ impl Store {
         let integrity = Integrity::check(&self.db, key, path, accepted)?;
         let older = integrity.is_unwritten();
         *self.integrity.lock() = Guard::On(Box::new(integrity));
-        if older { self.commit(Batch::new()) } else { Ok(()) }
+        if older {
+            self.commit(Batch::new())?;
+        }
+        let early = std::mem::take(&mut *self.early.lock());
+        early.iter().try_for_each(|part| self.check_part(part).map(drop))
     }
 
     /// Checks what nobody has read yet, while `proceed` says so; false if it was told to stop.
@@ -268,7 +276,7 @@ impl Store {
     ///
     /// # Errors
     /// The engine failed.
-    #[cfg(feature = "tamper")]
+    #[cfg(any(test, feature = "tamper"))]
     pub fn tamper(&self, table: &'static str, key: &str, value: &str) -> Result<(), StoreError> {
         self.db.insert(row(table, key), value)?;
         self.db.flush()?;
@@ -352,7 +360,8 @@ impl Store {
         done.inspect_err(|_| self.poisoned.store(true, Ordering::Release))
     }
 
-    /// The value under `key`, if there is one. Before the store is checked, that is what lies there.
+    /// The value under `key`, if there is one. Before the store is checked that is what lies there, and the check finds it if it
+    /// was altered.
     ///
     /// # Errors
     /// The engine failed, the value is not readable, or the store was altered.
@@ -360,7 +369,8 @@ impl Store {
         let row = row(table, key);
         if !self.checked.load(Ordering::Acquire) {
             match self.check_part(part_of(&row)) {
-                Ok(_) | Err(StoreError::Locked) => {}
+                Ok(_) => {}
+                Err(StoreError::Locked) => _ = self.early.lock().insert(part_of(&row).to_vec()),
                 Err(e) => return Err(e),
             }
         }

@@ -173,6 +173,21 @@ fn what_is_altered_is_found_when_it_is_read_and_ends_all() {
     let store = open(&home);
     store.check_integrity(&KEY, &anchor, None).unwrap();
     assert!(!store.check_rest(|| false).unwrap());
+    drop(store);
+    // What was read before is checked at once, also what should not be there.
+    for early in ["v/2/7", "v/9/1"] {
+        let store = open(&home);
+        store.get::<u32>("a", early).unwrap();
+        let checked = store.check_integrity(&KEY, &anchor, None);
+        assert_eq!(checked.is_ok(), early == "v/9/1", "{early}");
+    }
+    let store = open(&home);
+    store.tamper("b", "clock", "7").unwrap();
+    assert_eq!(store.get::<u32>("b", "clock").unwrap(), Some(7));
+    assert!(matches!(store.check_integrity(&KEY, &anchor, None), Err(StoreError::Altered)));
+    drop(store);
+    let store = open(&home);
+    store.check_integrity(&KEY, &anchor, None).unwrap();
     assert!(matches!(store.scan::<u32>("a", "v/2/7"), Err(StoreError::Altered)));
 }
 
