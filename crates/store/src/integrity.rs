@@ -111,7 +111,7 @@ impl Keys {
 }
 
 /// What is known of a part.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 struct Part {
     /// As it is stored; none of one without rows.
     tag: Option<Vec<u8>>,
@@ -129,8 +129,8 @@ pub(crate) struct Integrity {
     parts: HashMap<Vec<u8>, Part>,
     /// All parts have been read: of one that is not known there are no rows.
     complete: bool,
-    /// Parts' rows that the store has yet to have.
-    unwritten: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The store has yet to have the parts' rows.
+    unwritten: bool,
 }
 
 /// A commit's effect, to be taken over once it is on disk.
@@ -157,17 +157,15 @@ impl Integrity {
 
     /// Of a store all of whose rows have been read, and which has no rows of parts yet.
     fn of_sums(keys: Keys, anchor: Anchor, commit: u64, sums: HashMap<Vec<u8>, Sum>) -> Self {
-        let (mut root, mut unwritten, mut parts) = (Sum::ZERO, Vec::new(), HashMap::new());
+        let (mut root, mut parts) = (Sum::ZERO, HashMap::new());
         for (part, sum) in sums {
             let tag = keys.of_part(&part, sum);
             if let Some(tag) = &tag {
-                let row = part_row(&part);
-                root = root.plus(keys.of_row(&row, tag));
-                unwritten.push((row, tag.clone()));
+                root = root.plus(keys.of_row(&part_row(&part), tag));
             }
             parts.insert(part, Part { tag, sum: Some(sum) });
         }
-        Self { keys: Arc::new(keys), anchor, commit, root, parts, complete: true, unwritten }
+        Self { keys: Arc::new(keys), anchor, commit, root, parts, complete: true, unwritten: true }
     }
 
     /// Checks a store against its state and its anchor; what is in its parts is checked when they are read. `accepted` is the
@@ -189,7 +187,7 @@ impl Integrity {
             if !holds(root) {
                 return Err(StoreError::Altered);
             }
-            let (complete, unwritten) = (false, Vec::new());
+            let (complete, unwritten) = (false, false);
             Self { keys: Arc::new(keys), anchor, commit, root, parts, complete, unwritten }
         } else {
             let sums = keys.sums(db)?;
@@ -222,7 +220,7 @@ impl Integrity {
 
     /// Whether parts' rows have yet to be written: the store is of the format before.
     pub(crate) fn is_unwritten(&self) -> bool {
-        !self.unwritten.is_empty()
+        self.unwritten
     }
 
     /// Whether what is in a part has been checked.
@@ -244,8 +242,8 @@ impl Integrity {
 
     /// Takes in what a part's rows come to, or finds that they are not those that were committed.
     pub(crate) fn settle(&mut self, name: &[u8], sum: Sum) -> Result<(), StoreError> {
-        let part = self.parts.get(name).cloned().unwrap_or_default();
-        let same = match (&part.tag, self.keys.of_part(name, sum)) {
+        let stored = self.parts.get(name).and_then(|part| part.tag.as_ref());
+        let same = match (stored, self.keys.of_part(name, sum)) {
             (Some(stored), Some(tag)) => constant_time::verify_slices_are_equal(stored, &tag).is_ok(),
             (None, None) => true,
             _ => false,
@@ -253,7 +251,7 @@ impl Integrity {
         if !same {
             return Err(StoreError::Altered);
         }
-        self.parts.insert(name.to_vec(), Part { sum: Some(sum), ..part });
+        self.parts.entry(name.to_vec()).or_default().sum = Some(sum);
         Ok(())
     }
 
@@ -272,8 +270,8 @@ impl Integrity {
             }
         }
         let mut root = self.root;
-        let mut rows: Changes =
-            self.unwritten.iter().map(|(row, tag)| (row.clone(), Some(tag.clone()))).collect();
+        let unwritten = self.parts.iter().filter(|_| self.unwritten);
+        let mut rows: Changes = unwritten.map(|(name, part)| (part_row(name), part.tag.clone())).collect();
         let mut parts = Vec::with_capacity(sums.len());
         for (name, sum) in sums {
             let row = part_row(name);
@@ -298,7 +296,7 @@ impl Integrity {
     pub(crate) fn done(&mut self, next: Next) -> Result<(), StoreError> {
         (self.commit, self.root) = (next.commit, next.root);
         self.parts.extend(next.parts);
-        self.unwritten.clear();
+        self.unwritten = false;
         Ok(self.anchor.write(next.commit, &self.keys.tags)?)
     }
 }

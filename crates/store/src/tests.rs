@@ -145,10 +145,7 @@ fn what_is_altered_is_found_when_it_is_read_and_ends_all() {
         store.commit(batch).unwrap();
     }
     drop(store);
-    let db = sled::open(&home).unwrap();
-    db.insert(row("a", "v/2/7"), "8").unwrap();
-    db.flush().unwrap();
-    drop(db);
+    open(&home).tamper("a", "v/2/7", "8").unwrap();
     // The start does not see it: it reads no part.
     let store = open(&home);
     store.check_integrity(&KEY, &anchor, None).unwrap();
@@ -218,10 +215,7 @@ fn a_store_of_the_format_before_is_taken_over() {
     // A row more in the store of before, and it is not.
     copy(&dir.path().join("before"), &home);
     std::fs::copy(dir.path().join("anchor-before"), &anchor).unwrap();
-    let db = sled::open(&home).unwrap();
-    db.insert(row("a", "v/1/77"), "8").unwrap();
-    db.flush().unwrap();
-    drop(db);
+    open(&home).tamper("a", "v/1/77", "8").unwrap();
     assert!(matches!(open(&home).check_integrity(&KEY, &anchor, None), Err(StoreError::Altered)));
 }
 
