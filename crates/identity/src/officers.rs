@@ -1,7 +1,7 @@
 //! Officers are made and removed by two of them: else who may make principals could be the second officer of its own act
 //! (`docs/design/0008-access.md`).
 
-use crate::{IdentityError, Registry};
+use crate::{IdentityError, Registry, registry::random_hex};
 use custody_store::Batch;
 use custody_types::{Approval, ApprovalState, Caller, Duty, IdentityApprovalName};
 
@@ -44,16 +44,14 @@ impl Registry {
             let why = "200 requests wait for approval; have them approved or rejected first";
             return Err(IdentityError::Precondition { name: resource.to_owned(), why });
         }
-        let name: IdentityApprovalName = format!("approvals/{}", crate::registry::random_hex()?)
-            .parse()
-            .map_err(|e| IdentityError::invalid("name", e))?;
-        let approval = Approval::ask(name.as_str(), &action, resource, &caller.principal, now);
+        let name = format!("approvals/{}", random_hex()?);
+        let approval = Approval::ask(&name, &action, resource, &caller.principal, now);
         let mut batch = Batch::new();
-        batch.put(APPROVALS, name.as_str(), &approval);
+        batch.put(APPROVALS, &name, &approval);
         // The trail keeps what was done.
         all.iter().filter(|a| a.is_forgotten(now)).for_each(|a| _ = batch.delete(APPROVALS, &a.name));
         self.store.commit(batch)?;
-        Err(IdentityError::ApprovalRequired { approval: name.to_string(), action })
+        Err(IdentityError::ApprovalRequired { approval: name, action })
     }
 
     /// Commits an act together with the end of its approval.
@@ -79,8 +77,11 @@ impl Registry {
     /// The store failed.
     pub fn list_approvals(&self) -> Result<Vec<(Approval, ApprovalState)>, IdentityError> {
         let now = self.clock.now();
-        let all = self.approvals()?.into_iter();
-        Ok(all.map(|approval| (approval.clone(), approval.state(now))).collect())
+        let with_state = |approval: Approval| {
+            let state = approval.state(now);
+            (approval, state)
+        };
+        Ok(self.approvals()?.into_iter().map(with_state).collect())
     }
 
     /// Agrees to what another officer asked for, or does not; or takes one's own request back.
@@ -102,9 +103,7 @@ impl Registry {
             let now = self.clock.now();
             let decided = approval.decide(&caller.principal, agree, now);
             decided.map_err(|why| IdentityError::Precondition { name: name.to_string(), why })?;
-            let mut batch = Batch::new();
-            batch.put(APPROVALS, name.as_str(), &approval);
-            self.store.commit(batch)?;
+            self.put(APPROVALS, name.as_str(), &approval)?;
             let state = approval.state(now);
             Ok((approval, state))
         })

@@ -402,7 +402,12 @@ impl Registry {
         if there { Err(IdentityError::AlreadyExists(name.to_owned())) } else { Ok(()) }
     }
 
-    fn put<V: Serialize>(&self, table: &'static str, name: &str, value: &V) -> Result<(), IdentityError> {
+    pub(crate) fn put<V: Serialize>(
+        &self,
+        table: &'static str,
+        name: &str,
+        value: &V,
+    ) -> Result<(), IdentityError> {
         let mut batch = Batch::new();
         batch.put(table, name, value);
         Ok(self.store.commit(batch)?)
