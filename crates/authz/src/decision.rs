@@ -235,9 +235,16 @@ impl Assignments {
         self.holders.get(holder).into_iter().flatten()
     }
 
-    /// The assignments of a principal or a group itself.
-    pub fn assignments_of(&self, holder: &str) -> impl Iterator<Item = Assignment> {
-        self.of(holder).map(move |g| g.assignment(holder))
+    /// Whether a principal or a group holds anything itself.
+    #[must_use]
+    pub fn holds_any(&self, holder: &str) -> bool {
+        self.holders.contains_key(holder)
+    }
+
+    /// The assignments of a principal or a group itself on one scope, however many it has on others.
+    pub fn assignments_on(&self, holder: &str, scope: &Scope) -> impl Iterator<Item = Assignment> {
+        let held = self.holders.get(holder).map_or(&[][..], Vec::as_slice);
+        on(held, scope.as_str()).iter().map(move |g| g.assignment(holder))
     }
 
     /// The scope of any assignment of a principal, or of a group it is in, in a vault.

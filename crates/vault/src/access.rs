@@ -107,9 +107,8 @@ impl Vault {
             if principal.starts_with("vaults/") && group.is_none() {
                 return Err(VaultError::NotFound(principal.clone()));
             }
-            let same = |a: &Assignment| (&a.role, &a.scope) == (&assignment.role, &assignment.scope);
-            let mut same = assignments.assignments_of(principal).filter(same);
-            if let Some(there) = same.find(|a| a.condition == assignment.condition) {
+            let same = |a: &Assignment| (&a.role, &a.condition) == (&assignment.role, &assignment.condition);
+            if let Some(there) = assignments.assignments_on(principal, &assignment.scope).find(same) {
                 return Err(VaultError::AlreadyExists(there.name));
             }
             assignments.check(principal, role)?;

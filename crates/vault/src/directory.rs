@@ -150,7 +150,7 @@ impl Vault {
         self.gate.run(call, vault_of(name.as_str())?.as_str(), |_: Permit<op::DeleteGroup>| {
             let _one_at_a_time = self.changes.lock();
             self.group(&name)?;
-            if self.gate.assignments.read().assignments_of(name.as_str()).next().is_some() {
+            if self.gate.assignments.read().holds_any(name.as_str()) {
                 let why = "holds roles; take them away first";
                 return Err(VaultError::Precondition { name: name.to_string(), why });
             }
