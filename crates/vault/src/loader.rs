@@ -8,6 +8,7 @@ use crate::{
     RotationPolicy, VaultError,
     catalog::{APPROVALS, ASSIGNMENTS, Catalog, GROUPS, KEYS, POLICIES, RETIRED, ROLES, VAULTS, VERSIONS},
     leases::{LEASE_POLICIES, LeasePolicy},
+    names::vault_of,
     record::{KeyRecord, VaultRecord, VersionRecord},
     uses::{BUDGETS, USES, UseCounts, Uses},
 };
@@ -74,13 +75,6 @@ pub(crate) struct Loader {
     /// Every vault is in memory, and every row has been checked.
     complete: AtomicBool,
     stop: AtomicBool,
-}
-
-/// The vault that a resource lies in.
-fn vault_of(resource: &str) -> Option<&str> {
-    let name = resource.strip_prefix("vaults/")?;
-    let end = name.find('/').map_or(resource.len(), |at| at + "vaults/".len());
-    resource.get(..end)
 }
 
 impl Loader {
@@ -161,10 +155,12 @@ impl Loader {
         self.state.lock().failure.take()
     }
 
-    /// Whether what a resource lies in is in memory. What is in no vault is.
-    fn has(&self, resource: &str) -> bool {
-        self.complete.load(Ordering::Acquire)
-            || vault_of(resource).is_none_or(|vault| !self.state.lock().waiting.contains(vault))
+    /// The vault that a resource lies in, if it is not in memory.
+    fn missing(&self, resource: &str) -> Option<VaultName> {
+        if self.complete.load(Ordering::Acquire) {
+            return None;
+        }
+        vault_of(resource).ok().filter(|vault| self.state.lock().waiting.contains(vault))
     }
 
     /// Returns once what a resource lies in is in memory.
@@ -175,18 +171,12 @@ impl Loader {
         if self.store.is_altered() {
             return Err(StoreError::Altered.into());
         }
-        if self.has(resource) {
-            return Ok(());
-        }
-        // Of a vault's name that is none, nothing waits.
-        vault_of(resource).and_then(|vault| vault.parse().ok()).map_or(Ok(()), |vault| self.load(&vault))
+        self.missing(resource).map_or(Ok(()), |vault| self.load(&vault))
     }
 
     /// As [`Loader::ensure`], for a task: the wait holds no thread.
     pub(crate) async fn ensure_in_task(&self, resource: &str) -> Result<(), VaultError> {
-        if !self.has(resource)
-            && let Some(vault) = vault_of(resource).and_then(|vault| vault.parse::<VaultName>().ok())
-        {
+        if let Some(vault) = self.missing(resource) {
             let comes = {
                 let mut state = self.state.lock();
                 let (tell, comes) = oneshot::channel();
@@ -344,23 +334,5 @@ fn by_pieces<T>(rows: Vec<T>, mut take: impl FnMut(&mut dyn Iterator<Item = T>))
     let mut rows = rows.into_iter().peekable();
     while rows.peek().is_some() {
         take(&mut rows.by_ref().take(TAKEN_AT_ONCE));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_resource_lies_in_a_vault_or_in_none() {
-        for (resource, vault) in [
-            ("vaults/v", Some("vaults/v")),
-            ("vaults/v/keys/k/versions/1", Some("vaults/v")),
-            ("vaults", None),
-            ("seal", None),
-            ("", None),
-        ] {
-            assert_eq!(vault_of(resource), vault, "{resource}");
-        }
     }
 }

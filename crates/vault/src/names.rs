@@ -1,4 +1,4 @@
-//! Making ids, and a page of a list.
+//! Making ids, and taking names apart.
 
 use crate::VaultError;
 use custody_envelope::random;
@@ -14,4 +14,22 @@ pub(crate) fn new_id() -> Result<String, VaultError> {
     let mut id = [0; 16];
     random(&mut id)?;
     Ok(hex::encode(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resource_lies_in_a_vault_or_in_none() {
+        for (resource, vault) in [
+            ("vaults/v", Some("vaults/v")),
+            ("vaults/v/keys/k/versions/1", Some("vaults/v")),
+            ("vaults", None),
+            ("seal", None),
+            ("", None),
+        ] {
+            assert_eq!(vault_of(resource).ok().as_ref().map(VaultName::as_str), vault, "{resource}");
+        }
+    }
 }
