@@ -92,7 +92,7 @@ impl Bench {
 }
 
 /// Nobody reads from memory what it, or its peer, has just written: a backup is verified and restored on another day.
-fn forget_files() -> anyhow::Result<()> {
+pub(crate) fn forget_files() -> anyhow::Result<()> {
     rustix::fs::sync();
     std::fs::write("/proc/sys/vm/drop_caches", "3").context("the page cache is dropped as root")
 }

@@ -73,9 +73,21 @@ impl Process {
 
     /// Time it has had of the cores, in user and kernel mode.
     pub(crate) fn cpu(&self) -> Duration {
+        self.ticks(11, 2)
+    }
+
+    /// How long ago it began.
+    pub(crate) fn age(&self) -> Duration {
+        let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+        let uptime = uptime.split_whitespace().next().and_then(|s| s.parse().ok()).unwrap_or_default();
+        Duration::from_secs_f64(uptime).saturating_sub(self.ticks(19, 1))
+    }
+
+    /// The sum of some of the fields of `stat` that count clock ticks (proc(5)), from the one after the program's name on.
+    fn ticks(&self, first: usize, count: usize) -> Duration {
         let text = std::fs::read_to_string(&self.stat).unwrap_or_default();
         let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace();
-        let ticks: u64 = fields.skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
+        let ticks: u64 = fields.skip(first).take(count).filter_map(|f| f.parse::<u64>().ok()).sum();
         Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
     }
 }

@@ -24,7 +24,7 @@ enum What {
     Leases,
     Platform,
     Revocation,
-    /// Not one of all: it takes some ten minutes to fill.
+    /// Not one of all: it takes half an hour to fill.
     Start,
     Storage,
     Vault,

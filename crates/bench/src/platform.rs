@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 const ALL: [&str; 5] = ["identity", "vault", "control", "storage", "database"];
 
-fn resident_mib(deployment: &Deployment, services: &[&str]) -> f64 {
+pub(crate) fn resident_mib(deployment: &Deployment, services: &[&str]) -> f64 {
     let of = |service: &str| {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", deployment.pid(service).as_raw_nonzero()))

@@ -1,7 +1,11 @@
 //! How long a vault with a million keys takes until it serves, and what it serves while it brings the others in.
 
-use crate::{load::Load, median};
-use anyhow::Context as _;
+use crate::{
+    backup::forget_files,
+    load::{Load, Process},
+    median,
+    platform::resident_mib,
+};
 use custody_clients::AuthenticatedChannel;
 use custody_proto::vault::{
     self as kv, access_control_client::AccessControlClient, key_vault_client::KeyVaultClient,
@@ -32,15 +36,23 @@ fn vault_id(v: usize) -> String {
     format!("v{v:05}")
 }
 
+fn vault_name(n: usize) -> String {
+    format!("vaults/{}", vault_id(n / KEYS_OF_A_VAULT))
+}
+
+fn key_id(n: usize) -> String {
+    format!("k{:02}", n % KEYS_OF_A_VAULT)
+}
+
 fn key_name(n: usize) -> String {
-    format!("vaults/{}/keys/k{:02}", vault_id(n / KEYS_OF_A_VAULT), n % KEYS_OF_A_VAULT)
+    format!("{}/keys/{}", vault_name(n), key_id(n))
 }
 
 async fn make_key(keys: &Keys, access: &Access, n: usize) -> anyhow::Result<()> {
-    let parent = format!("vaults/{}", vault_id(n / KEYS_OF_A_VAULT));
+    let parent = vault_name(n);
     let key = kv::CreateKeyRequest {
         parent: parent.clone(),
-        key_id: format!("k{:02}", n % KEYS_OF_A_VAULT),
+        key_id: key_id(n),
         key_type: "EC".to_owned(),
         ..kv::CreateKeyRequest::default()
     };
@@ -81,30 +93,12 @@ async fn fill(deployment: &Deployment, keys: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How long ago a process began.
-fn age(pid: impl std::fmt::Display) -> anyhow::Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields = stat.rsplit(')').next().unwrap_or_default();
-    let began: u64 = fields.split_whitespace().nth(19).context("no start time")?.parse()?;
-    let began = Duration::from_millis(began * 1000 / rustix::param::clock_ticks_per_second());
-    let uptime = fs::read_to_string("/proc/uptime")?;
-    let uptime: f64 = uptime.split_whitespace().next().context("no uptime")?.parse()?;
-    Ok(Duration::from_secs_f64(uptime).saturating_sub(began))
-}
-
-fn resident_mib(pid: impl std::fmt::Display) -> anyhow::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|l| l.starts_with("VmRSS")).context("no VmRSS")?;
-    let kib: u64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
-    Ok(kib >> 10)
-}
-
-fn size_mib(path: &Path) -> u64 {
+/// Bytes of the files in a directory and below.
+fn size(path: &Path) -> u64 {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    let sizes = entries.map(|e| {
-        if e.path().is_dir() { size_mib(&e.path()) << 20 } else { e.metadata().map_or(0, |m| m.len()) }
-    });
-    sizes.sum::<u64>() >> 20
+    let sizes = entries
+        .map(|e| if e.path().is_dir() { size(&e.path()) } else { e.metadata().map_or(0, |m| m.len()) });
+    sizes.sum()
 }
 
 /// What a start took, in seconds and milliseconds.
@@ -113,12 +107,12 @@ struct Started {
     p50: f64,
     worst: f64,
     all: f64,
-    resident: u64,
+    resident: f64,
 }
 
 async fn restart(deployment: &Deployment, keys: usize, round: usize) -> anyhow::Result<Started> {
     // The files cold, where this process may say so.
-    _ = fs::write("/proc/sys/vm/drop_caches", "3");
+    _ = forget_files();
     let officer: Keys = KeyVaultClient::new(deployment.channel("vault", "officer")?);
     let get = |n: usize| {
         let mut officer = officer.clone();
@@ -127,13 +121,13 @@ async fn restart(deployment: &Deployment, keys: usize, round: usize) -> anyhow::
     // A token, and a connection that knows it has to begin anew.
     get(0).await?;
     block_in_place(|| deployment.kill("vault"));
-    let pid = deployment.pid("vault").as_raw_nonzero();
+    let vault = Process::of(deployment, "vault");
     let until = Instant::now() + LIMIT;
     // The last of all, so that it is the last that comes by itself.
     while get(keys - 1).await.is_err() {
         anyhow::ensure!(Instant::now() < until, "the vault does not serve");
     }
-    let serves = age(pid)?.as_secs_f64();
+    let serves = vault.age().as_secs_f64();
     let vaults = keys / KEYS_OF_A_VAULT;
     let asked = (0..ASKED.min(vaults)).map(|n| (n * 7919 + round * 31) % vaults * KEYS_OF_A_VAULT);
     let mut times = Vec::new();
@@ -147,14 +141,14 @@ async fn restart(deployment: &Deployment, keys: usize, round: usize) -> anyhow::
     let listed =
         lists.list_vaults(kv::ListVaultsRequest { page_size: 1, ..kv::ListVaultsRequest::default() });
     listed.await?;
-    let all = age(pid)?.as_secs_f64();
+    let all = vault.age().as_secs_f64();
     let worst = times.iter().copied().fold(0.0, f64::max);
-    Ok(Started { serves, p50: median(times), worst, all, resident: resident_mib(pid)? })
+    Ok(Started { serves, p50: median(times), worst, all, resident: resident_mib(deployment, &["vault"]) })
 }
 
 /// Starts a vault of so many keys again and again; `dir` is a deployment's directory, filled if it is not there.
 pub(crate) async fn run(rounds: usize, keys: usize, dir: Option<PathBuf>) -> anyhow::Result<()> {
-    let own = tempfile::tempdir()?;
+    let (own, kept) = (tempfile::tempdir()?, dir.is_some());
     let dir = dir.unwrap_or_else(|| own.path().join("deployment"));
     let fresh = !dir.join("vault/data").exists();
     let deployment = block_in_place(|| Deployment::start_in(dir.clone(), &[]))?;
@@ -182,8 +176,8 @@ pub(crate) async fn run(rounds: usize, keys: usize, dir: Option<PathBuf>) -> any
     println!(
         "\nstart: {} vaults, {keys} keys, {keys} assignments; store {} MiB, trail {} MiB; medians of {rounds} kills",
         keys / KEYS_OF_A_VAULT,
-        size_mib(&dir.join("vault/data/store")),
-        size_mib(&dir.join("vault/data/audit"))
+        size(&dir.join("vault/data/store")) >> 20,
+        size(&dir.join("vault/data/audit")) >> 20
     );
     println!(
         "the process serves the last key after {:.2} s; of {ASKED} vaults asked for then, one after another, a key after {:.1} ms, at worst {:.1} ms",
@@ -192,13 +186,13 @@ pub(crate) async fn run(rounds: usize, keys: usize, dir: Option<PathBuf>) -> any
         of(|s| s.worst)
     );
     println!(
-        "all in memory after {:.1} s; {} MiB resident; then {:.0} gets a second of keys of all vaults, 64 in flight, p99 {:.1} ms",
+        "all in memory after {:.1} s; {:.0} MiB resident; then {:.0} gets a second of keys of all vaults, 64 in flight, p99 {:.1} ms",
         of(|s| s.all),
-        all.last().map_or(0, |s| s.resident),
+        all.last().map_or(f64::NAN, |s| s.resident),
         load.per_second(),
         load.quantile(0.99).as_secs_f64() * 1e3
     );
-    if !fresh || !dir.starts_with(own.path()) {
+    if kept {
         println!("the deployment stays in {}", deployment.stop().display());
     }
     Ok(())
