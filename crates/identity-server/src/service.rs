@@ -124,7 +124,7 @@ impl Identity for IdentityService {
                     None,
                 )
             };
-            let workload = context.certificate.as_deref().and_then(|c| c.parse().ok()).ok_or_else(bad)?;
+            let workload = context.certificate.principal().and_then(|c| c.parse().ok()).ok_or_else(bad)?;
             registry
                 .issue_workload_token(&workload, &r.managed_identity, &r.audience, &context.caller.address)
                 .map(token)

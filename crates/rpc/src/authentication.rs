@@ -1,10 +1,10 @@
 //! The layer that every request passes: who calls, and whether its duty may.
 
 use crate::{
+    client_certificate::ClientCertificate,
     correlation::CorrelationIds,
     policy::{self, Rule},
     status::{self, code_name},
-    tls::principal_of,
     token::TokenVerifier,
     trace,
 };
@@ -34,8 +34,8 @@ pub type DenialSink = Arc<dyn Fn(&CallContext, &str) -> bool + Send + Sync>;
 pub struct CallContext {
     /// Who.
     pub caller: Caller,
-    /// The principal of the client certificate, where one was shown.
-    pub certificate: Option<String>,
+    /// The client certificate, where one was shown.
+    pub certificate: ClientCertificate,
     /// Ties records to the trace; unique for each call.
     pub correlation_id: String,
 }
@@ -82,7 +82,7 @@ impl AuthenticationLayer {
             return Ok(context);
         }
         if rule == Rule::Certificate {
-            if context.certificate.is_none() {
+            if context.certificate.principal().is_none() {
                 let why = "this call needs a client certificate that names a principal";
                 return Err(status::status("UNAUTHENTICATED", "CLIENT_CERTIFICATE_REQUIRED", why, None));
             }
@@ -186,7 +186,7 @@ where
                 token_id: String::new(),
                 address: address(&request),
             },
-            certificate: certificate(&request),
+            certificate: ClientCertificate::of(&request),
             correlation_id: layer.ids.next(&span),
         };
         let bearer = request
@@ -241,9 +241,4 @@ fn address(request: &Request<Body>) -> String {
         .get::<TlsConnectInfo<TcpConnectInfo>>()
         .and_then(|info| info.get_ref().remote_addr())
         .map_or_else(String::new, |a| a.ip().to_string())
-}
-
-fn certificate(request: &Request<Body>) -> Option<String> {
-    let info = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>()?;
-    principal_of(info.peer_certs()?.first()?)
 }

@@ -5,6 +5,7 @@
 
 pub mod authentication;
 pub mod channel;
+mod client_certificate;
 pub mod compute;
 pub mod correlation;
 pub mod hardening;
@@ -23,4 +24,5 @@ pub mod workers;
 
 pub use authentication::CallContext;
 pub use channel::{AuthenticatedChannel, Endpoint, TokenSource};
+pub use client_certificate::ClientCertificate;
 pub use settings::ServerSettings;

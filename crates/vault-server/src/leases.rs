@@ -116,7 +116,7 @@ pub(crate) fn holder_of<T>(request: &Request<T>) -> Result<(CallContext, String)
     let context = CallContext::of(request)?;
     let why = "this call needs a client certificate that names a principal: the holder's";
     let missing = || status("UNAUTHENTICATED", "CLIENT_CERTIFICATE_REQUIRED", why, None);
-    let holder = context.certificate.clone().ok_or_else(missing)?;
+    let holder = context.certificate.principal().ok_or_else(missing)?;
     Ok((context, holder))
 }
 
