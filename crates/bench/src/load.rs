@@ -39,8 +39,13 @@ impl Load {
         for done in futures_util::future::join_all(callers).await {
             times.append(&mut done?);
         }
+        Ok(Self::of(times, started.elapsed()))
+    }
+
+    /// Of calls that took so long each, and so long together.
+    pub(crate) fn of(mut times: Vec<Duration>, took: Duration) -> Self {
         times.sort_unstable();
-        Ok(Self { times, took: started.elapsed() })
+        Self { times, took }
     }
 
     pub(crate) fn calls(&self) -> usize {

@@ -4,6 +4,7 @@
 mod backup;
 mod backup_peer;
 mod database;
+mod grpc;
 mod leases;
 mod load;
 mod peer;
