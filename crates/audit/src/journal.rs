@@ -5,6 +5,7 @@ use crate::{
     beginning::Beginning,
     chain::Head,
     checkpoint::Signer,
+    queue::Queue,
     tree::{self, Edge, Hash, NodeFile, NodeWriter, consistency_proof, inclusion_proof},
     verify::{files, last_checkpoint, record_at_end, walk, walk_on},
     writer::{Command, Reply, Shared, Writer, open_for_append, raw},
@@ -49,8 +50,6 @@ pub enum OpenJournalError {
     Io(#[from] io::Error),
 }
 
-/// Records waiting to be written. The ends of operations always find room: fewer are under way than this leaves.
-const QUEUE_LEN_MAX: usize = 8192;
 /// Records waiting to be written from which on no task begins an operation: the disk does not keep up, or hangs.
 const BEGINS_LEN_MAX: usize = 4096;
 /// Files that are walked at a start: operations still open are among the last few thousand records.
@@ -146,7 +145,7 @@ fn remove_left_over(files: &mut Vec<PathBuf>, beginning: &Beginning) -> Result<(
 pub struct Journal {
     pub(crate) dir: PathBuf,
     name: String,
-    queue: mpsc::SyncSender<Command>,
+    queue: Arc<Queue>,
     shared: Arc<Shared>,
     pub(crate) beginning: parking_lot::RwLock<Beginning>,
     pub(crate) retiring: parking_lot::Mutex<()>,
@@ -248,7 +247,7 @@ impl Journal {
             signed: signed.map_or(0, |signed| signed.size),
             signer,
             failed: false,
-            lock,
+            _lock: lock,
         };
         let name = writer.signer.key().name().to_owned();
         let now = clock.now();
@@ -267,9 +266,10 @@ impl Journal {
         writer.ends = ends.iter().map(raw).collect::<Result<_, _>>().map_err(io::Error::other)?;
         // A disk that takes nothing now may do later: until then every operation is refused.
         _ = writer.append(&[]);
-        let (queue, inbox) = mpsc::sync_channel(QUEUE_LEN_MAX);
+        let queue = Arc::<Queue>::default();
+        let read = queue.clone();
         let thread =
-            std::thread::Builder::new().name("audit-journal".to_owned()).spawn(move || writer.run(&inbox))?;
+            std::thread::Builder::new().name("audit-journal".to_owned()).spawn(move || writer.run(&read))?;
         let watch = watch(&shared)?;
         Ok(Self {
             dir: dir.to_owned(),
@@ -319,7 +319,7 @@ impl Journal {
         }
         let (number, answer) = self.shared.waiters.thread();
         let reply = Reply::Waiter(number);
-        self.send(Command::Append { record: record_text, caller: caller_of(record), reply })?;
+        self.queue.push(Command::Append { record: record_text, caller: caller_of(record), reply })?;
         answer.recv().map_err(|_| AuditUnavailable::Closed)?
     }
 
@@ -332,24 +332,19 @@ impl Journal {
         if self.shared.waiters.is_hung() {
             return Err(AuditUnavailable::Hung);
         }
-        if self.shared.waiting.load(Ordering::Relaxed) >= BEGINS_LEN_MAX {
+        if self.queue.len() >= BEGINS_LEN_MAX {
             return Err(AuditUnavailable::Busy);
         }
         let (number, answer) = self.shared.waiters.task();
         let reply = Reply::Waiter(number);
-        self.send(Command::Append { record: record_text, caller: caller_of(record), reply })?;
+        self.queue.push(Command::Append { record: record_text, caller: caller_of(record), reply })?;
         answer.await.map_err(|_| AuditUnavailable::Closed)?
-    }
-
-    fn send(&self, command: Command) -> Result<(), AuditUnavailable> {
-        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
-        self.queue.send(command).map_err(|_| AuditUnavailable::Closed)
     }
 
     /// Has all that is on disk signed, and waits for it.
     pub(crate) fn sign(&self) -> Result<(), AuditUnavailable> {
         let (done, answer) = mpsc::sync_channel(1);
-        self.queue.send(Command::Sign(done)).map_err(|_| AuditUnavailable::Closed)?;
+        self.queue.push(Command::Sign(done))?;
         answer.recv().map_err(|_| AuditUnavailable::Closed)?
     }
 
@@ -452,7 +447,7 @@ impl Journal {
 
     /// Writes what is queued, signs the end and stops the thread.
     pub fn close(&self) {
-        _ = self.queue.send(Command::Close);
+        _ = self.queue.push(Command::Close);
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             _ = thread.join();
@@ -497,7 +492,7 @@ impl Pending {
             let end = begin.finish(self.journal.clock.now(), outcome, signature, description);
             if let Ok(record) = raw(&end) {
                 let caller = caller_of(&end);
-                _ = self.journal.send(Command::Append { record, caller, reply: Reply::Nobody });
+                _ = self.journal.queue.push(Command::Append { record, caller, reply: Reply::Nobody });
             }
         }
     }

@@ -7,6 +7,7 @@ mod beginning;
 mod chain;
 mod checkpoint;
 mod journal;
+mod queue;
 mod record;
 mod retention;
 pub mod tree;

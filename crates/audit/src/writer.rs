@@ -4,6 +4,7 @@ use crate::{
     AuditUnavailable, Outcome, Phase, Record, TreeHead,
     chain::{CheckpointLine, Head},
     checkpoint::{Checkpoint, Signer},
+    queue::Queue,
     tree::{Edge, Hash, NodeWriter, leaf_hash},
     waiters::Waiters,
     whole_file,
@@ -19,17 +20,15 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
-        mpsc::{self, RecvTimeoutError},
+        mpsc,
     },
     time::{Duration, Instant},
 };
 
-/// Most records in one disk flush.
-const GROUP_LEN_MAX: usize = 1024;
 /// Operations under way from which on a flush waits for company: a caller that has so many asked loses nothing by it.
 const GATHER_FROM: usize = 16;
-/// How long it waits.
-const GATHER_TIME: Duration = Duration::from_millis(4);
+/// After so long without a record, what is not signed is signed.
+const IDLE: Duration = Duration::from_secs(1);
 /// Records between checkpoints, and time: what is not signed after a second is signed then.
 const CHECKPOINT_EVERY: u64 = 4096;
 const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
@@ -76,13 +75,20 @@ pub(crate) fn raw(record: &Record) -> Result<Box<RawValue>, AuditUnavailable> {
 pub(crate) struct Shared {
     /// The number of the last record on disk.
     pub(crate) written: AtomicU64,
-    /// Records in the queue.
-    pub(crate) waiting: AtomicUsize,
     /// Operations that have begun and not ended.
     pub(crate) open: AtomicUsize,
     pub(crate) waiters: Waiters,
     /// The last checkpoint.
     pub(crate) checkpoint: Mutex<Option<String>>,
+}
+
+/// Tells those who still ask that nobody is left to write.
+struct Ended<'a>(&'a Queue);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// The thread's state: the one owner of the file, the chain and the tree.
@@ -108,59 +114,29 @@ pub(crate) struct Writer {
     pub(crate) ends: Vec<Box<RawValue>>,
     /// What is after `len` in the file is not known.
     pub(crate) failed: bool,
-    pub(crate) lock: File,
+    /// Held for as long as the thread runs.
+    pub(crate) _lock: File,
 }
 
 impl Writer {
-    pub(crate) fn run(mut self, inbox: &mpsc::Receiver<Command>) {
-        loop {
-            let first = match inbox.recv_timeout(Duration::from_secs(1)) {
-                Ok(command) => command,
-                Err(RecvTimeoutError::Timeout) => {
-                    _ = self.checkpoint();
-                    _ = self.nodes.as_mut().map(NodeWriter::settle);
-                    continue;
-                }
-                Err(RecvTimeoutError::Disconnected) => break,
+    pub(crate) fn run(mut self, queue: &Queue) {
+        let _ended = Ended(queue);
+        let shared = self.shared.clone();
+        let gathers = || shared.open.load(Ordering::Relaxed) >= GATHER_FROM;
+        let mut closing = false;
+        while !closing {
+            let Some(group) = queue.next(IDLE, gathers) else {
+                _ = self.checkpoint();
+                _ = self.nodes.as_mut().map(NodeWriter::settle);
+                continue;
             };
-            let mut closing = false;
-            let (mut group, mut to_sign) = (Vec::new(), Vec::new());
-            let mut gathering = self.shared.open.load(Ordering::Relaxed) >= GATHER_FROM;
-            let until = Instant::now() + GATHER_TIME;
-            let mut first_caller = None;
-            let mut next = Some(first);
-            while let Some(command) = next {
-                match command {
-                    Command::Append { record, caller, reply } => {
-                        // One caller's many gather with each other; another's few wait for none of them.
-                        gathering &= *first_caller.get_or_insert(caller) == caller;
-                        group.push((record, reply));
-                    }
-                    Command::Sign(done) => to_sign.push(done),
-                    Command::Close => closing = true,
-                }
-                if group.len() >= GROUP_LEN_MAX || closing {
-                    break;
-                }
-                next = match inbox.try_recv() {
-                    Ok(command) => Some(command),
-                    Err(_) if gathering => {
-                        inbox.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
-                    }
-                    Err(_) => None,
-                };
-            }
-            self.shared.waiting.fetch_sub(group.len(), Ordering::Relaxed);
-            self.write_group(group);
-            for done in to_sign {
+            closing = group.closing;
+            self.write_group(group.records);
+            for done in group.to_sign {
                 _ = done.send(self.checkpoint());
-            }
-            if closing {
-                break;
             }
         }
         _ = self.checkpoint();
-        drop(self.lock);
     }
 
     fn write_group(&mut self, group: Vec<(Box<RawValue>, Reply)>) {
