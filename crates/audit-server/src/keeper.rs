@@ -6,7 +6,9 @@ use crate::{
 };
 use custody_audit::{FileLimits, Journal, OpenJournalError, Retention, RetentionError};
 use custody_rpc::{
-    ServerSettings, server,
+    ServerSettings,
+    courier::Courier,
+    server,
     tls::{Credentials, TlsError},
 };
 use custody_types::{Caller, Clock, Duty};
@@ -56,6 +58,8 @@ pub fn open(
     // A retention removes files, so that none of them may hold too many days.
     let limits = FileLimits { age: settings.retention().map(|_| DAY), ..FileLimits::default() };
     let journal = Arc::new(Journal::open(&dir, clock.clone(), limits)?);
+    let courier = Courier::start();
+    journal.answer_through(move |answers| courier.carry(answers));
     let credentials = server::credentials(server)?;
     let keeper = Keeper::start(&journal, &dir, settings, &credentials, service, clock)?;
     Ok((journal, keeper))

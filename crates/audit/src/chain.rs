@@ -46,6 +46,9 @@ pub(crate) struct Head {
     pub(crate) hash: [u8; 32],
 }
 
+/// What a line has besides its record, at most: names, number, hash.
+pub(crate) const LINE_FRAME_LEN_MAX: usize = 128;
+
 impl Head {
     pub(crate) const START: Self = Self { sequence: 0, hash: GENESIS };
 
@@ -63,10 +66,15 @@ impl Head {
 
     /// The line of the record that leads to this head, as [`RecordLine`] reads it.
     pub(crate) fn write_line(self, record: &str, text: &mut Vec<u8>) {
-        text.extend_from_slice(format!("{{\"seq\":{},\"record\":", self.sequence).as_bytes());
+        text.extend_from_slice(b"{\"seq\":");
+        text.extend_from_slice(self.sequence.to_string().as_bytes());
+        text.extend_from_slice(b",\"record\":");
         text.extend_from_slice(record.as_bytes());
         text.extend_from_slice(b",\"hash\":\"");
-        text.extend_from_slice(hex::encode(self.hash).as_bytes());
+        let at = text.len();
+        text.resize(at + 2 * self.hash.len(), 0);
+        // The text is exactly twice as long.
+        _ = hex::encode_to_slice(self.hash, text.get_mut(at..).unwrap_or_default());
         text.extend_from_slice(b"\"}\n");
     }
 }

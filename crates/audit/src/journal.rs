@@ -8,7 +8,8 @@ use crate::{
     queue::Queue,
     tree::{self, Edge, Hash, NodeFile, NodeWriter, consistency_proof, inclusion_proof},
     verify::{files, last_checkpoint, record_at_end, walk, walk_on},
-    writer::{Command, Reply, Shared, Writer, open_for_append, raw},
+    waiters::Answers,
+    writer::{Command, Reply, Shared, Writer, open_for_append, text_of},
 };
 use custody_types::{Clock, UnixMillis};
 use std::{
@@ -263,7 +264,7 @@ impl Journal {
                 )
             })
             .collect();
-        writer.ends = ends.iter().map(raw).collect::<Result<_, _>>().map_err(io::Error::other)?;
+        writer.ends = ends.iter().map(text_of).collect::<Result<_, _>>().map_err(io::Error::other)?;
         // A disk that takes nothing now may do later: until then every operation is refused.
         _ = writer.append(&[]);
         let queue = Arc::<Queue>::default();
@@ -313,7 +314,7 @@ impl Journal {
     /// # Errors
     /// The record is not on disk.
     pub fn append(&self, record: &Record) -> Result<u64, AuditUnavailable> {
-        let record_text = raw(record)?;
+        let record_text = text_of(record)?;
         if self.shared.waiters.is_hung() {
             return Err(AuditUnavailable::Hung);
         }
@@ -328,7 +329,7 @@ impl Journal {
     /// # Errors
     /// The record is not on disk, or too many wait already.
     pub async fn append_in_task(&self, record: &Record) -> Result<u64, AuditUnavailable> {
-        let record_text = raw(record)?;
+        let record_text = text_of(record)?;
         if self.shared.waiters.is_hung() {
             return Err(AuditUnavailable::Hung);
         }
@@ -454,6 +455,12 @@ impl Journal {
         }
     }
 
+    /// Has tasks given their answers by `courier`, those of a flush together, and not by the journal's thread one by one. The
+    /// first one counts.
+    pub fn answer_through(&self, courier: impl Fn(Answers) + Send + Sync + 'static) {
+        self.shared.waiters.set_courier(Box::new(courier));
+    }
+
     /// The journal's time.
     #[must_use]
     pub fn now(&self) -> UnixMillis {
@@ -490,7 +497,7 @@ impl Pending {
         if let Some(begin) = self.begin.take() {
             self.journal.shared.open.fetch_sub(1, Ordering::Relaxed);
             let end = begin.finish(self.journal.clock.now(), outcome, signature, description);
-            if let Ok(record) = raw(&end) {
+            if let Ok(record) = text_of(&end) {
                 let caller = caller_of(&end);
                 _ = self.journal.queue.push(Command::Append { record, caller, reply: Reply::Nobody });
             }

@@ -24,4 +24,5 @@ pub use record::{Identity, Outcome, Phase, Record};
 pub use retention::{Removed, Retention, RetentionError};
 pub use unavailable::AuditUnavailable;
 pub use verify::{Broken, Earlier, Report, verify};
+pub use waiters::Answers;
 pub use writer::FileLimits;

@@ -8,7 +8,6 @@ use crate::{
     writer::{Command, Reply},
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use serde_json::value::RawValue;
 use std::{
     collections::VecDeque,
     sync::mpsc,
@@ -19,8 +18,10 @@ use std::{
 const LEN_MAX: usize = 8192;
 /// Most records in one disk flush.
 const GROUP_LEN_MAX: usize = 1024;
-/// How long a flush waits for company.
+/// How long a flush waits for company that somebody waits for.
 const GATHER_TIME: Duration = Duration::from_millis(4);
+/// How long what nobody waits for waits, the ends of operations: the next that begins takes them with it.
+const LINGER_TIME: Duration = Duration::from_millis(20);
 /// Between looks whether more has come. If nothing has, and somebody waits for the flush, it waits no longer.
 const LOOK_EVERY: Duration = Duration::from_micros(300);
 
@@ -32,8 +33,8 @@ enum Reader {
     Busy,
     /// It sleeps until something comes.
     Idle,
-    /// It lets records of one caller gather.
-    Gathering { caller: u64 },
+    /// It lets records of one caller gather. Whether somebody waits for them decides how long.
+    Gathering { caller: u64, waited_for: bool },
 }
 
 #[derive(Default)]
@@ -54,7 +55,7 @@ pub(crate) struct Queue {
 /// What is written with one flush, and done after it.
 #[derive(Default)]
 pub(crate) struct Group {
-    pub(crate) records: Vec<(Box<RawValue>, Reply)>,
+    pub(crate) records: Vec<(String, Reply)>,
     pub(crate) to_sign: Vec<mpsc::SyncSender<Result<(), AuditUnavailable>>>,
     pub(crate) closing: bool,
 }
@@ -63,7 +64,9 @@ impl Reader {
     fn wakes_for(&self, command: &Command) -> bool {
         match (self, command) {
             (Self::Busy, _) => false,
-            (Self::Gathering { caller: gathered }, Command::Append { caller, .. }) => caller != gathered,
+            (Self::Gathering { caller: gathered, waited_for }, Command::Append { caller, reply, .. }) => {
+                caller != gathered || !waited_for && matches!(reply, Reply::Waiter(_))
+            }
             (Self::Idle | Self::Gathering { .. }, _) => true,
         }
     }
@@ -81,9 +84,7 @@ impl State {
     }
 
     fn is_waited_for(&self) -> bool {
-        self.commands
-            .iter()
-            .any(|command| !matches!(command, Command::Append { reply: Reply::Nobody, .. }))
+        self.commands.iter().any(|command| !matches!(command, Command::Append { reply: Reply::Nobody, .. }))
     }
 }
 
@@ -141,14 +142,19 @@ impl Queue {
     }
 
     fn gather(&self, state: &mut MutexGuard<'_, State>) {
-        let until = Instant::now() + GATHER_TIME;
+        let mut until = Instant::now() + LINGER_TIME;
         while let Some(caller) = state.only_caller()
             && state.commands.len() < GROUP_LEN_MAX
-            && Instant::now() < until
+            && let now = Instant::now()
+            && now < until
         {
-            let seen = state.commands.len();
-            self.sleep(state, Reader::Gathering { caller }, LOOK_EVERY);
-            if state.commands.len() == seen && state.is_waited_for() {
+            let (seen, waited_for) = (state.commands.len(), state.is_waited_for());
+            if waited_for {
+                until = until.min(now + GATHER_TIME);
+            }
+            let time = if waited_for { LOOK_EVERY } else { until - now };
+            self.sleep(state, Reader::Gathering { caller, waited_for }, time);
+            if waited_for && state.commands.len() == seen {
                 break;
             }
         }
@@ -176,7 +182,7 @@ mod tests {
     use std::sync::Arc;
 
     fn record(caller: u64, reply: Reply) -> Command {
-        Command::Append { record: RawValue::from_string("{}".to_owned()).unwrap(), caller, reply }
+        Command::Append { record: "{}".to_owned(), caller, reply }
     }
 
     fn next(queue: &Queue, gathers: bool) -> usize {

@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use std::{
     collections::HashMap,
     sync::{
+        OnceLock,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -17,7 +18,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) type Done = Result<u64, AuditUnavailable>;
 
-enum Waiter {
+/// Gives the answers of a flush.
+pub type Answers = Box<dyn FnOnce() + Send>;
+type Courier = Box<dyn Fn(Answers) + Send + Sync>;
+
+pub(crate) enum Waiter {
     Task(oneshot::Sender<Done>),
     Thread(mpsc::SyncSender<Done>),
 }
@@ -38,6 +43,8 @@ pub(crate) struct Waiters {
     started: Instant,
     /// When the disk was given what it has not answered, in milliseconds from `started` and one; 0 for nothing.
     busy_since: AtomicU64,
+    /// Gives tasks their answers; without it the journal's thread does.
+    courier: OnceLock<Courier>,
 }
 
 impl Default for Waiters {
@@ -47,6 +54,7 @@ impl Default for Waiters {
             next: AtomicU64::new(0),
             started: Instant::now(),
             busy_since: AtomicU64::new(0),
+            courier: OnceLock::new(),
         }
     }
 }
@@ -68,10 +76,25 @@ impl Waiters {
         (self.put(Waiter::Thread(sender)), receiver)
     }
 
-    /// Tells one. False where it was told already that the disk does not answer.
-    pub(crate) fn tell(&self, number: u64, done: Done) -> bool {
-        let waiter = self.by_number.lock().remove(&number);
-        waiter.map(|waiter| waiter.tell(done)).is_some()
+    pub(crate) fn set_courier(&self, courier: Courier) {
+        _ = self.courier.set(courier);
+    }
+
+    /// One who waits, to be told; none where it was told already that the disk does not answer.
+    pub(crate) fn take(&self, number: u64) -> Option<Waiter> {
+        self.by_number.lock().remove(&number)
+    }
+
+    /// Tells those of a flush.
+    pub(crate) fn tell(&self, told: Vec<(Waiter, Done)>) {
+        let (tasks, threads): (Vec<_>, Vec<_>) =
+            told.into_iter().partition(|(waiter, _)| matches!(waiter, Waiter::Task(_)));
+        let tell = |told: Vec<(Waiter, Done)>| told.into_iter().for_each(|(waiter, done)| waiter.tell(done));
+        tell(threads);
+        match self.courier.get() {
+            Some(courier) if !tasks.is_empty() => courier(Box::new(move || tell(tasks))),
+            _ => tell(tasks),
+        }
     }
 
     fn now(&self) -> u64 {

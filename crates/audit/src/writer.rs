@@ -2,7 +2,7 @@
 
 use crate::{
     AuditUnavailable, Outcome, Phase, Record, TreeHead,
-    chain::{CheckpointLine, Head},
+    chain::{CheckpointLine, Head, LINE_FRAME_LEN_MAX},
     checkpoint::{Checkpoint, Signer},
     queue::Queue,
     tree::{Edge, Hash, NodeWriter, leaf_hash},
@@ -11,7 +11,6 @@ use crate::{
 };
 use custody_types::{Clock, UnixMillis};
 use parking_lot::Mutex;
-use serde_json::value::RawValue;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, Write as _},
@@ -56,7 +55,7 @@ pub(crate) enum Reply {
 
 pub(crate) enum Command {
     Append {
-        record: Box<RawValue>,
+        record: String,
         caller: u64,
         reply: Reply,
     },
@@ -65,9 +64,14 @@ pub(crate) enum Command {
     Close,
 }
 
+/// Bytes that most records take no more than.
+const RECORD_LEN: usize = 768;
+
 /// A record as it is written: made by whoever asks, so that the one thread that owns the chain has less to do.
-pub(crate) fn raw(record: &Record) -> Result<Box<RawValue>, AuditUnavailable> {
-    serde_json::value::to_raw_value(record).map_err(|_| AuditUnavailable::Failed)
+pub(crate) fn text_of(record: &Record) -> Result<String, AuditUnavailable> {
+    let mut text = Vec::with_capacity(RECORD_LEN);
+    serde_json::to_writer(&mut text, record).map_err(|_| AuditUnavailable::Failed)?;
+    String::from_utf8(text).map_err(|_| AuditUnavailable::Failed)
 }
 
 /// What the thread shares with the handles.
@@ -111,7 +115,7 @@ pub(crate) struct Writer {
     /// When the last checkpoint was signed, by this process.
     pub(crate) signed_at: Option<Instant>,
     /// Ends of what an earlier process left open, to be written before anything else.
-    pub(crate) ends: Vec<Box<RawValue>>,
+    pub(crate) ends: Vec<String>,
     /// What is after `len` in the file is not known.
     pub(crate) failed: bool,
     /// Held for as long as the thread runs.
@@ -139,28 +143,29 @@ impl Writer {
         _ = self.checkpoint();
     }
 
-    fn write_group(&mut self, group: Vec<(Box<RawValue>, Reply)>) {
+    fn write_group(&mut self, group: Vec<(String, Reply)>) {
         let before = self.head.sequence + self.ends.len() as u64;
-        let done = self.append(&group.iter().map(|(record, _)| &**record).collect::<Vec<_>>());
-        let mut abandoned = Vec::new();
+        let done = self.append(&group.iter().map(|(record, _)| record.as_str()).collect::<Vec<_>>());
+        let (mut told, mut abandoned) = (Vec::new(), Vec::new());
         for (sequence, (record, reply)) in (before + 1..).zip(group) {
             let done = done.map(|()| sequence);
-            let told = match reply {
-                Reply::Nobody => true,
-                Reply::Waiter(number) => self.shared.waiters.tell(number, done),
-            };
-            // It was refused when the disk did not answer, and did not happen: its record has an end.
-            if let (false, Ok(_), Ok(begun)) = (told, done, serde_json::from_str::<Record>(record.get()))
+            let Reply::Waiter(number) = reply else { continue };
+            if let Some(waiter) = self.shared.waiters.take(number) {
+                told.push((waiter, done));
+            } else if done.is_ok()
+                && let Ok(begun) = serde_json::from_str::<Record>(&record)
                 && begun.phase == Phase::Begin
             {
+                // It was refused when the disk did not answer, and did not happen: its record has an end.
                 let why = "refused: the record was on disk too late";
                 abandoned.extend(
-                    raw(&begun.finish(self.clock.now(), Outcome::Interrupted, "UNAVAILABLE", why)).ok(),
+                    text_of(&begun.finish(self.clock.now(), Outcome::Interrupted, "UNAVAILABLE", why)).ok(),
                 );
             }
         }
+        self.shared.waiters.tell(told);
         if !abandoned.is_empty() {
-            _ = self.append(&abandoned.iter().map(|end| &**end).collect::<Vec<_>>());
+            _ = self.append(&abandoned.iter().map(String::as_str).collect::<Vec<_>>());
         }
         if self.signed_at.is_none_or(|at| at.elapsed() >= CHECKPOINT_PAUSE) {
             _ = self.checkpoint();
@@ -168,9 +173,9 @@ impl Writer {
     }
 
     /// Appends records and makes them durable, all or none.
-    pub(crate) fn append(&mut self, records: &[&RawValue]) -> Result<(), AuditUnavailable> {
+    pub(crate) fn append(&mut self, records: &[&str]) -> Result<(), AuditUnavailable> {
         let ends = std::mem::take(&mut self.ends);
-        let all: Vec<&RawValue> = ends.iter().map(|end| &**end).chain(records.iter().copied()).collect();
+        let all: Vec<&str> = ends.iter().map(String::as_str).chain(records.iter().copied()).collect();
         let done = self.append_all(&all);
         if done.is_err() {
             self.ends = ends;
@@ -178,13 +183,14 @@ impl Writer {
         done
     }
 
-    fn append_all(&mut self, records: &[&RawValue]) -> Result<(), AuditUnavailable> {
+    fn append_all(&mut self, records: &[&str]) -> Result<(), AuditUnavailable> {
         let mut head = self.head;
-        let (mut text, mut leaves) = (Vec::new(), Vec::new());
-        for raw in records {
-            head = head.next(raw.get());
-            head.write_line(raw.get(), &mut text);
-            leaves.push(leaf_hash(raw.get().as_bytes()));
+        let len = records.iter().map(|record| record.len() + LINE_FRAME_LEN_MAX).sum();
+        let (mut text, mut leaves) = (Vec::with_capacity(len), Vec::with_capacity(records.len()));
+        for record in records {
+            head = head.next(record);
+            head.write_line(record, &mut text);
+            leaves.push(leaf_hash(record.as_bytes()));
         }
         if text.is_empty() {
             return Ok(());

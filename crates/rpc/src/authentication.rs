@@ -1,8 +1,10 @@
 //! The layer that every request passes: who calls, and whether its duty may.
 
 use crate::{
+    acceptor::Peer,
     client_certificate::ClientCertificate,
     correlation::CorrelationIds,
+    deadline,
     policy::{self, Rule},
     status::{self, code_name},
     token::TokenVerifier,
@@ -18,11 +20,7 @@ use std::{
     task::{Context, Poll},
     time::Instant,
 };
-use tonic::{
-    Code, Status,
-    body::Body,
-    transport::server::{TcpConnectInfo, TlsConnectInfo},
-};
+use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument as _, field::Empty, info_span};
 
@@ -179,16 +177,18 @@ where
         );
         trace::adopt(&span, request.headers());
         let started = Instant::now();
+        let peer = request.extensions().get::<Peer>();
         let context = CallContext {
             caller: Caller {
                 principal: String::new(),
                 duty: Duty::Workload,
                 token_id: String::new(),
-                address: address(&request),
+                address: peer.map_or_else(String::new, |peer| peer.address.0.ip().to_string()),
             },
-            certificate: ClientCertificate::of(&request),
+            certificate: peer.map(|peer| peer.certificate.clone()).unwrap_or_default(),
             correlation_id: layer.ids.next(&span),
         };
+        let waits = deadline::of(request.headers());
         let bearer = request
             .headers()
             .get("authorization")
@@ -198,13 +198,23 @@ where
         let recorded = span.clone();
         Box::pin(
             async move {
-                let answer = match layer.admit(&path, context, bearer).await {
-                    Ok(context) => {
-                        recorded.record("user.id", context.caller.principal.as_str());
-                        request.extensions_mut().insert(context);
-                        inner.call(request).await?
+                let answered = async {
+                    match layer.admit(&path, context, bearer).await {
+                        Ok(context) => {
+                            recorded.record("user.id", context.caller.principal.as_str());
+                            request.extensions_mut().insert(context);
+                            inner.call(request).await
+                        }
+                        Err(refused) => Ok(refused.into_http()),
                     }
-                    Err(refused) => refused.into_http(),
+                };
+                let answer = match waits {
+                    Ok(None) => answered.await?,
+                    Ok(Some(time)) => match tokio::time::timeout(time, answered).await {
+                        Ok(answer) => answer?,
+                        Err(_) => deadline::exceeded().into_http(),
+                    },
+                    Err(malformed) => malformed.into_http(),
                 };
                 let code = Status::from_header_map(answer.headers()).map_or(Code::Ok, |s| s.code());
                 recorded.record("rpc.status_code", code_name(code));
@@ -233,12 +243,4 @@ where
             .instrument(span),
         )
     }
-}
-
-fn address(request: &Request<Body>) -> String {
-    request
-        .extensions()
-        .get::<TlsConnectInfo<TcpConnectInfo>>()
-        .and_then(|info| info.get_ref().remote_addr())
-        .map_or_else(String::new, |a| a.ip().to_string())
 }

@@ -1,20 +1,18 @@
 //! The certificate that a client has shown.
 
 use crate::tls::principal_of;
-use http::Request;
+use rustls::ServerConnection;
 use rustls_pki_types::CertificateDer;
 use std::{fmt, sync::Arc};
-use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 
 /// A chain that TLS has verified, or none. It is parsed when somebody asks whom it names: most calls ask for a token alone.
 #[derive(Clone, Default)]
-pub struct ClientCertificate(Option<Arc<Vec<CertificateDer<'static>>>>);
+pub struct ClientCertificate(Option<Arc<[CertificateDer<'static>]>>);
 
 impl ClientCertificate {
-    /// Of the connection that a request came over.
-    pub(crate) fn of<B>(request: &Request<B>) -> Self {
-        let info = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
-        Self(info.and_then(TlsConnectInfo::peer_certs))
+    /// Of a connection whose handshake is done.
+    pub(crate) fn of(connection: &ServerConnection) -> Self {
+        Self(connection.peer_certificates().map(|chain| chain.to_vec().into()))
     }
 
     /// The principal that it names, if it names exactly one.

@@ -1,6 +1,9 @@
 //! Threads that compute, one for each core, shared fairly: callers take turns, however much each of them asks for.
 
-use crate::status::{self, internal};
+use crate::{
+    courier::Courier,
+    status::{self, internal},
+};
 use parking_lot::{Condvar, Mutex};
 use rustix::{process::setpriority_process, thread::gettid};
 use std::{
@@ -34,10 +37,10 @@ struct Queues {
     closed: bool,
 }
 
-#[derive(Default)]
 struct Shared {
     queues: Mutex<Queues>,
     work: Condvar,
+    courier: Courier,
 }
 
 /// The threads. They end when the last handle goes.
@@ -75,7 +78,7 @@ impl Shared {
             // What is held back waits for this thread's next job, never for nothing: another may have taken the rest.
             let next = self.queues.lock().next();
             let Some((job, behind)) = next else {
-                held.drain(..).for_each(|answer| answer());
+                self.give(&mut held);
                 let mut queues = self.queues.lock();
                 if queues.len == 0 {
                     if queues.closed {
@@ -88,8 +91,15 @@ impl Shared {
             // A job that panics is one call that fails; the thread goes on.
             held.extend(std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)));
             if held.len() > behind || held.len() >= TOGETHER {
-                held.drain(..).for_each(|answer| answer());
+                self.give(&mut held);
             }
+        }
+    }
+
+    fn give(&self, held: &mut Vec<Answer>) {
+        if !held.is_empty() {
+            let answers = std::mem::replace(held, Vec::with_capacity(TOGETHER));
+            self.courier.carry(Box::new(move || answers.into_iter().for_each(|answer| answer())));
         }
     }
 }
@@ -128,13 +138,14 @@ impl Queues {
 }
 
 impl Compute {
-    /// Starts a thread for each core.
+    /// Starts a thread for each core; answers go to tasks of the runtime that this is called in.
     ///
     /// # Errors
     /// The system gives no thread.
     pub fn start() -> std::io::Result<Self> {
         let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let shared: Arc<Shared> = Arc::default();
+        let shared =
+            Arc::new(Shared { queues: Mutex::default(), work: Condvar::new(), courier: Courier::start() });
         for n in 0..threads {
             let shared = shared.clone();
             std::thread::Builder::new().name(format!("compute-{n}")).spawn(move || {

@@ -1,36 +1,29 @@
 //! Plain HTTPS beside gRPC, for clients of other people's APIs: TLS, limits, graceful end.
 
+pub use crate::acceptor::PeerAddress;
 use crate::{
+    acceptor::Acceptor,
+    connection::{Calls, Connection},
     server::write_whole,
     tls::{Credentials, TlsError},
 };
+
 use axum::Router;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
-use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::Path, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    task::JoinSet,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tower::ServiceExt as _;
 
-/// Connections at once; more wait in the listener's queue.
-const CONNECTIONS_MAX: usize = 1024;
-/// How long a client may take over the TLS handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long it may take over a request's headers, and how long a connection may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// After an error that `accept` may answer again at once (no more file descriptors).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Where a request came from.
-#[derive(Clone, Copy, Debug)]
-pub struct PeerAddress(pub SocketAddr);
-
 /// An HTTPS server that could not run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -50,10 +43,7 @@ pub enum HttpsError {
 }
 
 /// A server that listens and does not yet serve.
-pub struct HttpsServer {
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-}
+pub struct HttpsServer(Acceptor);
 
 impl HttpsServer {
     /// Listens with a service's certificate.
@@ -61,11 +51,10 @@ impl HttpsServer {
     /// # Errors
     /// See [`HttpsError`].
     pub async fn bind(address: SocketAddr, credentials: &Credentials) -> Result<Self, HttpsError> {
-        let mut tls = (*credentials.public_server()?).clone();
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let config = credentials.public_server()?;
         let listener =
             TcpListener::bind(address).await.map_err(|source| HttpsError::Listen { address, source })?;
-        Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(tls)) })
+        Ok(Self(Acceptor::new(listener, &config, &["h2", "http/1.1"])))
     }
 
     /// Writes the listening address to a file, whole or not at all.
@@ -75,57 +64,38 @@ impl HttpsServer {
     pub fn announce(&self, file: Option<&Path>) -> Result<(), HttpsError> {
         let Some(file) = file else { return Ok(()) };
         let any = SocketAddr::from(([0, 0, 0, 0], 0));
-        let address =
-            self.listener.local_addr().map_err(|source| HttpsError::Listen { address: any, source })?;
+        let address = self.0.address().map_err(|source| HttpsError::Listen { address: any, source })?;
         write_whole(file, &address.to_string()).map_err(|source| HttpsError::Listen { address, source })
     }
 
     /// Serves for as long as the future is polled; dropping it ends every connection.
     pub async fn serve(self, router: Router) -> Infallible {
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let mut connections = tokio::task::JoinSet::new();
-        loop {
-            let Ok(place) = room.clone().acquire_owned().await else { std::future::pending().await };
-            let (stream, peer) = match self.listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(e) => {
-                    tracing::warn!(error = %e, "a connection was not accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            while connections.try_join_next().is_some() {}
-            let (acceptor, router) = (self.acceptor.clone(), router.clone());
-            connections.spawn(async move {
-                let _place = place;
-                converse(acceptor, stream, peer, router).await;
-            });
-        }
+        let mut connections = JoinSet::new();
+        self.0
+            .accept_into(&mut connections, move |stream, peer| converse(stream, peer.address, router.clone()))
+            .await
     }
 }
 
-/// Serves one connection to its end. What a peer does wrong ends its own connection and nothing else.
-async fn converse(acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr, router: Router) {
-    _ = stream.set_nodelay(true);
-    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else {
-        return;
-    };
+/// Serves one connection to its end.
+async fn converse(stream: TlsStream<TcpStream>, peer: PeerAddress, router: Router) {
     let service = router.map_request(move |mut request: http::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(PeerAddress(peer));
+        request.extensions_mut().insert(peer);
         request.map(axum::body::Body::new)
     });
-    let mut builder = Builder::new(TokioExecutor::new());
+    let calls = Calls::default();
+    let mut builder = Builder::new(calls.clone());
     // Names of headers have no case (RFC 9110 section 5.1); libmongocrypt looks for `Content-Length` all the same.
     builder.http1().title_case_headers(true).timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(Some(HEADER_TIMEOUT));
-    let ended = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).await;
-    if let Err(e) = ended {
+    let inner = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    if let Err(e) = Connection::new(inner, calls).await {
         tracing::debug!(error = %e, "a connection ended early");
     }
 }
 
 impl std::fmt::Debug for HttpsServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HttpsServer").field("listener", &self.listener).finish_non_exhaustive()
+        f.debug_struct("HttpsServer").field("address", &self.0.address().ok()).finish_non_exhaustive()
     }
 }

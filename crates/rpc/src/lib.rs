@@ -3,11 +3,15 @@
 //! A request passes, in this order: TLS, trace context, [`policy`] (which duties may call), the token. Start at
 //! [`authentication`].
 
+mod acceptor;
 pub mod authentication;
 pub mod channel;
 mod client_certificate;
 pub mod compute;
+mod connection;
 pub mod correlation;
+pub mod courier;
+mod deadline;
 pub mod hardening;
 pub mod https;
 pub mod page;

@@ -1,23 +1,40 @@
 //! Running a gRPC server: TLS, limits, health, reflection, graceful end.
 
 use crate::{
+    acceptor::{Acceptor, Peer},
     authentication::{AuthenticationLayer, DenialSink},
     channel::Endpoint,
+    connection::{Calls, Connection},
     settings::ServerSettings,
     tls::{Credentials, TlsError},
     token::TokenVerifier,
 };
-use std::{future::Future, net::SocketAddr, path::Path, sync::Arc, time::Duration};
-use tokio::net::TcpListener;
-use tonic::{
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
+use http::Request;
+use hyper::{body::Incoming, server::conn::http2};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
 };
+use std::{convert::Infallible, future::Future, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_rustls::server::TlsStream;
+use tonic::{body::Body, service::Routes};
+use tower::{Layer as _, Service, ServiceExt as _};
 
 /// Longest message taken, in bytes: a write of 1 MiB and what is around it.
 pub const MESSAGE_LEN_MAX: usize = 2 << 20;
 /// Most calls at once on a connection.
 const STREAMS_MAX: u32 = 1024;
+/// Bytes of a frame, and of what a call and a connection may have sent before the server takes it.
+const FRAME_LEN_MAX: u32 = 1 << 20;
+const CALL_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// How often a client that says nothing is asked whether it is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// How long running calls may take to end at shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -37,9 +54,9 @@ pub enum ServeError {
     /// The certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The transport failed.
-    #[error("the gRPC server failed")]
-    Transport(#[from] tonic::transport::Error),
+    /// The address of the identity service is malformed.
+    #[error("`identity` cannot be used")]
+    Identity(#[from] tonic::transport::Error),
     /// The reflection service cannot be built.
     #[error("the descriptors cannot be served")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -97,33 +114,61 @@ pub async fn serve(
             .build_v1()?;
         routes = routes.add_service(reflection);
     }
-    let server = Server::builder()
-        .tls_config(credentials(settings)?.server())?
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_frame_size(1 << 20)
-        .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(16 << 20)
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        .layer(AuthenticationLayer::new(verifier, denied))
-        .add_routes(routes);
+    let acceptor = Acceptor::new(listener, &*credentials(settings)?.server()?, &["h2"]);
+    let service = AuthenticationLayer::new(verifier, denied).layer(routes.prepare());
     tracing::info!(%address, "serving");
     if let Some(file) = &settings.address_file {
         write_whole(file, &address.to_string()).map_err(listen)?;
     }
-    let (drain, draining) = tokio::sync::oneshot::channel::<()>();
-    let graceful = async move {
-        shutdown.await;
-        drop(drain);
-    };
-    // Without it an answer of two segments waits for the client's delayed acknowledgement, 40 ms.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving = server.serve_with_incoming_shutdown(incoming, graceful);
+    let (stop, stopping) = watch::channel(());
+    let mut connections = JoinSet::new();
+    let accepting = acceptor.accept_into(&mut connections, move |stream, peer| {
+        converse(stream, peer, service.clone(), stopping.clone())
+    });
     tokio::select! {
-        done = serving => done?,
-        // Streams that watch for changes never end by themselves.
-        () = async { _ = draining.await; tokio::time::sleep(DRAIN).await } => {}
+        never = accepting => match never {},
+        () = shutdown => {}
     }
+    // Whoever connects from here on hears at once that nobody is there.
+    drop(acceptor);
+    drop(stop);
+    // Streams that watch for changes never end by themselves.
+    _ = tokio::time::timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
     Ok(())
+}
+
+/// Serves one connection to its end; when it is told to stop, to the end of the calls that it has.
+async fn converse<S>(stream: TlsStream<TcpStream>, peer: Peer, service: S, mut stopping: watch::Receiver<()>)
+where
+    S: Service<Request<Body>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let service = service.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        request.map(Body::new)
+    });
+    let calls = Calls::default();
+    let mut builder = http2::Builder::new(calls.clone());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_frame_size(FRAME_LEN_MAX)
+        .initial_stream_window_size(CALL_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(Some(KEEP_ALIVE));
+    let inner = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let mut connection = Connection::new(inner, calls);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        // The other end was dropped: there is nothing else to hear.
+        _ = stopping.changed() => {
+            connection.inner().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(e) = ended {
+        tracing::debug!(error = %e, "a connection ended early");
+    }
 }
 
 /// Writes a small file that others wait for or read at any time, an address or a process number: they find it whole,

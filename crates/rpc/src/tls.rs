@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 pub use custody_proof::principal_of;
 
@@ -39,6 +39,13 @@ pub struct Credentials {
     own: Option<(Vec<u8>, Vec<u8>)>,
 }
 
+/// What a server asks of its clients.
+enum Clients {
+    Anyone,
+    MayShowCertificate,
+    MustShowCertificate,
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
@@ -58,17 +65,6 @@ impl Credentials {
     /// The file is not readable.
     pub fn trusting(ca: &Path) -> Result<Self, TlsError> {
         Ok(Self { ca: read(ca)?, own: None })
-    }
-
-    /// For a gRPC server: clients may show a certificate of the authority.
-    #[must_use]
-    pub fn server(&self) -> ServerTlsConfig {
-        let config =
-            ServerTlsConfig::new().client_ca_root(Certificate::from_pem(&self.ca)).client_auth_optional(true);
-        match &self.own {
-            Some((certificate, key)) => config.identity(Identity::from_pem(certificate, key)),
-            None => config,
-        }
     }
 
     /// For a gRPC client.
@@ -114,17 +110,40 @@ impl Credentials {
         Ok((roots, chain, PrivateKeyDer::from_pem_slice(key).map_err(|e| bad(&e))?))
     }
 
+    /// For a gRPC server: clients may show a certificate of the authority.
+    ///
+    /// # Errors
+    /// The certificates do not fit together.
+    pub fn server(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        self.serve_to(Clients::MayShowCertificate)
+    }
+
     /// For a server of another protocol, whose clients must show a certificate of the authority.
     ///
     /// # Errors
     /// The certificates do not fit together.
     pub fn mutual_server(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        self.serve_to(Clients::MustShowCertificate)
+    }
+
+    /// For a server of another protocol, whose clients prove themselves in other ways.
+    ///
+    /// # Errors
+    /// The certificates do not fit together.
+    pub fn public_server(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        self.serve_to(Clients::Anyone)
+    }
+
+    fn serve_to(&self, clients: Clients) -> Result<Arc<ServerConfig>, TlsError> {
         let bad = |e: &dyn std::fmt::Display| TlsError::Unusable(e.to_string());
         let (roots, chain, key) = self.parts()?;
         let provider = Arc::new(default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .build()
-            .map_err(|e| bad(&e))?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+        let verifier = match clients {
+            Clients::MustShowCertificate => verifier.build().map_err(|e| bad(&e))?,
+            Clients::MayShowCertificate => verifier.allow_unauthenticated().build().map_err(|e| bad(&e))?,
+            Clients::Anyone => WebPkiClientVerifier::no_client_auth(),
+        };
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| bad(&e))?;
@@ -133,19 +152,6 @@ impl Credentials {
             .with_single_cert(chain, key)
             .map(Arc::new)
             .map_err(|e| bad(&e))
-    }
-
-    /// For a server of another protocol, whose clients prove themselves in other ways.
-    ///
-    /// # Errors
-    /// The certificates do not fit together.
-    pub fn public_server(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        let bad = |e: &dyn std::fmt::Display| TlsError::Unusable(e.to_string());
-        let (_, chain, key) = self.parts()?;
-        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|e| bad(&e))?;
-        config.with_no_client_auth().with_single_cert(chain, key).map(Arc::new).map_err(|e| bad(&e))
     }
 
     /// For a client of another protocol.
