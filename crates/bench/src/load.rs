@@ -48,6 +48,12 @@ impl Load {
         Self { times, took }
     }
 
+    /// Of several that ran at once.
+    pub(crate) fn of_all(loads: Vec<Self>) -> Self {
+        let took = loads.iter().map(|load| load.took).max().unwrap_or_default();
+        Self::of(loads.into_iter().flat_map(|load| load.times).collect(), took)
+    }
+
     pub(crate) fn calls(&self) -> usize {
         self.times.len()
     }

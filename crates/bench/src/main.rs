@@ -46,7 +46,7 @@ struct Arguments {
     /// Seconds for each measurement.
     #[arg(long, default_value_t = 2)]
     seconds: u32,
-    /// Of the storage's cases, only those whose name has this in it, as "64k" or "randwrite 4k qd16".
+    /// Of the storage's and the vault's cases, only those whose name has this in it, as "64k", "randwrite 4k qd16", "RSA-2048" or "get 64".
     #[arg(long, default_value = "")]
     case: String,
     /// Keys of the vault that is started.
@@ -65,7 +65,7 @@ async fn main() -> anyhow::Result<()> {
         storage::run(arguments.rounds, arguments.seconds, &arguments.case).await?;
     }
     if wanted(What::Vault) {
-        vault::run(arguments.rounds, arguments.seconds).await?;
+        vault::run(arguments.rounds, arguments.seconds, &arguments.case).await?;
     }
     if wanted(What::Database) {
         tokio::task::block_in_place(|| database::run(arguments.rounds, arguments.seconds.max(10)))?;
