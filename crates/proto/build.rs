@@ -45,7 +45,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let set = protox::compile(FILES, ["../../proto"])?;
     fs::write(out.join("descriptors.bin"), set.encode_to_vec())?;
     fs::write(out.join("methods.rs"), methods(&set)?)?;
-    tonic_prost_build::configure().build_transport(false).skip_debug(SECRET).compile_fds(set)?;
+    let configured = tonic_prost_build::configure().build_transport(false);
+    configured.codec_path("crate::codec::MessageCodec").skip_debug(SECRET).compile_fds(set)?;
     Ok(())
 }
 

@@ -1,4 +1,6 @@
-//! Generated wire types and descriptors: not one line of logic or conversion.
+//! Generated wire types and descriptors, and the codec: not one line of logic or conversion.
+
+pub mod codec;
 
 /// Descriptors of every schema, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
