@@ -2,6 +2,9 @@
 //!
 //! Names follow OpenTelemetry's semantic conventions; ours stand under `custody.`.
 
+mod fields;
+
+use fields::LoggedFields;
 use opentelemetry::{KeyValue, global, trace::TracerProvider as _};
 use opentelemetry_otlp::WithExportConfig as _;
 use opentelemetry_sdk::{
@@ -44,8 +47,11 @@ pub struct Telemetry {
 /// The endpoint is malformed.
 pub fn start(service: &'static str, otlp_endpoint: Option<&str>) -> Result<Telemetry, TelemetryError> {
     let filter = EnvFilter::try_from_env("CUSTODY_LOG").unwrap_or_else(|_| EnvFilter::new("info,h2=warn,hyper=warn,tonic=warn,sled=warn,object_store=warn,opentelemetry=warn,opentelemetry_sdk=warn,opentelemetry-otlp=warn"));
-    let log =
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(filter);
+    let log = tracing_subscriber::fmt::layer()
+        .fmt_fields(LoggedFields)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_filter(filter);
     global::set_text_map_propagator(TraceContextPropagator::new());
     let Some(endpoint) = otlp_endpoint else {
         tracing_subscriber::registry().with(log).init();
