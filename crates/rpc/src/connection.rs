@@ -15,6 +15,9 @@ use std::{
     task::{Context, Poll},
 };
 
+/// Calls that are begun in a row: then other connections have a turn.
+const TURN: usize = 32;
+
 /// Calls that a connection has begun and that nobody polls yet: the executor that hyper is given.
 #[derive(Clone, Default)]
 pub(crate) struct Calls(Arc<Mutex<Vec<BoxFuture<'static, ()>>>>);
@@ -50,16 +53,25 @@ impl<C: Future> Future for Connection<C> {
     type Output = C::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
+        let mut left = TURN;
         loop {
             while let Poll::Ready(Some(())) = self.running.poll_next_unpin(cx) {}
             if let Poll::Ready(ended) = self.inner.as_mut().poll(cx) {
                 return Poll::Ready(ended);
             }
-            let begun = std::mem::take(&mut *self.begun.0.lock());
+            let mut begun = self.begun.0.lock();
             if begun.is_empty() {
                 return Poll::Pending;
             }
-            self.running.extend(begun);
+            let now = begun.len().min(TURN);
+            let now: Vec<_> = begun.drain(..now).collect();
+            drop(begun);
+            left = left.saturating_sub(now.len());
+            self.running.extend(now);
+            if left == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
     }
 }
@@ -116,6 +128,31 @@ mod tests {
         }
         assert!(connection.poll_unpin(&mut cx).is_pending());
         assert_eq!(*log.0.lock(), [vec!["answer"; 8], vec!["write"]].concat());
+    }
+
+    #[test]
+    fn a_connection_with_many_calls_lets_others_have_a_turn_and_forgets_none() {
+        struct Woken(AtomicUsize);
+        impl std::task::Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let (log, calls) = (Log::default(), Calls::default());
+        for _ in 0..2 * TURN + 1 {
+            let log = log.clone();
+            calls.execute(async move { log.note("answer") });
+        }
+        let mut connection = Connection::new(std::future::pending::<()>(), calls);
+        let woken = Arc::new(Woken(AtomicUsize::new(0)));
+        let waker = Waker::from(woken.clone());
+        let mut polls = 0;
+        while woken.0.load(Ordering::Relaxed) == polls {
+            assert!(log.0.lock().len() <= polls * TURN);
+            assert!(connection.poll_unpin(&mut Context::from_waker(&waker)).is_pending());
+            polls += 1;
+        }
+        assert_eq!((polls, log.0.lock().len()), (3, 2 * TURN + 1));
     }
 
     #[test]
