@@ -12,13 +12,12 @@ use clap::Parser;
 use custody_audit_server::{AuditLogService, AuditSettings, denial_sink};
 use custody_clients::{Database, Endpoint, Identity, Storage, TokenSource};
 use custody_control::Ledger;
-use custody_rpc::{ServerSettings, server, settings, workers::Workers};
+use custody_rpc::{ServerSettings, server, services::Services, settings, workers::Workers};
 use custody_store::Store;
 use custody_types::SystemClock;
 use engine::{Engine, Platform};
 use serde::Deserialize;
 use std::{path::PathBuf, sync::Arc, time::Duration};
-use tonic::service::Routes;
 
 #[derive(Parser)]
 #[command(version, about = "Custody's control plane")]
@@ -74,18 +73,14 @@ async fn main() -> anyhow::Result<()> {
     )?;
     let engine = Engine::start(ledger, platform)?;
     let workers = Workers::new(256);
-    let routes = Routes::default()
-        .add_service(service::ClusterService::server(engine.clone(), journal.clone()))
-        .add_service(operations::OperationsService::server(engine))
-        .add_service(AuditLogService::server(
-            Arc::new(service::ControlTrail(journal.clone())),
-            workers,
-            &keeper,
-        ));
+    let services = Services::default()
+        .with(service::ClusterService::server(engine.clone(), journal.clone()))
+        .with(operations::OperationsService::server(engine))
+        .with(AuditLogService::server(Arc::new(service::ControlTrail(journal.clone())), workers, &keeper));
     let verifier = server::verifier(&settings.server, "custody-control")?;
     server::serve(
         &settings.server,
-        routes,
+        services,
         verifier,
         Some(denial_sink(journal.clone())),
         server::terminated(),

@@ -8,11 +8,10 @@ use anyhow::Context as _;
 use clap::Parser;
 use custody_clients::{Endpoint, Storage, TokenSource};
 use custody_database::Installation;
-use custody_rpc::{ServerSettings, authentication::DenialSink, server, settings};
+use custody_rpc::{ServerSettings, authentication::DenialSink, server, services::Services, settings};
 use serde::Deserialize;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use supervisor::Fleet;
-use tonic::service::Routes;
 
 #[derive(Parser)]
 #[command(version, about = "Custody's database node")]
@@ -49,9 +48,9 @@ async fn main() -> anyhow::Result<()> {
         Storage::new(endpoint.authenticated(tokens)),
         std::env::current_exe()?.with_file_name("custody-wal"),
     )?;
-    let routes = Routes::default().add_service(service::DatabaseService::server(fleet.clone()));
+    let services = Services::default().with(service::DatabaseService::server(fleet.clone()));
     let verifier = server::verifier(&settings.server, "custody-database")?;
-    server::serve(&settings.server, routes, verifier, Some(denials()), server::terminated()).await?;
+    server::serve(&settings.server, services, verifier, Some(denials()), server::terminated()).await?;
     fleet.close().await;
     drop(lock);
     Ok(())

@@ -7,12 +7,12 @@ use clap::Parser;
 use custody_audit_server::{AuditLogService, AuditSettings, denial_sink};
 use custody_identity::{Bootstrap, Registry, Signer};
 use custody_rpc::{
-    ServerSettings, hardening, https::HttpsServer, server, settings, token::TokenVerifier, workers::Workers,
+    ServerSettings, hardening, https::HttpsServer, server, services::Services, settings,
+    token::TokenVerifier, workers::Workers,
 };
 use custody_types::{Clock, SystemClock};
 use serde::Deserialize;
 use std::{path::PathBuf, sync::Arc, time::Duration};
-use tonic::service::Routes;
 
 #[derive(Parser)]
 #[command(version, about = "Custody's identity service")]
@@ -82,12 +82,12 @@ async fn main() -> anyhow::Result<()> {
         }
         None => None,
     };
-    let routes = Routes::default()
-        .add_service(service::IdentityService::server(registry.clone(), workers.clone()))
-        .add_service(AuditLogService::server(Arc::new(service::IdentityTrail(registry)), workers, &keeper));
+    let services = Services::default()
+        .with(service::IdentityService::server(registry.clone(), workers.clone()))
+        .with(AuditLogService::server(Arc::new(service::IdentityTrail(registry)), workers, &keeper));
     server::serve(
         &settings.server,
-        routes,
+        services,
         verifier,
         Some(denial_sink(journal.clone())),
         server::terminated(),

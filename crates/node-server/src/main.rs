@@ -23,15 +23,14 @@ use anyhow::Context as _;
 use clap::Parser;
 use custody_nbd::{Listener, Server, ServerOptions};
 use custody_rpc::{
-    ServerSettings, authentication::DenialSink, hardening, server, settings, tls::principal_of,
-    workers::Workers,
+    ServerSettings, authentication::DenialSink, hardening, server, services::Services, settings,
+    tls::principal_of, workers::Workers,
 };
 use dependents::Inventory;
 use leases::Leases;
 use node::{Node, NodeConfig};
 use serde::Deserialize;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
-use tonic::service::Routes;
 
 /// What is freed is erased: the answers that bring a volume key pass through buffers of libraries that leave them.
 #[global_allocator]
@@ -149,10 +148,9 @@ async fn main() -> anyhow::Result<()> {
     };
     let local = Server::start(Listener::Unix(unix), exports.clone(), options.clone())?;
     let remote = Server::start(Listener::Tcp(nbd_tcp), exports, options)?;
-    let routes =
-        Routes::default().add_service(service::StorageService::server(node.clone(), Workers::new(512)));
+    let services = Services::default().with(service::StorageService::server(node.clone(), Workers::new(512)));
     let verifier = server::verifier(&settings.server, "custody-node")?;
-    server::serve(&settings.server, routes, verifier, Some(denials()), server::terminated()).await?;
+    server::serve(&settings.server, services, verifier, Some(denials()), server::terminated()).await?;
     tokio::task::spawn_blocking(move || drop((local, remote))).await?;
     sweep.abort();
     settling.abort();

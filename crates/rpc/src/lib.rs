@@ -17,6 +17,7 @@ pub mod https;
 pub mod page;
 pub mod policy;
 pub mod server;
+pub mod services;
 pub mod settings;
 pub mod status;
 pub mod timestamp;

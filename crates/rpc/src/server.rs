@@ -5,6 +5,7 @@ use crate::{
     authentication::{AuthenticationLayer, DenialSink},
     channel::Endpoint,
     connection::{Calls, Connection},
+    services::Services,
     settings::ServerSettings,
     tls::{Credentials, TlsError},
     token::TokenVerifier,
@@ -22,7 +23,7 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_rustls::server::TlsStream;
-use tonic::{body::Body, service::Routes};
+use tonic::body::Body;
 use tower::{Layer as _, Service, ServiceExt as _};
 
 /// Longest message taken, in bytes: a write of 1 MiB and what is around it.
@@ -96,7 +97,7 @@ pub fn verifier(settings: &ServerSettings, audience: &'static str) -> Result<Arc
 /// See [`ServeError`].
 pub async fn serve(
     settings: &ServerSettings,
-    routes: Routes,
+    services: Services,
     verifier: Arc<TokenVerifier>,
     denied: Option<DenialSink>,
     shutdown: impl Future<Output = ()> + Send + 'static,
@@ -106,16 +107,16 @@ pub async fn serve(
     let address = listener.local_addr().map_err(listen)?;
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    let mut routes = routes.add_service(health_service);
+    let mut services = services.with(health_service);
     if settings.reflection {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(custody_proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
-        routes = routes.add_service(reflection);
+        services = services.with(reflection);
     }
     let acceptor = Acceptor::new(listener, &*credentials(settings)?.server()?, &["h2"]);
-    let service = AuthenticationLayer::new(verifier, denied).layer(routes.prepare());
+    let service = AuthenticationLayer::new(verifier, denied).layer(services);
     tracing::info!(%address, "serving");
     if let Some(file) = &settings.address_file {
         write_whole(file, &address.to_string()).map_err(listen)?;

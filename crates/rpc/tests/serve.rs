@@ -1,10 +1,20 @@
 //! The gRPC server itself, over TLS: what it does at its end, with deadlines, and with clients that break the protocol.
-use custody_rpc::{Endpoint, ServerSettings, server, status::reason, tls::Credentials, token::TokenVerifier};
+use custody_rpc::{
+    Endpoint, ServerSettings, server, services::Services, status::reason, tls::Credentials,
+    token::TokenVerifier,
+};
+use futures_util::future::BoxFuture;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    path::Path,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -12,7 +22,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_rustls::TlsConnector;
-use tonic::{Code, Request, Status, service::Routes, transport::Channel};
+use tonic::{Code, Request, Status, body::Body, server::NamedService, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 /// Longer than anything here takes: what is not there by then does not come.
@@ -20,6 +30,28 @@ const HANG: Duration = Duration::from_secs(60);
 
 /// The path of a call that nobody answers.
 const NEVER: &str = "/grpc.test.Never/Wait";
+
+/// Never answers.
+#[derive(Clone)]
+struct Never;
+
+impl NamedService for Never {
+    const NAME: &'static str = "grpc.test.Never";
+}
+
+impl tower::Service<http::Request<Body>> for Never {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Request<Body>) -> Self::Future {
+        Box::pin(std::future::pending())
+    }
+}
 
 struct Rig {
     dir: tempfile::TempDir,
@@ -57,10 +89,9 @@ impl Rig {
         let verifier = Arc::new(TokenVerifier::fixed("https://identity", "test", r#"{"keys":[]}"#));
         let (stop, stopped) = oneshot::channel();
         let address_file = path("address");
-        let never = axum::Router::new().route(NEVER, axum::routing::any(std::future::pending::<()>));
         let served = tokio::spawn(async move {
             let stopped = async { _ = stopped.await };
-            server::serve(&settings, Routes::from(never), verifier, None, stopped).await
+            server::serve(&settings, Services::default().with(Never), verifier, None, stopped).await
         });
         let address = tokio::time::timeout(HANG, written(&address_file)).await.unwrap();
         Self { dir, address, stop, served }
@@ -93,7 +124,7 @@ impl Rig {
         let request = http::Request::post(format!("https://{}{NEVER}", self.address))
             .header("content-type", "application/grpc")
             .header("grpc-timeout", timeout)
-            .body(tonic::body::Body::empty())
+            .body(Body::empty())
             .unwrap();
         let answer = tokio::time::timeout(HANG, sender.send_request(request)).await.unwrap().unwrap();
         Status::from_header_map(answer.headers()).unwrap()

@@ -6,7 +6,7 @@ use axum::{
     middleware::{Next, from_fn_with_state},
     response::Response,
 };
-use custody_rpc::status::status;
+use custody_rpc::{services::AnyService, status::status};
 use custody_vault::faults::{Edge, Faults};
 use http::{HeaderValue, StatusCode, header};
 use std::{
@@ -58,6 +58,11 @@ impl EdgeFaults {
     /// Puts itself before a face.
     pub(crate) fn before(&self, router: axum::Router, face: Face) -> axum::Router {
         router.layer(from_fn_with_state((self.clone(), face), pass))
+    }
+
+    /// Puts itself before a service of gRPC.
+    pub(crate) fn before_service(&self, service: AnyService) -> AnyService {
+        AnyService::boxed(self.before(axum::Router::new().fallback_service(service), Face::Grpc))
     }
 }
 

@@ -15,7 +15,8 @@ use anyhow::Context as _;
 use clap::Parser;
 use custody_audit_server::{AuditLogService, AuditSettings, denial_sink};
 use custody_rpc::{
-    ServerSettings, compute::Compute, hardening, https::HttpsServer, server, settings, workers::Workers,
+    ServerSettings, compute::Compute, hardening, https::HttpsServer, server, services::Services, settings,
+    workers::Workers,
 };
 use custody_types::{Caller, Clock, Duty, KeyType, RsaSize, SystemClock};
 use custody_vault::{
@@ -34,7 +35,6 @@ use serde::Deserialize;
 use service::KeyVaultService;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::watch;
-use tonic::service::Routes;
 
 /// A call makes some hundred small allocations on one thread and frees them on another, where it is a quarter faster than
 /// the system's (`docs/design/0006-figures.md`). What is freed is erased: parsing and arithmetic of keys leave copies that
@@ -180,20 +180,20 @@ async fn main() -> anyhow::Result<()> {
         }
         None => None,
     };
-    let mut routes = Routes::default()
-        .add_service(KeyVaultService::server(vault.clone(), events.clone(), workers.clone(), compute))
-        .add_service(LineageService::server(vault.clone(), workers.clone()))
-        .add_service(LeaseService::server(vault.clone(), events, verifier.clone(), workers.clone()))
-        .add_service(AccessControlService::server(vault.clone(), workers.clone()))
-        .add_service(SealService::server(vault.clone(), workers.clone()))
-        .add_service(AuditLogService::server(trail, workers.clone(), &keeper));
+    let mut services = Services::default()
+        .with(KeyVaultService::server(vault.clone(), events.clone(), workers.clone(), compute))
+        .with(LineageService::server(vault.clone(), workers.clone()))
+        .with(LeaseService::server(vault.clone(), events, verifier.clone(), workers.clone()))
+        .with(AccessControlService::server(vault.clone(), workers.clone()))
+        .with(SealService::server(vault.clone(), workers.clone()))
+        .with(AuditLogService::server(trail, workers.clone(), &keeper));
     if let Some(edge) = edge {
-        routes = routes.add_service(FaultService::server(vault.clone(), verifier.clone(), workers));
-        routes = edge.before(routes.into_axum_router(), edge::Face::Grpc).into();
+        services = services.with(FaultService::server(vault.clone(), verifier.clone(), workers));
+        services = services.wrapped(|service| edge.before_service(service));
     }
     server::serve(
         &settings.server,
-        routes,
+        services,
         verifier,
         Some(denial_sink(journal.clone())),
         ended(refused.clone()),
