@@ -5,6 +5,7 @@ use crate::{
     beginning::Beginning,
     chain::Head,
     checkpoint::Signer,
+    pending::{Pending, UnderWay},
     queue::Queue,
     tree::{self, Edge, Hash, NodeFile, NodeWriter, consistency_proof, inclusion_proof},
     verify::{files, last_checkpoint, record_at_end, walk, walk_on},
@@ -147,7 +148,7 @@ pub struct Journal {
     pub(crate) dir: PathBuf,
     name: String,
     queue: Arc<Queue>,
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) beginning: parking_lot::RwLock<Beginning>,
     pub(crate) retiring: parking_lot::Mutex<()>,
     pub(crate) places: parking_lot::Mutex<VecDeque<Place>>,
@@ -155,14 +156,6 @@ pub struct Journal {
     thread: parking_lot::Mutex<Option<JoinHandle<()>>>,
     /// Ends the thread that looks whether the disk answers, when it goes.
     _watch: mpsc::Sender<()>,
-}
-
-/// An operation that has begun. Dropped without an end, it ends as [`Outcome::Failed`].
-#[derive(Debug)]
-pub struct Pending {
-    journal: Arc<Journal>,
-    begin: Option<Record>,
-    sequence: u64,
 }
 
 impl Journal {
@@ -244,6 +237,8 @@ impl Journal {
             edge,
             nodes,
             signed_at: None,
+            text: Vec::new(),
+            leaves: Vec::new(),
             ends: Vec::new(),
             signed: signed.map_or(0, |signed| signed.size),
             signer,
@@ -291,8 +286,9 @@ impl Journal {
     /// # Errors
     /// The record is not on disk, so the operation must not happen.
     pub fn begin(self: &Arc<Self>, record: Record) -> Result<Pending, AuditUnavailable> {
+        let under_way = UnderWay::new(self);
         let sequence = self.append(&record)?;
-        Ok(self.pending(record, sequence))
+        Ok(Pending::new(under_way, record, Some(sequence)))
     }
 
     /// As [`Journal::begin`], for a task: it waits for the group flush without holding a thread.
@@ -300,13 +296,16 @@ impl Journal {
     /// # Errors
     /// The record is not on disk, or too many wait already; the operation must not happen.
     pub async fn begin_in_task(self: &Arc<Self>, record: Record) -> Result<Pending, AuditUnavailable> {
+        let under_way = UnderWay::new(self);
         let sequence = self.append_in_task(&record).await?;
-        Ok(self.pending(record, sequence))
+        Ok(Pending::new(under_way, record, Some(sequence)))
     }
 
-    fn pending(self: &Arc<Self>, begin: Record, sequence: u64) -> Pending {
-        self.shared.open.fetch_add(1, Ordering::Relaxed);
-        Pending { journal: self.clone(), begin: Some(begin), sequence }
+    /// An operation of which only an answer comes. It has one record, its end; nobody may have the answer before
+    /// [`Pending::conclude`].
+    #[must_use]
+    pub fn undertake(self: &Arc<Self>, record: Record) -> Pending {
+        Pending::new(UnderWay::new(self), record, None)
     }
 
     /// Writes a single record (a refusal, an event) and returns once it is on disk.
@@ -340,6 +339,13 @@ impl Journal {
         let reply = Reply::Waiter(number);
         self.queue.push(Command::Append { record: record_text, caller: caller_of(record), reply })?;
         answer.await.map_err(|_| AuditUnavailable::Closed)?
+    }
+
+    /// The end of an operation, for which nobody waits.
+    pub(crate) fn queue_end(&self, end: &Record) {
+        if let Ok(record) = text_of(end) {
+            _ = self.queue.push(Command::Append { record, caller: caller_of(end), reply: Reply::Nobody });
+        }
     }
 
     /// Has all that is on disk signed, and waits for it.
@@ -477,36 +483,5 @@ impl Drop for Journal {
 impl fmt::Debug for Journal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Journal").field("dir", &self.dir).finish_non_exhaustive()
-    }
-}
-
-impl Pending {
-    /// The number of the record that it began with.
-    #[must_use]
-    pub fn sequence(&self) -> u64 {
-        self.sequence
-    }
-
-    /// Ends the operation. The record is queued, not waited for: what happened has happened, and a process that
-    /// dies before the write leaves an open begin, which the next start ends as interrupted.
-    pub fn finish(mut self, outcome: Outcome, signature: &str, description: &str) {
-        self.send(outcome, signature, description);
-    }
-
-    fn send(&mut self, outcome: Outcome, signature: &str, description: &str) {
-        if let Some(begin) = self.begin.take() {
-            self.journal.shared.open.fetch_sub(1, Ordering::Relaxed);
-            let end = begin.finish(self.journal.clock.now(), outcome, signature, description);
-            if let Ok(record) = text_of(&end) {
-                let caller = caller_of(&end);
-                _ = self.journal.queue.push(Command::Append { record, caller, reply: Reply::Nobody });
-            }
-        }
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        self.send(Outcome::Failed, "INTERNAL", "the operation ended without an outcome");
     }
 }

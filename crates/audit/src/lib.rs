@@ -7,6 +7,7 @@ mod beginning;
 mod chain;
 mod checkpoint;
 mod journal;
+mod pending;
 mod queue;
 mod record;
 mod retention;
@@ -19,7 +20,8 @@ mod writer;
 
 pub use chain::Entry;
 pub use checkpoint::{TreeHead, trail_key};
-pub use journal::{Journal, OpenJournalError, Pending};
+pub use journal::{Journal, OpenJournalError};
+pub use pending::Pending;
 pub use record::{Identity, Outcome, Phase, Record};
 pub use retention::{Removed, Retention, RetentionError};
 pub use unavailable::AuditUnavailable;

@@ -37,9 +37,22 @@ enum Reader {
     Gathering { caller: u64, waited_for: bool },
 }
 
+/// Whose what waits is.
+#[derive(Clone, Copy, Default)]
+enum Callers {
+    #[default]
+    Nobody,
+    One(u64),
+    /// Of several, or not a record.
+    Several,
+}
+
 #[derive(Default)]
 struct State {
     commands: VecDeque<Command>,
+    /// Of those commands, as the next two: kept, since each look asks.
+    callers: Callers,
+    waited_for: bool,
     reader: Reader,
     closed: bool,
 }
@@ -64,27 +77,50 @@ impl Reader {
     fn wakes_for(&self, command: &Command) -> bool {
         match (self, command) {
             (Self::Busy, _) => false,
-            (Self::Gathering { caller: gathered, waited_for }, Command::Append { caller, reply, .. }) => {
-                caller != gathered || !waited_for && matches!(reply, Reply::Waiter(_))
+            (Self::Gathering { caller: gathered, waited_for }, Command::Append { caller, .. }) => {
+                caller != gathered || !waited_for && command.is_waited_for()
             }
             (Self::Idle | Self::Gathering { .. }, _) => true,
         }
     }
 }
 
+impl Callers {
+    fn with(self, command: &Command) -> Self {
+        match (self, command) {
+            (Self::Nobody, Command::Append { caller, .. }) => Self::One(*caller),
+            (Self::One(one), Command::Append { caller, .. }) if *caller == one => self,
+            _ => Self::Several,
+        }
+    }
+}
+
+impl Command {
+    fn is_waited_for(&self) -> bool {
+        !matches!(self, Self::Append { reply: Reply::Nobody, .. })
+    }
+}
+
 impl State {
-    /// The one caller of all that waits, if it is one's and nothing but records.
-    fn only_caller(&self) -> Option<u64> {
-        let mut callers = self.commands.iter().map(|command| match command {
-            Command::Append { caller, .. } => Some(*caller),
-            Command::Sign(_) | Command::Close => None,
-        });
-        let first = callers.next()??;
-        callers.all(|caller| caller == Some(first)).then_some(first)
+    fn push(&mut self, command: Command) {
+        self.callers = self.callers.with(&command);
+        self.waited_for |= command.is_waited_for();
+        self.commands.push_back(command);
     }
 
-    fn is_waited_for(&self) -> bool {
-        self.commands.iter().any(|command| !matches!(command, Command::Append { reply: Reply::Nobody, .. }))
+    fn take_group(&mut self) -> Group {
+        let mut group = Group { records: Vec::with_capacity(self.commands.len()), ..Group::default() };
+        while group.records.len() < GROUP_LEN_MAX && !group.closing {
+            match self.commands.pop_front() {
+                Some(Command::Append { record, reply, .. }) => group.records.push((record, reply)),
+                Some(Command::Sign(done)) => group.to_sign.push(done),
+                Some(Command::Close) => group.closing = true,
+                None => break,
+            }
+        }
+        self.callers = self.commands.iter().fold(Callers::Nobody, Callers::with);
+        self.waited_for = self.commands.iter().any(Command::is_waited_for);
+        group
     }
 }
 
@@ -102,7 +138,7 @@ impl Queue {
             return Err(AuditUnavailable::Closed);
         }
         let wakes = state.reader.wakes_for(&command);
-        state.commands.push_back(command);
+        state.push(command);
         drop(state);
         if wakes {
             self.work.notify_one();
@@ -127,15 +163,7 @@ impl Queue {
         if gathers() {
             self.gather(&mut state);
         }
-        let mut group = Group::default();
-        while group.records.len() < GROUP_LEN_MAX && !group.closing {
-            match state.commands.pop_front() {
-                Some(Command::Append { record, reply, .. }) => group.records.push((record, reply)),
-                Some(Command::Sign(done)) => group.to_sign.push(done),
-                Some(Command::Close) => group.closing = true,
-                None => break,
-            }
-        }
+        let group = state.take_group();
         drop(state);
         self.room.notify_all();
         Some(group)
@@ -143,12 +171,12 @@ impl Queue {
 
     fn gather(&self, state: &mut MutexGuard<'_, State>) {
         let mut until = Instant::now() + LINGER_TIME;
-        while let Some(caller) = state.only_caller()
+        while let Callers::One(caller) = state.callers
             && state.commands.len() < GROUP_LEN_MAX
             && let now = Instant::now()
             && now < until
         {
-            let (seen, waited_for) = (state.commands.len(), state.is_waited_for());
+            let (seen, waited_for) = (state.commands.len(), state.waited_for);
             if waited_for {
                 until = until.min(now + GATHER_TIME);
             }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub enum Phase {
     /// Before the operation acted: it was authorized and is about to happen.
     Begin,
-    /// After it: what came of it. A refused operation has only this one.
+    /// After it: what came of it. An operation that was refused has only this one, as has one of which only an answer came.
     Finish,
 }
 
@@ -103,7 +103,7 @@ impl Record {
 
     /// The record that ends what `self` began.
     #[must_use]
-    pub fn finish(&self, time: UnixMillis, outcome: Outcome, signature: &str, description: &str) -> Self {
+    pub fn finish(self, time: UnixMillis, outcome: Outcome, signature: &str, description: &str) -> Self {
         Self {
             time,
             phase: Phase::Finish,
@@ -111,7 +111,7 @@ impl Record {
             result_signature: signature.to_owned(),
             result_description: description.to_owned(),
             duration_ms: time.as_millis().saturating_sub(self.time.as_millis()),
-            ..self.clone()
+            ..self
         }
     }
 }

@@ -79,8 +79,8 @@ pub(crate) fn text_of(record: &Record) -> Result<String, AuditUnavailable> {
 pub(crate) struct Shared {
     /// The number of the last record on disk.
     pub(crate) written: AtomicU64,
-    /// Operations that have begun and not ended.
-    pub(crate) open: AtomicUsize,
+    /// Operations under way, those that wait for a record among them.
+    pub(crate) under_way: AtomicUsize,
     pub(crate) waiters: Waiters,
     /// The last checkpoint.
     pub(crate) checkpoint: Mutex<Option<String>>,
@@ -114,6 +114,9 @@ pub(crate) struct Writer {
     pub(crate) signed: u64,
     /// When the last checkpoint was signed, by this process.
     pub(crate) signed_at: Option<Instant>,
+    /// Kept from one flush to the next: what is written, and the hashes of its records.
+    pub(crate) text: Vec<u8>,
+    pub(crate) leaves: Vec<Hash>,
     /// Ends of what an earlier process left open, to be written before anything else.
     pub(crate) ends: Vec<String>,
     /// What is after `len` in the file is not known.
@@ -126,7 +129,7 @@ impl Writer {
     pub(crate) fn run(mut self, queue: &Queue) {
         let _ended = Ended(queue);
         let shared = self.shared.clone();
-        let gathers = || shared.open.load(Ordering::Relaxed) >= GATHER_FROM;
+        let gathers = || shared.under_way.load(Ordering::Relaxed) >= GATHER_FROM;
         let mut closing = false;
         while !closing {
             let Some(group) = queue.next(IDLE, gathers) else {
@@ -154,9 +157,9 @@ impl Writer {
                 told.push((waiter, done));
             } else if done.is_ok()
                 && let Ok(begun) = serde_json::from_str::<Record>(&record)
-                && begun.phase == Phase::Begin
+                && (begun.phase == Phase::Begin || begun.result_type == Outcome::Success)
             {
-                // It was refused when the disk did not answer, and did not happen: its record has an end.
+                // It was refused when the disk did not answer, and did not happen, or nobody had its answer: that is on record too.
                 let why = "refused: the record was on disk too late";
                 abandoned.extend(
                     text_of(&begun.finish(self.clock.now(), Outcome::Interrupted, "UNAVAILABLE", why)).ok(),
@@ -184,21 +187,24 @@ impl Writer {
     }
 
     fn append_all(&mut self, records: &[&str]) -> Result<(), AuditUnavailable> {
+        if records.is_empty() {
+            return Ok(());
+        }
         let mut head = self.head;
-        let len = records.iter().map(|record| record.len() + LINE_FRAME_LEN_MAX).sum();
-        let (mut text, mut leaves) = (Vec::with_capacity(len), Vec::with_capacity(records.len()));
+        let (mut text, mut leaves) = (std::mem::take(&mut self.text), std::mem::take(&mut self.leaves));
+        text.clear();
+        text.reserve(records.iter().map(|record| record.len() + LINE_FRAME_LEN_MAX).sum());
+        leaves.clear();
         for record in records {
             head = head.next(record);
             head.write_line(record, &mut text);
             leaves.push(leaf_hash(record.as_bytes()));
         }
-        if text.is_empty() {
-            return Ok(());
-        }
         self.write(&text)?;
         self.since.get_or_insert_with(|| self.clock.now());
         self.head = head;
         self.grow(&leaves);
+        (self.text, self.leaves) = (text, leaves);
         self.shared.written.store(head.sequence, Ordering::Release);
         if head.sequence - self.signed >= CHECKPOINT_EVERY {
             self.checkpoint()?;

@@ -50,6 +50,26 @@ fn a_trail_verifies_and_counts() {
 }
 
 #[test]
+fn an_operation_of_which_only_an_answer_comes_has_one_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    let done = journal.undertake(record(&journal, "a"));
+    assert_eq!((done.sequence(), journal.written()), (None, 0));
+    assert_eq!(done.conclude(Outcome::Success, "OK", "").unwrap(), 1);
+    assert_eq!(journal.written(), 1);
+    drop(journal.undertake(record(&journal, "b")));
+    journal.close();
+    let entries = journal.read(0, 10).unwrap();
+    let seen: Vec<_> = entries
+        .iter()
+        .map(|e| (e.record.correlation_id.as_str(), e.record.phase, e.record.result_type))
+        .collect();
+    assert_eq!(seen, [("a", Phase::Finish, Outcome::Success), ("b", Phase::Finish, Outcome::Failed)]);
+    let late = journal.undertake(record(&journal, "c"));
+    assert!(late.conclude(Outcome::Success, "OK", "").is_err());
+}
+
+#[test]
 fn every_altered_byte_and_every_removed_line_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let journal = open(dir.path());

@@ -9,8 +9,8 @@ use crate::{
 };
 use custody_types::{SignatureAlgorithm, WrapAlgorithm};
 use custody_vault::{
-    Admission, VaultError,
-    gate::{Operation, op},
+    Admission, Place,
+    gate::{Operation, Withheld, op},
 };
 use serde_json::json;
 
@@ -36,17 +36,18 @@ async fn compute<Op: Operation + 'static, T: Send + 'static>(
     face: &Face,
     taken: &Taken,
     name: &str,
-    act: impl FnOnce(Admission<Op>) -> Result<T, VaultError> + Send + 'static,
+    act: impl FnOnce(Admission<Op>) -> Withheld<T> + Send + 'static,
 ) -> Result<T, RestError> {
     let admission = face.vault.admit::<Op>(taken.call.clone(), name).await?;
     // A refusal of the pool comes as a status, the vault's as an error of its own.
-    let waits = admission.waits();
+    let place = admission.place();
     let act = move || Ok(act(admission));
-    Ok(if waits {
-        face.workers.run(act).await??
-    } else {
-        face.compute.run(&taken.call.caller.principal, act).await??
-    })
+    let done = match place {
+        Place::Here => act(),
+        Place::Wait => face.workers.run(act).await,
+        Place::Compute => face.compute.run(&taken.call.caller.principal, act).await,
+    }?;
+    Ok(done.release().await?)
 }
 
 pub(crate) async fn run(

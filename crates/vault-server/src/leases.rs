@@ -107,7 +107,8 @@ impl LeaseService {
         let admitted = self.vault.admit::<op::RenewLease>(group.call.clone(), group.version.as_str()).await;
         let admitted = admitted.map_err(|e| failed(self.vault.lease_refusal(e)))?;
         let (holder, asks) = (holder.to_owned(), group.asks.clone());
-        self.workers.run(move || admitted.grant(&holder, &asks).map_err(failed)).await
+        let granted = self.workers.run(move || Ok(admitted.grant(&holder, &asks))).await?;
+        granted.release().await.map_err(failed)
     }
 }
 

@@ -16,9 +16,9 @@ use custody_rpc::{
 };
 use custody_types::{Clock as _, Protection, SignatureAlgorithm, SystemClock, WrapAlgorithm};
 use custody_vault::{
-    Admission, Call, Event, EventType, IfExists, Material, Particulars, Recorded, Vault, VaultError,
+    Admission, Call, Event, EventType, IfExists, Material, Particulars, Place, Recorded, Vault,
     VaultParameters,
-    gate::{Operation, op},
+    gate::{Operation, Withheld, op},
 };
 use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -63,14 +63,19 @@ impl KeyVaultService {
         &self,
         call: Call,
         name: &str,
-        act: impl FnOnce(Admission<Op>) -> Result<T, VaultError> + Send + 'static,
+        act: impl FnOnce(Admission<Op>) -> Withheld<T> + Send + 'static,
     ) -> Result<Response<T>, Status> {
         let (caller, recorded) = (call.caller.principal.clone(), call.recorded.clone());
         let done = async {
             let admission = self.vault.admit::<Op>(call, name).await.map_err(failed)?;
-            let waits = admission.waits();
-            let act = move || act(admission).map_err(failed);
-            if waits { self.workers.run(act).await } else { self.compute.run(&caller, act).await }
+            let place = admission.place();
+            let act = move || Ok(act(admission));
+            let done = match place {
+                Place::Here => act(),
+                Place::Wait => self.workers.run(act).await,
+                Place::Compute => self.compute.run(&caller, act).await,
+            }?;
+            done.release().await.map_err(failed)
         };
         told(done.await, &recorded)
     }

@@ -1,10 +1,13 @@
 //! The gate: authorize, record durably, act, finish. No operation on a key goes round it.
 //!
+//! Of most operations two records say that they begin and how they ended. Where an answer is all that comes of one, a record of
+//! its end says as much: it is on disk before anybody has the answer.
+//!
 //! What acts on keys takes a [`Permit`] of its own operation, which has no public constructor: code that forgot
 //! authorization or audit does not compile. SAFETY-CLAIM: SECURITY-MODEL.md "no operation without its record".
 
 use crate::{
-    Call, VaultError,
+    Call, Recorded, VaultError,
     lag::Lag,
     limits::{Limiter, RateLimits},
     loader::Loader,
@@ -29,9 +32,12 @@ pub trait Operation {
     const NAME: &'static str;
     /// What the caller must be allowed.
     const PERMISSION: Permission;
+    /// Whether an answer is all that comes of it: it changes nothing, and needs no private key.
+    const ONLY_ANSWERS: bool;
 }
 
-/// Proof that an operation was authorized and that its record is on disk.
+/// Proof that an operation was authorized, and that its record is on disk; or will be before its answer is given, where an
+/// answer is all that comes of it.
 pub struct Permit<Op>(PhantomData<Op>);
 
 impl<Op: Operation> fmt::Debug for Permit<Op> {
@@ -46,19 +52,24 @@ enum Authorized {
     No { refusal: Record, error: VaultError },
 }
 
-/// An operation that is authorized and recorded, and not done yet. Dropped, it ends as failed.
+/// An operation that is authorized, recorded where more than an answer comes of it, and not done yet. Dropped, it ends as failed.
 pub(crate) struct Admitted<Op> {
     pending: Pending,
+    recorded: Recorded,
     assignment: String,
     op: PhantomData<fn() -> Op>,
 }
 
 impl<Op: Operation> Admitted<Op> {
-    /// Does it, and records how it ended.
-    pub(crate) fn run<T>(
-        self,
-        act: impl FnOnce(Permit<Op>) -> Result<T, VaultError>,
-    ) -> Result<T, VaultError> {
+    fn new(pending: Pending, call: &Call, assignment: String) -> Self {
+        if let Some(sequence) = pending.sequence() {
+            call.recorded.set(sequence);
+        }
+        Self { pending, recorded: call.recorded.clone(), assignment, op: PhantomData }
+    }
+
+    /// Does it.
+    pub(crate) fn run<T>(self, act: impl FnOnce(Permit<Op>) -> Result<T, VaultError>) -> Withheld<T> {
         self.run_and_say(|permit| act(permit).map(|done| (done, String::new())))
     }
 
@@ -66,19 +77,61 @@ impl<Op: Operation> Admitted<Op> {
     pub(crate) fn run_and_say<T>(
         self,
         act: impl FnOnce(Permit<Op>) -> Result<(T, String), VaultError>,
-    ) -> Result<T, VaultError> {
-        match act(Permit(PhantomData)) {
+    ) -> Withheld<T> {
+        let (done, end) = match act(Permit(PhantomData)) {
             Ok((done, said)) => {
                 let separator = if said.is_empty() { "" } else { "; " };
-                let text = format!("{}{separator}{said}", self.assignment);
-                self.pending.finish(Outcome::Success, "OK", &text);
-                Ok(done)
+                (Ok(done), End(Outcome::Success, "OK", format!("{}{separator}{said}", self.assignment)))
             }
             Err(error) => {
-                self.pending.finish(Outcome::Failed, error.status(), &error.to_string());
-                Err(error)
+                let end = End(Outcome::Failed, error.status(), error.to_string());
+                (Err(error), end)
             }
+        };
+        let mut unrecorded = None;
+        if Op::ONLY_ANSWERS {
+            unrecorded = Some((self.pending, end, self.recorded));
+        } else {
+            self.pending.finish(end.0, end.1, &end.2);
         }
+        Withheld { done, unrecorded }
+    }
+}
+
+/// How an operation ended, as the trail has it.
+struct End(Outcome, &'static str, String);
+
+/// What came of an operation. Nobody has it before it is on record; dropped, it is on record as failed.
+#[must_use]
+pub struct Withheld<T> {
+    done: Result<T, VaultError>,
+    unrecorded: Option<(Pending, End, Recorded)>,
+}
+
+impl<T> Withheld<T> {
+    /// Records it where that is still to be done, without holding a thread, and gives it.
+    ///
+    /// # Errors
+    /// Those of the operation; or it is not on record.
+    pub async fn release(self) -> Result<T, VaultError> {
+        if let Some((pending, End(outcome, signature, text), recorded)) = self.unrecorded {
+            recorded.set(pending.conclude_in_task(outcome, signature, &text).await?);
+        }
+        self.done
+    }
+
+    /// As [`Withheld::release`], for a thread that may wait.
+    pub(crate) fn release_blocking(self) -> Result<T, VaultError> {
+        if let Some((pending, End(outcome, signature, text), recorded)) = self.unrecorded {
+            recorded.set(pending.conclude(outcome, signature, &text)?);
+        }
+        self.done
+    }
+}
+
+impl<T> fmt::Debug for Withheld<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Withheld(..)")
     }
 }
 
@@ -174,9 +227,9 @@ impl Gate {
                 return Err(error);
             }
         };
-        let pending = self.journal.begin(record)?;
-        call.recorded.set(pending.sequence());
-        Admitted { pending, assignment, op: PhantomData }.run(act)
+        let pending =
+            if Op::ONLY_ANSWERS { self.journal.undertake(record) } else { self.journal.begin(record)? };
+        Admitted::new(pending, call, assignment).run(act).release_blocking()
     }
 
     /// The first half of [`Gate::run`], for a task: authorizes, and waits for the record without holding a thread.
@@ -195,9 +248,12 @@ impl Gate {
                 return Err(error);
             }
         };
-        let pending = self.journal.begin_in_task(record).await?;
-        call.recorded.set(pending.sequence());
-        Ok(Admitted { pending, assignment, op: PhantomData })
+        let pending = if Op::ONLY_ANSWERS {
+            self.journal.undertake(record)
+        } else {
+            self.journal.begin_in_task(record).await?
+        };
+        Ok(Admitted::new(pending, call, assignment))
     }
 
     fn authorize<Op: Operation>(
@@ -285,8 +341,10 @@ impl Gate {
 }
 
 macro_rules! operations {
-    ($($(#[$doc:meta])* $name:ident = $azure:literal, $permission:ident;)+) => {
-        /// The operations.
+    (@only_answers answers) => { true };
+    (@only_answers) => { false };
+    ($($(#[$doc:meta])* $name:ident = $azure:literal, $permission:ident $(, $answers:ident)?;)+) => {
+        /// The operations; `answers` are those of which only an answer comes.
         pub mod op {
             $($(#[$doc])*
             #[derive(Clone, Copy, Debug)]
@@ -295,6 +353,7 @@ macro_rules! operations {
             impl super::Operation for $name {
                 const NAME: &'static str = $azure;
                 const PERMISSION: custody_types::Permission = custody_types::Permission::$permission;
+                const ONLY_ANSWERS: bool = operations!(@only_answers $($answers)?);
             })+
         }
     };
@@ -304,9 +363,9 @@ operations! {
     /// Makes a vault.
     CreateVault = "VaultPut", VaultCreate;
     /// Reads a vault.
-    GetVault = "VaultGet", VaultGet;
+    GetVault = "VaultGet", VaultGet, answers;
     /// Lists vaults.
-    ListVaults = "VaultList", VaultList;
+    ListVaults = "VaultList", VaultList, answers;
     /// Changes a vault's settings.
     UpdateVault = "VaultPatch", VaultUpdate;
     /// Makes a key.
@@ -314,11 +373,11 @@ operations! {
     /// Takes a key from outside.
     ImportKey = "KeyImport", Import;
     /// Reads a key or version.
-    GetKey = "KeyGet", Get;
+    GetKey = "KeyGet", Get, answers;
     /// Lists keys.
-    ListKeys = "KeyList", List;
+    ListKeys = "KeyList", List, answers;
     /// Lists versions.
-    ListKeyVersions = "KeyListVersions", List;
+    ListKeyVersions = "KeyListVersions", List, answers;
     /// Changes attributes.
     UpdateKey = "KeyUpdate", Update;
     /// Soft-deletes.
@@ -330,27 +389,27 @@ operations! {
     /// Makes a new version.
     RotateKey = "KeyRotate", Rotate;
     /// Encrypts.
-    Encrypt = "KeyEncrypt", Encrypt;
+    Encrypt = "KeyEncrypt", Encrypt, answers;
     /// Decrypts.
     Decrypt = "KeyDecrypt", Decrypt;
     /// Signs.
     Sign = "KeySign", Sign;
     /// Checks a signature.
-    Verify = "KeyVerify", Verify;
+    Verify = "KeyVerify", Verify, answers;
     /// Takes a sealed copy.
     BackupKey = "KeyBackup", Backup;
     /// Brings a copy back.
     RestoreKey = "KeyRestore", Restore;
     /// Wraps.
-    WrapKey = "KeyWrap", WrapKey;
+    WrapKey = "KeyWrap", WrapKey, answers;
     /// Unwraps.
     UnwrapKey = "KeyUnwrap", UnwrapKey;
     /// Grants a lease on what a key opens, or renews it.
     RenewLease = "KeyLeaseRenew", UnwrapKey;
     /// Lists leases.
-    ListLeases = "KeyLeaseList", AccessRead;
+    ListLeases = "KeyLeaseList", AccessRead, answers;
     /// Reads how long a key may be held.
-    GetLeasePolicy = "KeyLeasePolicyGet", Get;
+    GetLeasePolicy = "KeyLeasePolicyGet", Get, answers;
     /// Sets how long a key may be held.
     SetLeasePolicy = "KeyLeasePolicySet", Update;
     /// Disables all versions and ends the leases on them.
@@ -358,57 +417,57 @@ operations! {
     /// Enables again what was revoked.
     ReinstateKey = "KeyReinstate", Update;
     /// Reads a revocation.
-    GetRevocation = "KeyRevocationGet", Get;
+    GetRevocation = "KeyRevocationGet", Get, answers;
     /// Lists revocations.
-    ListRevocations = "KeyRevocationList", Get;
+    ListRevocations = "KeyRevocationList", Get, answers;
     /// Says what depends on which version.
-    GetLineage = "KeyLineageGet", AccessRead;
+    GetLineage = "KeyLineageGet", AccessRead, answers;
     /// Reads what became unreadable with a key.
-    GetShredReport = "KeyShredReportGet", AccessRead;
+    GetShredReport = "KeyShredReportGet", AccessRead, answers;
     /// Watches changes.
-    WatchKeys = "KeyWatch", Get;
+    WatchKeys = "KeyWatch", Get, answers;
     /// Gives a role.
     CreateRoleAssignment = "RoleAssignmentCreate", AccessWrite;
     /// Takes a role away.
     DeleteRoleAssignment = "RoleAssignmentDelete", AccessWrite;
     /// Lists assignments.
-    ListRoleAssignments = "RoleAssignmentList", AccessRead;
+    ListRoleAssignments = "RoleAssignmentList", AccessRead, answers;
     /// Makes a role.
     CreateRoleDefinition = "RoleDefinitionCreate", AccessWrite;
     /// Removes a role.
     DeleteRoleDefinition = "RoleDefinitionDelete", AccessWrite;
     /// Lists roles.
-    ListRoleDefinitions = "RoleDefinitionList", AccessRead;
+    ListRoleDefinitions = "RoleDefinitionList", AccessRead, answers;
     /// Makes a group.
     CreateGroup = "GroupCreate", AccessWrite;
     /// Removes a group.
     DeleteGroup = "GroupDelete", AccessWrite;
     /// Lists groups.
-    ListGroups = "GroupList", AccessRead;
+    ListGroups = "GroupList", AccessRead, answers;
     /// Puts a principal into a group.
     AddGroupMember = "GroupMemberAdd", AccessWrite;
     /// Takes a principal out of a group.
     RemoveGroupMember = "GroupMemberRemove", AccessWrite;
     /// Says why a decision is what it is.
-    ExplainAccess = "AccessExplain", AccessRead;
+    ExplainAccess = "AccessExplain", AccessRead, answers;
     /// Says who may use which key.
-    ReviewAccess = "AccessReview", AccessRead;
+    ReviewAccess = "AccessReview", AccessRead, answers;
     /// Takes emergency rights.
     BreakGlass = "BreakGlass", BreakGlass;
     /// Lists requests for approval.
-    ListApprovals = "ApprovalList", AccessRead;
+    ListApprovals = "ApprovalList", AccessRead, answers;
     /// Approves what another officer asked for. Needs the permission of that.
     Approve = "ApprovalApprove", AccessRead;
     /// Rejects what another officer asked for. Needs the permission of that.
     Reject = "ApprovalReject", AccessRead;
     /// Reads a rotation policy.
-    GetRotationPolicy = "KeyRotationPolicyGet", RotationPolicyRead;
+    GetRotationPolicy = "KeyRotationPolicyGet", RotationPolicyRead, answers;
     /// Sets a rotation policy.
     SetRotationPolicy = "KeyRotationPolicySet", RotationPolicyWrite;
     /// Gives random bytes.
-    GetRandomBytes = "RandomBytesGet", Rng;
+    GetRandomBytes = "RandomBytesGet", Rng, answers;
     /// Reads a vault's seal.
-    GetSeal = "VaultSealGet", VaultGet;
+    GetSeal = "VaultSealGet", VaultGet, answers;
     /// Seals the deployment.
     Seal = "Seal", SystemSeal;
     /// Unseals the deployment.
@@ -426,5 +485,5 @@ operations! {
     /// Makes a new key of a vault.
     RotateVaultKey = "VaultKeyRotate", VaultSeal;
     /// Reads the trail.
-    ReadAudit = "AuditRead", AuditRead;
+    ReadAudit = "AuditRead", AuditRead, answers;
 }

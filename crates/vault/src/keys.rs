@@ -345,7 +345,7 @@ impl Vault {
     pub async fn get_key_in_task(&self, call: &Call, name: &str) -> Result<KeyView, VaultError> {
         let name: KeyName = name.parse()?;
         let admitted = self.gate.admit::<op::GetKey>(call, name.as_str()).await?;
-        admitted.run(|_| self.view(&name))
+        admitted.run(|_| self.view(&name)).release().await
     }
 
     fn view(&self, name: &KeyName) -> Result<KeyView, VaultError> {

@@ -55,7 +55,7 @@ pub use revocation::RevocationView;
 pub use rotation::{CalendarSpan, CalendarSpanError, RotationPolicy, Trigger};
 pub use seal::{NewSeal, Passphrase, SealError, SealType};
 pub use sealing::{NewShares, SealSettings, SealView, ShareText, UnsealKey};
-pub use usage::{Admission, Opened};
+pub use usage::{Admission, Opened, Place};
 pub use uses::UseCounts;
 pub use vault::{Call, LoadError, Recorded, Vault, VaultOptions};
 pub use vaults::{VaultChange, VaultParameters};

@@ -2,13 +2,13 @@
 
 use crate::{
     Call, LeaseAsk, SignedLease, Vault, VaultError,
-    gate::{Admitted, Operation, Permit, op},
+    gate::{Admitted, Operation, Permit, Withheld, op},
     record::Version,
 };
 use custody_envelope::random;
 use custody_kek::{PrivateKey, TokenError};
 use custody_types::{
-    KeyName, KeyOperation, KeyVersionName, Protection, SignatureAlgorithm, VaultName, WrapAlgorithm,
+    KeyName, KeyOperation, KeyType, KeyVersionName, Protection, SignatureAlgorithm, VaultName, WrapAlgorithm,
     WrappedKey,
 };
 use std::{fmt, sync::Arc};
@@ -96,17 +96,38 @@ impl<Op> fmt::Debug for Admission<Op> {
     }
 }
 
-impl<Op> Admission<Op> {
-    /// Whether it waits for an HSM more than it computes: then it is for a thread that may wait.
+/// Where a use of a key holds nobody up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the task that asks: it is over in microseconds.
+    Here,
+    /// On a thread that computes.
+    Compute,
+    /// On a thread that may wait: an HSM is asked.
+    Wait,
+}
+
+impl<Op: Operation> Admission<Op> {
+    /// Where it is to be done.
     #[must_use]
-    pub fn waits(&self) -> bool {
+    pub fn place(&self) -> Place {
         let catalog = self.vault.catalog.read();
         let version = match &self.target {
             Target::Key(name) => catalog.key(name).and_then(|key| catalog.current(key)),
             Target::Version(name) => catalog.version(name),
         };
-        version.is_ok_and(|v| v.record.protection == Protection::Hsm)
+        match version {
+            Ok(version) if version.record.protection == Protection::Hsm => Place::Wait,
+            Ok(version) if Op::ONLY_ANSWERS && is_quick(version) => Place::Here,
+            _ => Place::Compute,
+        }
     }
+}
+
+/// Whether its public half is at hand, of a kind that is used in microseconds, and with no budget that is kept on a disk.
+fn is_quick(version: &Version) -> bool {
+    let is_rsa = matches!(version.record.public.key_type(), Some(KeyType::Rsa(_)));
+    is_rsa && version.private.get().is_some() && version.record.attributes.budget.is_none()
 }
 
 impl<Op: Protects> Admission<Op> {
@@ -114,7 +135,7 @@ impl<Op: Protects> Admission<Op> {
     ///
     /// # Errors
     /// As [`Vault::wrap_key`].
-    pub fn protect(self, algorithm: WrapAlgorithm, plain: &[u8]) -> Result<WrappedKey, VaultError> {
+    pub fn protect(self, algorithm: WrapAlgorithm, plain: &[u8]) -> Withheld<WrappedKey> {
         let Self { vault, call, target, admitted } = self;
         admitted.run(|permit| vault.do_protect(&permit, &call, &target, algorithm, plain))
     }
@@ -125,7 +146,7 @@ impl<Op: Opens> Admission<Op> {
     ///
     /// # Errors
     /// As [`Vault::unwrap_key`].
-    pub fn unprotect(self, algorithm: WrapAlgorithm, sealed: &[u8]) -> Result<Opened, VaultError> {
+    pub fn unprotect(self, algorithm: WrapAlgorithm, sealed: &[u8]) -> Withheld<Opened> {
         let Self { vault, call, target, admitted } = self;
         admitted.run(|permit| vault.do_unprotect(&permit, &call, &target, algorithm, sealed))
     }
@@ -136,7 +157,7 @@ impl Admission<op::RenewLease> {
     ///
     /// # Errors
     /// The version does not exist, its state does not allow it, access has ended, or the store failed.
-    pub fn grant(self, holder: &str, asks: &[LeaseAsk]) -> Result<Vec<SignedLease>, VaultError> {
+    pub fn grant(self, holder: &str, asks: &[LeaseAsk]) -> Withheld<Vec<SignedLease>> {
         let Self { vault, call, target, admitted } = self;
         admitted.run_and_say(|permit| match &target {
             Target::Version(version) => vault.do_grant(&permit, &call, version, holder, asks),
@@ -150,11 +171,7 @@ impl Admission<op::Sign> {
     ///
     /// # Errors
     /// As [`Vault::sign`].
-    pub fn sign(
-        self,
-        algorithm: SignatureAlgorithm,
-        digest: &[u8],
-    ) -> Result<(KeyVersionName, Vec<u8>), VaultError> {
+    pub fn sign(self, algorithm: SignatureAlgorithm, digest: &[u8]) -> Withheld<(KeyVersionName, Vec<u8>)> {
         let Self { vault, call, target, admitted } = self;
         admitted.run(|permit| vault.do_sign(&permit, &call, &target, algorithm, digest))
     }
@@ -170,7 +187,7 @@ impl Admission<op::Verify> {
         algorithm: SignatureAlgorithm,
         digest: &[u8],
         signature: &[u8],
-    ) -> Result<(KeyVersionName, bool), VaultError> {
+    ) -> Withheld<(KeyVersionName, bool)> {
         let Self { vault, call, target, admitted } = self;
         admitted.run(|permit| vault.do_verify(&permit, &call, &target, algorithm, digest, signature))
     }

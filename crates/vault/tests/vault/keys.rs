@@ -236,6 +236,8 @@ fn without_a_journal_nothing_is_done() {
     rig.journal.close();
     let refused = rig.vault.wrap_key(&node(), "vaults/v/keys/k", RsaOaep256, b"d").unwrap_err();
     assert_eq!(refused.reason(), "AUDIT_UNAVAILABLE");
+    let refused = rig.vault.get_key(&officer(), "vaults/v/keys/k").unwrap_err();
+    assert_eq!(refused.reason(), "AUDIT_UNAVAILABLE");
     assert_eq!(
         rig.vault.delete_key(&officer(), "vaults/v/keys/k").unwrap_err().reason(),
         "AUDIT_UNAVAILABLE"

@@ -25,18 +25,6 @@ fn leased() -> Leased {
     Leased { rig, vault }
 }
 
-/// The first future of an admission is ready: the journal's thread answers it.
-fn wait<T>(future: impl Future<Output = T>) -> T {
-    let mut future = std::pin::pin!(future);
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    loop {
-        if let std::task::Poll::Ready(done) = future.as_mut().poll(&mut context) {
-            return done;
-        }
-        std::thread::yield_now();
-    }
-}
-
 impl Leased {
     fn version(&self) -> KeyVersionName {
         self.vault.get_key(&officer(), KEY).unwrap().current.name
@@ -56,7 +44,7 @@ impl Leased {
     ) -> Result<SignedLease, VaultError> {
         let admitted = wait(self.vault.admit::<op::RenewLease>(node(), version.as_str()));
         let admitted = admitted.map_err(|e| self.vault.lease_refusal(e))?;
-        let mut granted = admitted.grant(holder, &[LeaseAsk::new(volume.into(), span)?])?;
+        let mut granted = wait(admitted.grant(holder, &[LeaseAsk::new(volume.into(), span)?]).release())?;
         Ok(granted.remove(0))
     }
 

@@ -12,3 +12,4 @@ mod lineage;
 mod loading;
 mod rig;
 mod sealing;
+mod uses;

@@ -71,6 +71,18 @@ pub(crate) fn rig() -> Rig {
     Rig { vault, journal, clock, events, dir }
 }
 
+/// What a task would have: other threads answer it.
+pub(crate) fn wait<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    loop {
+        if let std::task::Poll::Ready(done) = future.as_mut().poll(&mut context) {
+            return done;
+        }
+        std::thread::yield_now();
+    }
+}
+
 pub(crate) fn call(principal: &str, duty: Duty) -> Call {
     let caller =
         Caller { principal: principal.into(), duty, token_id: "t".into(), address: "127.0.0.1".into() };
