@@ -4,6 +4,7 @@
 //! their answers is written alone: a system call, a record of TLS and a wake-up of the client for each. Here the calls are
 //! polled before their connection is, so that all answers that are ready go out together.
 
+use crate::gathered::Gathered;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hyper::rt::Executor;
 use parking_lot::Mutex;
@@ -14,6 +15,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll},
 };
+use tokio::io::AsyncWrite;
 
 /// Calls that are begun in a row: then other connections have a turn.
 const TURN: usize = 32;
@@ -31,16 +33,17 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Calls {
 }
 
 /// A connection with its calls. It ends when the connection does, and its calls with it.
-pub(crate) struct Connection<C> {
+pub(crate) struct Connection<C, S> {
     inner: Pin<Box<C>>,
+    stream: Gathered<S>,
     begun: Calls,
     running: FuturesUnordered<BoxFuture<'static, ()>>,
 }
 
-impl<C: Future> Connection<C> {
-    /// Of hyper's connection, made with `begun` as its executor.
-    pub(crate) fn new(inner: C, begun: Calls) -> Self {
-        Self { inner: Box::pin(inner), begun, running: FuturesUnordered::new() }
+impl<C: Future, S: AsyncWrite + Unpin> Connection<C, S> {
+    /// Of hyper's connection over `stream`, made with `begun` as its executor.
+    pub(crate) fn new(inner: C, stream: Gathered<S>, begun: Calls) -> Self {
+        Self { inner: Box::pin(inner), stream, begun, running: FuturesUnordered::new() }
     }
 
     /// hyper's own, to tell it to end.
@@ -49,7 +52,7 @@ impl<C: Future> Connection<C> {
     }
 }
 
-impl<C: Future> Future for Connection<C> {
+impl<C: Future, S: AsyncWrite + Unpin> Future for Connection<C, S> {
     type Output = C::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
@@ -57,10 +60,16 @@ impl<C: Future> Future for Connection<C> {
         loop {
             while let Poll::Ready(Some(())) = self.running.poll_next_unpin(cx) {}
             if let Poll::Ready(ended) = self.inner.as_mut().poll(cx) {
+                self.stream.send(cx);
                 return Poll::Ready(ended);
             }
             let mut begun = self.begun.0.lock();
             if begun.is_empty() {
+                drop(begun);
+                if self.stream.send(cx) {
+                    // What failed is there to be read.
+                    continue;
+                }
                 return Poll::Pending;
             }
             let now = begun.len().min(TURN);
@@ -69,6 +78,7 @@ impl<C: Future> Future for Connection<C> {
             left = left.saturating_sub(now.len());
             self.running.extend(now);
             if left == 0 {
+                self.stream.send(cx);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -76,7 +86,7 @@ impl<C: Future> Future for Connection<C> {
     }
 }
 
-impl<C> Drop for Connection<C> {
+impl<C, S> Drop for Connection<C, S> {
     fn drop(&mut self) {
         // A call holds the executor: what was begun and never polled would keep itself.
         drop(std::mem::take(&mut *self.begun.0.lock()));
@@ -92,6 +102,10 @@ mod tests {
         task::Waker,
     };
     use tokio::sync::oneshot;
+
+    fn connection<C: Future>(inner: C, calls: Calls) -> Connection<C, tokio::io::Empty> {
+        Connection::new(inner, Gathered::new(tokio::io::empty()), calls)
+    }
 
     /// Notes what it is asked, in order.
     #[derive(Clone, Default)]
@@ -119,7 +133,7 @@ mod tests {
             written.note("write");
             Poll::Pending
         });
-        let mut connection = Connection::new(inner, calls);
+        let mut connection = connection(inner, calls);
         let mut cx = Context::from_waker(Waker::noop());
         assert!(connection.poll_unpin(&mut cx).is_pending());
         log.0.lock().clear();
@@ -143,7 +157,7 @@ mod tests {
             let log = log.clone();
             calls.execute(async move { log.note("answer") });
         }
-        let mut connection = Connection::new(std::future::pending::<()>(), calls);
+        let mut connection = connection(std::future::pending::<()>(), calls);
         let woken = Arc::new(Woken(AtomicUsize::new(0)));
         let waker = Waker::from(woken.clone());
         let mut polls = 0;
@@ -161,7 +175,7 @@ mod tests {
         calls.execute(async { panic!("a test") });
         let noted = log.clone();
         calls.execute(async move { noted.note("answer") });
-        let mut connection = Connection::new(std::future::pending::<()>(), calls);
+        let mut connection = connection(std::future::pending::<()>(), calls);
         assert!(connection.poll_unpin(&mut Context::from_waker(Waker::noop())).is_pending());
         assert_eq!(*log.0.lock(), ["answer"]);
     }
@@ -183,7 +197,7 @@ mod tests {
             });
         };
         begin();
-        let mut connection = Connection::new(std::future::pending::<()>(), calls.clone());
+        let mut connection = connection(std::future::pending::<()>(), calls.clone());
         assert!(connection.poll_unpin(&mut Context::from_waker(Waker::noop())).is_pending());
         begin();
         drop(connection);

@@ -4,6 +4,7 @@ pub use crate::acceptor::PeerAddress;
 use crate::{
     acceptor::Acceptor,
     connection::{Calls, Connection},
+    gathered::Gathered,
     server::write_whole,
     tls::{Credentials, TlsError},
 };
@@ -88,8 +89,9 @@ async fn converse(stream: TlsStream<TcpStream>, peer: PeerAddress, router: Route
     // Names of headers have no case (RFC 9110 section 5.1); libmongocrypt looks for `Content-Length` all the same.
     builder.http1().title_case_headers(true).timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(Some(HEADER_TIMEOUT));
-    let inner = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-    if let Err(e) = Connection::new(inner, calls).await {
+    let stream = Gathered::new(stream);
+    let inner = builder.serve_connection(TokioIo::new(stream.clone()), TowerToHyperService::new(service));
+    if let Err(e) = Connection::new(inner, stream, calls).await {
         tracing::debug!(error = %e, "a connection ended early");
     }
 }

@@ -12,6 +12,7 @@ mod connection;
 pub mod correlation;
 pub mod courier;
 mod deadline;
+mod gathered;
 pub mod hardening;
 pub mod https;
 pub mod page;

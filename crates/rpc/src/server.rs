@@ -5,6 +5,7 @@ use crate::{
     authentication::{AuthenticationLayer, DenialSink},
     channel::Endpoint,
     connection::{Calls, Connection},
+    gathered::Gathered,
     services::Services,
     settings::ServerSettings,
     tls::{Credentials, TlsError},
@@ -157,8 +158,9 @@ where
         .initial_stream_window_size(CALL_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(Some(KEEP_ALIVE));
-    let inner = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-    let mut connection = Connection::new(inner, calls);
+    let stream = Gathered::new(stream);
+    let inner = builder.serve_connection(TokioIo::new(stream.clone()), TowerToHyperService::new(service));
+    let mut connection = Connection::new(inner, stream, calls);
     let ended = tokio::select! {
         ended = &mut connection => ended,
         // The other end was dropped: there is nothing else to hear.
