@@ -23,7 +23,7 @@ const GATHER_TIME: Duration = Duration::from_millis(4);
 /// How long what nobody waits for waits, the ends of operations: the next that begins takes them with it.
 const LINGER_TIME: Duration = Duration::from_millis(20);
 /// Between looks whether more has come. If nothing has, and somebody waits for the flush, it waits no longer.
-const LOOK_EVERY: Duration = Duration::from_micros(300);
+const LOOK_EVERY: Duration = Duration::from_micros(100);
 
 /// What the reader does.
 #[derive(Default)]
