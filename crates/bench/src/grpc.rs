@@ -4,18 +4,14 @@
 //! `h2load` and `wrk` are written, and so is this. Header fields are indexed as gRPC's C and Go clients index them
 //! (RFC 7541, section 6.2.1); every answer is compared, byte for byte where it is the same each time.
 
-use crate::load::Load;
+use crate::{load::Load, trust::client_config};
 use anyhow::{Context as _, bail, ensure};
 use custody_testkit::Deployment;
-use rustls::{
-    ClientConnection, RootCertStore, StreamOwned,
-    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
-};
+use rustls::{ClientConnection, StreamOwned, pki_types::ServerName};
 use std::{
     collections::HashMap,
     io::{Read as _, Write as _},
     net::TcpStream,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -123,18 +119,11 @@ impl GrpcClient {
         let url = deployment.url("vault")?;
         let authority = url.trim_start_matches("https://").to_owned();
         let host = authority.rsplit_once(':').context("the address has no port")?.0.to_owned();
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(deployment.dir().join("pki/ca.pem"))?)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        let config = client_config(deployment, &[b"h2"])?;
         let socket = TcpStream::connect(&authority)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(Duration::from_secs(30)))?;
-        let connection = ClientConnection::new(Arc::new(config), ServerName::try_from(host)?)?;
+        let connection = ClientConnection::new(config, ServerName::try_from(host)?)?;
         Ok(Self { stream: StreamOwned::new(connection, socket), authority, token: token.to_owned() })
     }
 

@@ -13,6 +13,7 @@ mod rest;
 mod revocation;
 mod start;
 mod storage;
+mod trust;
 mod vault;
 
 use clap::{Parser, ValueEnum};

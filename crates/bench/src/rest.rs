@@ -1,10 +1,9 @@
 //! A client of the REST face that costs next to nothing: one connection, requests written once.
 
+use crate::trust::client_config;
 use anyhow::{Context as _, ensure};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use custody_testkit::Deployment;
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
-use std::sync::Arc;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -24,16 +23,10 @@ impl RestClient {
         let url = deployment.url("vault-rest")?;
         let port = url.rsplit(':').next().context("the address has no port")?;
         let name = format!("{vault}.vault.localhost");
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(deployment.dir().join("pki/ca.pem"))?)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let config = client_config(deployment, &[])?;
         let socket = TcpStream::connect(format!("127.0.0.1:{port}")).await?;
         socket.set_nodelay(true)?;
-        let stream = TlsConnector::from(Arc::new(config)).connect(name.clone().try_into()?, socket).await?;
+        let stream = TlsConnector::from(config).connect(name.clone().try_into()?, socket).await?;
         let host = format!("{name}:{port}");
         Ok(Self { stream, host, token: token.to_owned(), request: Vec::new(), answer: vec![0; 16 * 1024] })
     }
