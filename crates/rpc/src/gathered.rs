@@ -14,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes that are kept before they are sent unasked.
 const KEPT_LEN_MAX: usize = 64 * 1024;
+/// Bytes that room is made for first.
+const KEPT_LEN: usize = 4 * 1024;
 
 struct State<S> {
     stream: S,
@@ -37,9 +39,14 @@ impl<S: AsyncWrite + Unpin> State<S> {
             }
         }
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        self.kept.clear();
-        self.sent = 0;
+        self.forget();
         Poll::Ready(Ok(()))
+    }
+
+    /// Answers may hold keys: where there are any, what is freed is erased, and nothing of it stays with a connection that is idle.
+    fn forget(&mut self) {
+        self.kept = Vec::new();
+        self.sent = 0;
     }
 }
 
@@ -62,8 +69,7 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
         let mut state = self.0.lock();
         match state.poll_send(cx) {
             Poll::Ready(Err(e)) => {
-                state.kept.clear();
-                state.sent = 0;
+                state.forget();
                 state.failed = Some(e);
                 true
             }
@@ -90,6 +96,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
         }
         if bytes.len() > KEPT_LEN_MAX {
             return Pin::new(&mut state.stream).poll_write(cx, bytes);
+        }
+        if state.kept.is_empty() {
+            state.kept.reserve(bytes.len().max(KEPT_LEN));
         }
         state.kept.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
