@@ -105,7 +105,7 @@ fn a_store_that_was_put_back_or_altered_is_found() {
         ["altered", "added", "added apart", "removed", "all removed", "state", "part", "part removed"]
     {
         copy(&home, &dir.path().join("good"));
-        let db = sled::open(&home).unwrap();
+        let db = open(&home).db;
         match change {
             "altered" => _ = db.insert(row("a", "x/1"), "7").unwrap(),
             "added" => _ = db.insert(row("a", "y"), "7").unwrap(),
@@ -197,7 +197,7 @@ fn a_store_of_the_format_before_is_taken_over() {
     (0..50u32).for_each(|n| _ = batch.put("a", &format!("v/{}/{n}", n % 3), &n));
     store.commit(batch).unwrap();
     drop(store);
-    let db = sled::open(&home).unwrap();
+    let db = open(&home).db;
     integrity::tests::write_first_format(&db, &KEY, &anchor, 3);
     drop(db);
     copy(&home, &dir.path().join("before"));

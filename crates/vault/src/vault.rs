@@ -60,7 +60,7 @@ impl Recorded {
         self.0.store(sequence, Ordering::Release);
     }
 
-    /// The number of the record that the call began with, or of the one that refused it; none before.
+    /// The number of the record that the call began with, or of its only one; none before.
     #[must_use]
     pub fn sequence(&self) -> Option<u64> {
         Some(self.0.load(Ordering::Acquire)).filter(|n| *n > 0)
