@@ -52,36 +52,42 @@ impl<C: Future, S: AsyncWrite + Unpin> Connection<C, S> {
     }
 }
 
-impl<C: Future, S: AsyncWrite + Unpin> Future for Connection<C, S> {
-    type Output = C::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
+impl<C: Future, S> Connection<C, S> {
+    /// Polls the calls and then their connection, until nothing is to be done or others shall have a turn.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<C::Output> {
         let mut left = TURN;
         loop {
             while let Poll::Ready(Some(())) = self.running.poll_next_unpin(cx) {}
             if let Poll::Ready(ended) = self.inner.as_mut().poll(cx) {
-                self.stream.send(cx);
                 return Poll::Ready(ended);
             }
             let mut begun = self.begun.0.lock();
             if begun.is_empty() {
-                drop(begun);
-                if self.stream.send(cx) {
-                    // What failed is there to be read.
-                    continue;
-                }
                 return Poll::Pending;
             }
             let now = begun.len().min(TURN);
-            let now: Vec<_> = begun.drain(..now).collect();
+            left = left.saturating_sub(now);
+            self.running.extend(begun.drain(..now));
             drop(begun);
-            left = left.saturating_sub(now.len());
-            self.running.extend(now);
             if left == 0 {
-                self.stream.send(cx);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
+        }
+    }
+}
+
+impl<C: Future, S: AsyncWrite + Unpin> Future for Connection<C, S> {
+    type Output = C::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
+        loop {
+            let turned = self.turn(cx);
+            let failed = self.stream.send(cx);
+            if turned.is_ready() || !failed {
+                return turned;
+            }
+            // The protocol hears of the failure in another turn.
         }
     }
 }

@@ -22,8 +22,14 @@ struct State<S> {
     kept: Vec<u8>,
     /// Bytes of `kept` that are sent.
     sent: usize,
-    /// Of a sending that nobody waited for: whoever reads next hears of it.
-    failed: Option<io::Error>,
+    /// Of a sending that nobody waited for: the protocol hears of it with all that it does next.
+    failed: Option<io::ErrorKind>,
+}
+
+impl<S> State<S> {
+    fn check(&self) -> io::Result<()> {
+        self.failed.map_or(Ok(()), |kind| Err(kind.into()))
+    }
 }
 
 impl<S: AsyncWrite + Unpin> State<S> {
@@ -62,13 +68,16 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
         Self(Arc::new(Mutex::new(State { stream, kept: Vec::new(), sent: 0, failed: None })))
     }
 
-    /// Sends what was written since. Answers whether that failed: then it is for the protocol to read, and to end.
+    /// Sends what was written since. Answers whether that failed now: then it is for the protocol to hear of, and to end.
     pub(crate) fn send(&self, cx: &mut Context<'_>) -> bool {
         let mut state = self.0.lock();
+        if state.failed.is_some() {
+            return false;
+        }
         match state.poll_send(cx) {
             Poll::Ready(Err(e)) => {
                 state.forget();
-                state.failed = Some(e);
+                state.failed = Some(e.kind());
                 true
             }
             Poll::Ready(Ok(())) | Poll::Pending => false,
@@ -79,9 +88,7 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut state = self.0.lock();
-        if let Some(e) = state.failed.take() {
-            return Poll::Ready(Err(e));
-        }
+        state.check()?;
         Pin::new(&mut state.stream).poll_read(cx, into)
     }
 }
@@ -89,6 +96,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.0.lock();
+        state.check()?;
         if state.kept.len() + bytes.len() > KEPT_LEN_MAX {
             ready!(state.poll_send(cx))?;
         }
@@ -104,7 +112,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
 
     /// The connection sends, when all of its calls had their turn.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.0.lock().check())
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -216,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sending_that_fails_is_for_the_protocol_to_read() {
+    fn a_sending_that_fails_is_told_once_and_heard_with_all_that_the_protocol_does() {
         let mut stream = Gathered::new(Slow { broken: true, ..Slow::default() });
         _ = write(&mut stream, &[1; 10]);
         assert!(send(&stream));
@@ -224,5 +232,8 @@ mod tests {
         let (mut cx, mut bytes) = (Context::from_waker(Waker::noop()), [0; 8]);
         let read = Pin::new(&mut stream).poll_read(&mut cx, &mut ReadBuf::new(&mut bytes));
         assert!(matches!(read, Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::BrokenPipe));
+        let written = Pin::new(&mut stream).poll_write(&mut cx, &[1]);
+        assert!(matches!(written, Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::BrokenPipe));
+        assert!(!send(&stream), "a connection that is told again and again never rests");
     }
 }
