@@ -18,7 +18,8 @@ use tower::{BoxError, Service, ServiceExt as _, util::BoxCloneSyncService};
 type Answer = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
 /// A service that is always ready, as generated servers are.
-trait Handle: Send + Sync {
+pub trait Handle: Send + Sync {
+    /// Answers a call.
     fn handle(&self, request: Request<Body>) -> Answer;
 }
 
@@ -40,14 +41,7 @@ pub struct AnyService(Arc<dyn Handle>);
 
 impl AnyService {
     /// Of a service.
-    pub fn new<S>(service: S) -> Self
-    where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-    {
+    pub fn new(service: impl Handle + 'static) -> Self {
         Self(Arc::new(service))
     }
 
@@ -94,15 +88,7 @@ pub struct Services(Arc<HashMap<&'static str, AnyService>>);
 impl Services {
     /// With this one too, under its name.
     #[must_use]
-    pub fn with<S>(self, service: S) -> Self
-    where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>
-            + NamedService
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-    {
+    pub fn with<S: Handle + NamedService + 'static>(self, service: S) -> Self {
         let mut services = Arc::unwrap_or_clone(self.0);
         services.insert(S::NAME, AnyService::new(service));
         Self(Arc::new(services))

@@ -88,12 +88,13 @@ impl<Op: Operation> Admitted<Op> {
                 (Err(error), end)
             }
         };
-        let mut unrecorded = None;
-        if Op::ONLY_ANSWERS {
-            unrecorded = Some((self.pending, end, self.recorded));
+        let unrecorded = if Op::ONLY_ANSWERS {
+            Some((self.pending, end, self.recorded))
         } else {
-            self.pending.finish(end.0, end.1, &end.2);
-        }
+            let End(outcome, signature, text) = end;
+            self.pending.finish(outcome, signature, &text);
+            None
+        };
         Withheld { done, unrecorded }
     }
 }
