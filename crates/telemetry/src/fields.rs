@@ -14,8 +14,7 @@ use tracing_subscriber::{
 };
 
 /// Of each call's span. The log has its method and its caller; what came of it is known after its last line.
-const OF_TRACES: [&str; 6] =
-    ["otel.name", "otel.kind", "otel.status_code", "rpc.system.name", "rpc.status_code", "error.type"];
+const OF_TRACES: [&str; 5] = ["otel.name", "otel.kind", "rpc.system.name", "rpc.status_code", "error.type"];
 
 fn is_logged(field: &Field) -> bool {
     !OF_TRACES.contains(&field.name())
