@@ -1,7 +1,7 @@
 //! What is asked of every file.
 
 use crate::files;
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 /// Lines of a file, its tests left out.
 const FILE_LINES_MAX: usize = 600;
@@ -32,9 +32,32 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
             problems.push(format!("{}: does not take the workspace's lints", path.display()));
         }
     }
+    problems.extend(locks(root)?);
     problems.extend(protos(root)?);
     problems.extend(reasons(root)?);
     problems.extend(invariants(root)?);
+    Ok(problems)
+}
+
+/// Every project has the lock file that its dependencies ask for, also those outside the workspace: a change of a crate's
+/// dependencies changes theirs.
+fn locks(root: &Path) -> anyhow::Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for lock in files(root, "lock")?.iter().filter(|path| path.ends_with("Cargo.lock")) {
+        let manifest = lock.with_extension("toml");
+        let mut cargo = Command::new("cargo");
+        let asked =
+            cargo.args(["tree", "--locked", "--quiet", "--depth", "0", "--manifest-path"]).arg(&manifest);
+        let answer = asked.output()?;
+        if !answer.status.success() {
+            let said = String::from_utf8_lossy(&answer.stderr);
+            let why = said.lines().next().unwrap_or_default();
+            let shown = manifest.strip_prefix(root).unwrap_or(&manifest).display().to_string();
+            let remedy =
+                format!("`cargo update --workspace --manifest-path {shown}` where it is not as they ask");
+            problems.push(format!("{shown}: its lock file cannot be used ({why}); {remedy}"));
+        }
+    }
     Ok(problems)
 }
 
