@@ -9,10 +9,11 @@ use crate::{
     queue::Queue,
     tree::{self, Edge, Hash, NodeFile, NodeWriter, consistency_proof, inclusion_proof},
     verify::{files, last_checkpoint, record_at_end, walk, walk_on},
-    waiters::Answers,
+    waiters::{Answers, Done},
     writer::{Command, Reply, Shared, Writer, open_for_append, text_of},
 };
 use custody_types::{Clock, UnixMillis};
+use futures_channel::oneshot;
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fmt,
@@ -297,8 +298,16 @@ impl Journal {
     /// The record is not on disk, or too many wait already; the operation must not happen.
     pub async fn begin_in_task(self: &Arc<Self>, record: Record) -> Result<Pending, AuditUnavailable> {
         let under_way = UnderWay::new(self);
-        let sequence = self.append_in_task(&record).await?;
-        Ok(Pending::new(under_way, record, Some(sequence)))
+        let answer = self.ask(&record)?;
+        // A task that is dropped while it waits leaves a record that is on disk, or will be: it ends here then.
+        let pending = Pending::new(under_way, record, None);
+        match answer.await.unwrap_or(Err(AuditUnavailable::Closed)) {
+            Ok(sequence) => Ok(pending.begun(sequence)),
+            Err(e) => {
+                pending.forget();
+                Err(e)
+            }
+        }
     }
 
     /// An operation of which only an answer comes. It has one record, its end; nobody may have the answer before
@@ -328,6 +337,11 @@ impl Journal {
     /// # Errors
     /// The record is not on disk, or too many wait already.
     pub async fn append_in_task(&self, record: &Record) -> Result<u64, AuditUnavailable> {
+        self.ask(record)?.await.map_err(|_| AuditUnavailable::Closed)?
+    }
+
+    /// Queues a record of a task; the answer comes when it is on disk. Nothing is queued where this fails.
+    fn ask(&self, record: &Record) -> Result<oneshot::Receiver<Done>, AuditUnavailable> {
         let record_text = text_of(record)?;
         if self.shared.waiters.is_hung() {
             return Err(AuditUnavailable::Hung);
@@ -338,7 +352,7 @@ impl Journal {
         let (number, answer) = self.shared.waiters.task();
         let reply = Reply::Waiter(number);
         self.queue.push(Command::Append { record: record_text, caller: caller_of(record), reply })?;
-        answer.await.map_err(|_| AuditUnavailable::Closed)?
+        Ok(answer)
     }
 
     /// The end of an operation, for which nobody waits.

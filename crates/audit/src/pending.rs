@@ -34,6 +34,17 @@ impl Pending {
         Self { under_way, begin: Some(begin), sequence }
     }
 
+    /// The record that it began with is on disk, with this number.
+    pub(crate) fn begun(mut self, sequence: u64) -> Self {
+        self.sequence = Some(sequence);
+        self
+    }
+
+    /// There is nothing to end: the record that it was to begin with is not on disk.
+    pub(crate) fn forget(mut self) {
+        self.begin = None;
+    }
+
     /// The number of the record that it began with; none where its end is its only record.
     #[must_use]
     pub fn sequence(&self) -> Option<u64> {

@@ -3,7 +3,13 @@
 
 use custody_audit::*;
 use custody_types::{Caller, Duty, SystemClock};
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    future::Future as _,
+    path::Path,
+    sync::Arc,
+    task::{Context, Waker},
+};
 
 fn open(dir: &Path) -> Arc<Journal> {
     Arc::new(Journal::open(dir, Arc::new(SystemClock), FileLimits::default()).unwrap())
@@ -114,6 +120,20 @@ fn an_unfinished_line_is_cut_and_open_operations_are_ended() {
     assert_eq!(entries.len(), 2);
     assert_eq!(entries[1].record.result_type, Outcome::Interrupted);
     assert_eq!(entries[1].record.correlation_id, "left-open");
+}
+
+#[test]
+fn who_goes_away_before_the_record_is_on_disk_leaves_nothing_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    for n in 0..50 {
+        let mut begin = Box::pin(journal.begin_in_task(record(&journal, &format!("c{n}"))));
+        // The disk has not answered yet, or just has.
+        _ = begin.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    }
+    drop(journal);
+    let report = verify(dir.path(), &public(dir.path()), Earlier::default()).unwrap();
+    assert_eq!((report.records, report.open), (100, 0));
 }
 
 #[test]
