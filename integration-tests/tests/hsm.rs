@@ -120,6 +120,20 @@ async fn keys_in_the_hsm_are_used_rotated_purged_and_never_leave() {
     assert_eq!(objects() + 2, before, "both versions are gone from the HSM");
 }
 
+#[test]
+fn a_deployment_finds_the_keys_in_its_token_again() {
+    let (deployment, _hsm) = Deployment::start_with_hsm(&[]).unwrap();
+    _ = deployment.run(&["vault", "create", "acme", "--one-officer"]);
+    _ = deployment.run(&["key", "create", "vaults/acme/keys/inside", "--hsm"]);
+    let pin = std::fs::read_to_string(deployment.dir().join("hsm/pin")).unwrap();
+    assert_eq!(pin.len(), 16, "drawn for this deployment");
+    let dir = deployment.stop();
+    let deployment = Deployment::start_in(dir, &["--soft-hsm"]).unwrap();
+    assert_eq!(std::fs::read_to_string(deployment.dir().join("hsm/pin")).unwrap(), pin);
+    let rotated = deployment.run(&["key", "rotate", "vaults/acme/keys/inside"]);
+    assert_eq!(rotated["type"], "RSA-HSM");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_hsm_that_is_lost_is_said_to_be_and_comes_back() {
     let (deployment, hsm) = Deployment::start_with_hsm(&[]).unwrap();

@@ -1,6 +1,9 @@
 //! A deployment's directory: certificates, credentials, settings, and where each service is.
 
-use crate::pki::{self, VAULT_DOMAIN};
+use crate::{
+    pki::{self, VAULT_DOMAIN},
+    softhsm::SoftHsm,
+};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -129,6 +132,26 @@ pub(crate) struct Hsm {
     /// A file of mode 0600 with the user's PIN.
     #[arg(long, requires = "hsm_module")]
     hsm_pin_file: Option<PathBuf>,
+    /// An HSM of software (SoftHSM 2) with a token in the deployment's directory, to try out what an HSM is for. It protects
+    /// nothing: its keys are files.
+    #[arg(long, conflicts_with = "hsm_module")]
+    soft_hsm: bool,
+}
+
+impl Hsm {
+    /// One of software, or none.
+    pub(crate) fn of_software(soft_hsm: bool) -> Self {
+        Self { soft_hsm, ..Self::default() }
+    }
+
+    /// What the vault is told of it, if there is one.
+    fn settings(&self, deployment: &Path) -> anyhow::Result<Option<serde_json::Value>> {
+        let given = || {
+            let (token, pin_file) = (&self.hsm_token, &self.hsm_pin_file);
+            Some(json!({ "module": self.hsm_module.as_ref()?, "token": token, "pin_file": pin_file }))
+        };
+        if self.soft_hsm { SoftHsm::of(deployment).ensure().map(Some) } else { Ok(given()) }
+    }
 }
 
 /// Where everything is: what clients read.
@@ -191,6 +214,7 @@ impl Deployment {
             dir.display()
         );
         let deployment = Self { endpoints, nbd_socket, supervisor_pid: std::process::id() };
+        let hsm = options.hsm.settings(&dir)?;
         for service in SERVICES {
             let home = dir.join(service);
             fs::create_dir_all(&home)?;
@@ -198,6 +222,9 @@ impl Deployment {
             let mut settings = deployment.settings(&dir, service, &ports, &bootstrap, options);
             if let (true, Some(fields)) = (WITH_TRAIL.contains(&service), settings.as_object_mut()) {
                 fields.insert("audit".to_owned(), options.trails.settings(service)?);
+            }
+            if let ("vault", Some(hsm), Some(fields)) = (service, &hsm, settings.as_object_mut()) {
+                fields.insert("hsm".to_owned(), hsm.clone());
             }
             pki::write_secret(&home.join("settings.toml"), &toml::to_string(&settings)?)?;
         }
@@ -291,11 +318,6 @@ impl Deployment {
             fields.insert("limits".to_owned(), serde_json::Value::Object(limits.collect()));
             if let Some(faults) = &options.faults {
                 fields.insert("faults".to_owned(), json!(faults));
-            }
-            if let Some(module) = &options.hsm.hsm_module {
-                let (token, pin_file) = (&options.hsm.hsm_token, &options.hsm.hsm_pin_file);
-                let hsm = json!({ "module": module, "token": token, "pin_file": pin_file });
-                fields.insert("hsm".to_owned(), hsm);
             }
         }
         settings

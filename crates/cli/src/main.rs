@@ -17,6 +17,7 @@ mod proof;
 mod public_key;
 mod seal;
 mod session;
+mod softhsm;
 mod supervisor;
 mod vault;
 mod volume;

@@ -3,6 +3,7 @@
 use crate::{
     deployment::{Deployment, Options, SERVICES},
     output,
+    softhsm::{self, SoftHsm},
 };
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
@@ -34,7 +35,13 @@ fn program(service: &str) -> anyhow::Result<PathBuf> {
 
 fn spawn(dir: &Path, service: &str) -> anyhow::Result<Child> {
     let log = OpenOptions::new().create(true).append(true).open(dir.join(format!("logs/{service}.log")))?;
-    let child = Command::new(program(service)?)
+    let mut command = Command::new(program(service)?);
+    if let ("vault", Some(file)) = (service, SoftHsm::of(dir).configuration())
+        && std::env::var_os(softhsm::CONFIGURATION).is_none()
+    {
+        command.env(softhsm::CONFIGURATION, file);
+    }
+    let child = command
         .arg("--config")
         .arg(dir.join(service).join("settings.toml"))
         .stdin(Stdio::null())

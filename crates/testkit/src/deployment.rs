@@ -123,8 +123,8 @@ impl Deployment {
     /// SoftHSM is not installed, or the deployment does not come up.
     pub fn start_with_hsm(options: &[&str]) -> anyhow::Result<(Self, SoftHsm)> {
         let dir = own_dir()?;
-        let hsm = SoftHsm::make(&dir.join("hsm"))?;
-        let deployment = Self::up(dir, |command| _ = hsm.configure(command.arg("up").args(options)))?;
+        let hsm = SoftHsm::of(&dir);
+        let deployment = Self::up(dir, |command| _ = command.args(["up", "--soft-hsm"]).args(options))?;
         Ok((deployment, hsm))
     }
 
