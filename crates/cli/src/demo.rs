@@ -1,6 +1,7 @@
 //! The story, with checks: any that fails ends it non-zero.
 
 mod faults;
+mod hsm;
 mod lineage;
 mod officers;
 mod proofs;
@@ -9,7 +10,7 @@ mod seals;
 mod sql;
 mod stage;
 
-use crate::{deployment, output::line, supervisor::Running};
+use crate::{deployment, output::line, softhsm, supervisor::Running};
 use clap::Args;
 use sql::Dba;
 use stage::Stage;
@@ -42,7 +43,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let started = Instant::now();
     let home = tempfile::Builder::new().prefix("custody-demo-").tempdir()?;
     let dir = if options.keep { home.keep() } else { home.path().to_owned() };
-    let missing = sql::missing_tools();
+    let machine = Machine { for_databases: sql::missing_tools(), for_hsm: softhsm::missing() };
     let running = Running::start(
         &dir,
         &deployment::Options {
@@ -50,7 +51,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
             renew_every_ms: 5_000,
             backups: None,
             otlp: None,
-            hsm: deployment::Hsm::default(),
+            hsm: deployment::Hsm::of_software(machine.for_hsm.is_none()),
             limits: deployment::Limits::default(),
             trails: deployment::Trails::default(),
             // It behaves until it is told not to.
@@ -62,17 +63,15 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         "   five services, each its own process, healthy after {} ms",
         started.elapsed().as_millis()
     ));
-    let told = tell(&options, dir.clone(), &missing).await;
+    let told = tell(&options, dir.clone(), &machine).await;
     running.stop().await;
     told?;
     line("");
-    if missing.is_empty() {
+    let skipped = machine.skipped();
+    if skipped.is_empty() {
         line(format!("All checks passed in {} s; nothing was skipped.", started.elapsed().as_secs()));
     } else {
-        line(format!(
-            "The checks that ran have passed. SKIPPED: everything with PostgreSQL, because this machine lacks: {}.",
-            missing.join("; ")
-        ));
+        line(format!("The checks that ran have passed. SKIPPED: {}.", skipped.join("; and ")));
     }
     if options.keep {
         line(format!(
@@ -84,15 +83,31 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn tell(options: &Options, dir: PathBuf, missing: &[String]) -> anyhow::Result<()> {
+/// What this machine lacks.
+struct Machine {
+    for_databases: Vec<String>,
+    for_hsm: Option<String>,
+}
+
+impl Machine {
+    fn skipped(&self) -> Vec<String> {
+        let lacks = |what: &str, missing: &str| format!("{what}, because this machine lacks: {missing}");
+        let databases = Some(self.for_databases.join("; ")).filter(|missing| !missing.is_empty());
+        let databases = databases.map(|missing| lacks("everything with PostgreSQL", &missing));
+        let hsm = self.for_hsm.as_ref().map(|missing| lacks("the key inside an HSM", missing));
+        databases.into_iter().chain(hsm).collect()
+    }
+}
+
+async fn tell(options: &Options, dir: PathBuf, machine: &Machine) -> anyhow::Result<()> {
     let mut stage = Stage::open(dir)?;
     stage.scene(
         "The security officer makes a key; the sysadmin makes an identity; the officer lets it use the key",
     );
     stage.make_key().await?;
     stage.note_checkpoint().await?;
-    if missing.is_empty() {
-        with_database(options, &mut stage).await?;
+    if machine.for_databases.is_empty() {
+        with_database(options, &mut stage, machine.for_hsm.is_none()).await?;
     } else {
         stage.scene("Each duty tries what it may not do");
         stage.forbidden().await?;
@@ -102,12 +117,17 @@ async fn tell(options: &Options, dir: PathBuf, missing: &[String]) -> anyhow::Re
         stage.give_own_seal().await?;
         stage.seal().await?;
         stage.unseal().await?;
+        if machine.for_hsm.is_none() {
+            stage.scene("The officer makes a key inside an HSM, which is lost for a moment");
+            stage.make_hsm_key().await?;
+            stage.lose_hsm(None).await?;
+        }
     }
     stage.scene("The auditor verifies the trail, offline, from its files");
     stage.verify_trails().await
 }
 
-async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<()> {
+async fn with_database(options: &Options, stage: &mut Stage, with_hsm: bool) -> anyhow::Result<()> {
     stage.scene("The sysadmin makes a cluster under the customer's key: a coordinator and two workers");
     let cluster = stage.make_cluster("payroll", None).await?;
     let dba = Dba::of(&cluster)?;
@@ -205,10 +225,15 @@ async fn with_database(options: &Options, stage: &mut Stage) -> anyhow::Result<(
     stage.scene(
         "The second cluster changes to the service-managed key, and back to the customer's, while it serves",
     );
-    stage.change_key("payroll-restored", false).await?;
+    stage.change_key("payroll-restored", None).await?;
     stage.check(restored.accounts()? == before, "every account is there under the service's key")?;
-    stage.change_key("payroll-restored", true).await?;
+    stage.change_key("payroll-restored", Some(KEY)).await?;
     stage.check(restored.accounts()? == before, "and under the customer's; PostgreSQL never stopped")?;
+
+    if with_hsm {
+        stage.scene("It moves to a key inside an HSM, which is lost for a moment");
+        stage.move_into_hsm("payroll-restored", &restored, before).await?;
+    }
 
     stage.scene("The officer asks whether the key's first version can be retired");
     stage.retire_first_version().await?;

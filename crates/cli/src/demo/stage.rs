@@ -18,7 +18,7 @@ use std::{
 use tonic::{Code, Response, Status};
 
 pub(crate) struct Stage {
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
     pub(crate) session: Session,
     scene: usize,
     started: Instant,
@@ -106,17 +106,21 @@ impl Stage {
     }
 
     pub(crate) async fn grant(&mut self) -> anyhow::Result<()> {
+        self.assignment = self.grant_on(KEY).await?;
+        Ok(())
+    }
+
+    /// Lets the cluster's identity use a key; answers the assignment's name.
+    pub(crate) async fn grant_on(&self, key: &str) -> anyhow::Result<String> {
         let role_assignment = Some(kv::RoleAssignment {
             principal: IDENTITY.to_owned(),
             role: ROLE.to_owned(),
-            scope: KEY.to_owned(),
+            scope: key.to_owned(),
             ..kv::RoleAssignment::default()
         });
         let request =
             kv::CreateRoleAssignmentRequest { parent: "vaults/contoso".to_owned(), role_assignment };
-        self.assignment =
-            self.session.access("officer")?.create_role_assignment(request).await?.into_inner().name;
-        Ok(())
+        Ok(self.session.access("officer")?.create_role_assignment(request).await?.into_inner().name)
     }
 
     /// The auditor notes what the vault's trail is now.
@@ -214,25 +218,26 @@ impl Stage {
         )
     }
 
-    /// Changes a cluster to the customer's key, or to the service's.
-    pub(crate) async fn change_key(&self, id: &str, customer: bool) -> anyhow::Result<()> {
+    /// Changes a cluster to a key of the customer's, or to the service's.
+    pub(crate) async fn change_key(&self, id: &str, customers: Option<&str>) -> anyhow::Result<()> {
         let name = format!("clusters/{id}");
         let started = Instant::now();
-        let encryption =
-            customer.then(|| ctl::Encryption { key: KEY.to_owned(), managed_identity: IDENTITY.to_owned() });
+        let encryption = customers
+            .map(|key| ctl::Encryption { key: key.to_owned(), managed_identity: IDENTITY.to_owned() });
         let request = ctl::ChangeEncryptionRequest { name: name.clone(), encryption };
-        if !customer {
+        let before = self.cluster(id).await?.encryption.unwrap_or_default().key;
+        if !before.is_empty() {
             let tried = self.session.control("sysadmin")?.change_encryption(request.clone()).await;
             self.check(tried.is_err(), "the sysadmin may not take it from the customer's key")?;
         }
-        let who = if customer { "sysadmin" } else { "officer" };
+        let who = if before.is_empty() { "sysadmin" } else { "officer" };
         let operation = self.session.control(who)?.change_encryption(request).await?.into_inner();
         cluster::wait(&self.session, operation, true).await?;
         let (ms, key) =
             (started.elapsed().as_millis(), self.cluster(id).await?.encryption.unwrap_or_default().key);
-        let under = if customer { KEY } else { "the service-managed key" };
+        let under = customers.unwrap_or("the service-managed key");
         self.check(
-            key == if customer { KEY } else { "" },
+            key == customers.unwrap_or_default(),
             &format!("{name} is under {under} after {ms} ms: only wrapped keys changed"),
         )
     }
