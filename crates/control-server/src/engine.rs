@@ -50,6 +50,8 @@ pub(crate) struct Engine {
 const LOOK: Duration = Duration::from_millis(500);
 /// Between attempts at a step that could not be done now.
 pub(crate) const RETRY: Duration = Duration::from_secs(1);
+/// Between looks at what another service has under way.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 pub(crate) fn ledger_failed(e: LedgerError) -> Status {
     match &e {
@@ -202,12 +204,14 @@ impl Engine {
         span
     }
 
-    fn note_step(&self, cluster: &ClusterRecord, step: &Step) {
+    /// Notes what is being done for a cluster, and why it waits, where it does.
+    fn note_step(&self, cluster: &ClusterRecord, step: &Step, why: &str) {
         let Some(id) = &cluster.operation else { return };
         if let Ok(mut operation) = self.ledger.operation(id)
             && operation.result.is_none()
         {
-            operation.step = steps::describe(step);
+            let separator = if why.is_empty() { "" } else { ": " };
+            operation.step = format!("{}{separator}{why}", steps::describe(step));
             _ = self.ledger.update(None, Some(&operation));
         }
     }
@@ -355,26 +359,28 @@ async fn run_plan(
 ) -> Result<bool, Status> {
     let name = cluster.spec.name.as_str();
     for step in plan {
-        engine.note_step(cluster, &step);
+        engine.note_step(cluster, &step, "");
+        let mut told = String::new();
         loop {
             let now = engine.ledger.cluster(name).map_err(ledger_failed)?;
             if now.state != cluster.state {
                 return Ok(false);
             }
-            match steps::carry_out(&engine.platform, engine, &now, &step).await {
+            let (why, pause) = match steps::carry_out(&engine.platform, engine, &now, &step).await {
                 Ok(nodes) => {
                     engine.change(name, cluster.state, |c| c.nodes.clone_from(&nodes));
                     break;
                 }
                 Err(StepError::Refused(e)) => return Err(*e),
-                Err(StepError::NotNow(why)) => {
-                    tracing::debug!(cluster = name, step = steps::describe(&step), why, "step waits");
-                    _ = tokio::time::timeout(RETRY, wake.notified()).await;
-                }
-                Err(StepError::NotYet) => {
-                    _ = tokio::time::timeout(Duration::from_millis(50), wake.notified()).await
-                }
+                Err(StepError::NotNow(why)) => (why, RETRY),
+                Err(StepError::NotYet(why)) => (why, LOOK_AGAIN),
+            };
+            // The last reason stays while it is tried again.
+            if !why.is_empty() && why != told {
+                engine.note_step(cluster, &step, &why);
+                told = why;
             }
+            _ = tokio::time::timeout(pause, wake.notified()).await;
         }
     }
     Ok(true)

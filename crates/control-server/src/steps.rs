@@ -26,8 +26,8 @@ pub(crate) enum StepError {
     Refused(Box<Status>),
     /// The other service cannot be asked now.
     NotNow(String),
-    /// It is under way.
-    NotYet,
+    /// It is under way; with what keeps it, where something does.
+    NotYet(String),
 }
 
 /// Bytes of a temp volume.
@@ -136,7 +136,7 @@ pub(crate) async fn carry_out(
             let now = platform.database.clone().get_instance(request).await?.into_inner();
             if now.state == i32::from(InstanceState::Inaccessible) {
                 if PassingReason::find(&now.state_reason).is_some() {
-                    return Err(StepError::NotYet);
+                    return Err(StepError::NotYet(now.state_reason));
                 }
                 let why = format!(
                     "the volume of {} became inaccessible: {}; it has grown, and PostgreSQL takes it so when it is back",
@@ -145,7 +145,7 @@ pub(crate) async fn carry_out(
                 return Err(status("FAILED_PRECONDITION", "VOLUME_INACCESSIBLE", &why, None).into());
             }
             if now.volume_size_bytes < growth(cluster) {
-                return Err(StepError::NotYet);
+                return Err(StepError::NotYet(String::new()));
             }
             take_endpoint(&mut nodes, node, &now)?;
         }
@@ -278,13 +278,15 @@ fn take_key_version(nodes: &mut [NodeRecord], node: &NodeRecord, volume: &Volume
 
 /// Waits for an instance to serve, and notes where.
 fn take_endpoint(nodes: &mut [NodeRecord], node: &NodeRecord, instance: &Instance) -> Result<(), StepError> {
-    if instance.state == i32::from(InstanceState::Failed)
-        && let Some(why) = instance.state_reason.strip_prefix("RECOVERY_FAILED: ")
-    {
-        return Err(status("FAILED_PRECONDITION", "RECOVERY_FAILED", why, None).into());
+    if instance.state == i32::from(InstanceState::Failed) {
+        let reason = instance.state_reason.as_str();
+        return Err(match reason.strip_prefix("RECOVERY_FAILED: ") {
+            Some(why) => status("FAILED_PRECONDITION", "RECOVERY_FAILED", why, None).into(),
+            None => StepError::NotYet(reason.to_owned()),
+        });
     }
     if instance.state != i32::from(InstanceState::Running) {
-        return Err(StepError::NotYet);
+        return Err(StepError::NotYet(String::new()));
     }
     nodes.iter_mut().filter(|n| n.id == node.id).for_each(|n| n.endpoint.clone_from(&instance.endpoint));
     Ok(())

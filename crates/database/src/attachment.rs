@@ -1,6 +1,9 @@
 //! A volume as a block device: the kernel's NBD client where there is one, else nbdfuse and a loop device.
 
-use crate::{DatabaseError, command::run};
+use crate::{
+    DatabaseError,
+    command::{run, start},
+};
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
@@ -47,13 +50,9 @@ impl Attachment {
         let file = dir.join("volume");
         let uri = format!("nbd+unix:///{}?socket={}", source.export, source.socket.display());
         let log = File::create(dir.with_extension("log"))?;
-        let bridge = Command::new("nbdfuse")
-            .arg(&file)
-            .arg(&uri)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()?;
+        let mut command = Command::new("nbdfuse");
+        command.arg(&file).arg(&uri).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let bridge = start(&mut command)?;
         let mut attachment = Self { dir: dir.to_owned(), device: String::new(), bridge: Some(bridge) };
         let until = Instant::now() + ATTACH_TIMEOUT;
         while fs::metadata(&file).map_or(0, |m| m.len()) == 0 {

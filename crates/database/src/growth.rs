@@ -7,7 +7,7 @@
 
 use crate::{
     DatabaseError,
-    command::{CommandError, run},
+    command::{CommandError, run, start},
     mark::Mark,
 };
 use std::process::{Command, Stdio};
@@ -69,11 +69,13 @@ impl From<Failure> for DatabaseError {
 fn e2fsck(arguments: &[&str], mark: Option<&Mark>) -> Result<(), Failure> {
     let failed = |status: String, said: &str| CommandError::new("e2fsck", status, said);
     let mut command = Command::new("e2fsck");
-    command.args(arguments).stdin(Stdio::null());
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if let Some(mark) = mark {
         command.env("E2FSCK_CONFIG", mark.path());
     }
-    let output = command.output().map_err(|e| (None, failed("not started".to_owned(), &e.to_string())))?;
+    let child = start(&mut command).map_err(|e| (None, e))?;
+    let output =
+        child.wait_with_output().map_err(|e| (None, failed("not awaited".to_owned(), &e.to_string())))?;
     match output.status.code() {
         Some(code) if CLEAN.contains(&code) => Ok(()),
         code => {

@@ -2,7 +2,7 @@
 
 use crate::{
     DatabaseError,
-    command::{run, run_with_input},
+    command::{run, run_with_input, start},
 };
 use std::{
     fs,
@@ -125,7 +125,7 @@ impl Installation {
         }
         use std::os::unix::process::CommandExt as _;
         command.process_group(0).current_dir("/").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        Ok(command.spawn()?)
+        Ok(start(&mut command)?)
     }
 
     /// Waits until a server answers.
