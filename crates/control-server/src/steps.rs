@@ -278,18 +278,19 @@ fn take_key_version(nodes: &mut [NodeRecord], node: &NodeRecord, volume: &Volume
 
 /// Waits for an instance to serve, and notes where.
 fn take_endpoint(nodes: &mut [NodeRecord], node: &NodeRecord, instance: &Instance) -> Result<(), StepError> {
-    if instance.state == i32::from(InstanceState::Failed) {
-        let reason = instance.state_reason.as_str();
-        return Err(match reason.strip_prefix("RECOVERY_FAILED: ") {
-            Some(why) => status("FAILED_PRECONDITION", "RECOVERY_FAILED", why, None).into(),
-            None => StepError::NotYet(reason.to_owned()),
-        });
+    let why = || instance.state_reason.clone();
+    match instance.state() {
+        InstanceState::Running => {
+            let own = nodes.iter_mut().filter(|n| n.id == node.id);
+            own.for_each(|n| n.endpoint.clone_from(&instance.endpoint));
+            Ok(())
+        }
+        InstanceState::RecoveryFailed => {
+            Err(status("FAILED_PRECONDITION", "RECOVERY_FAILED", &why(), None).into())
+        }
+        InstanceState::Failed => Err(StepError::NotYet(why())),
+        _ => Err(StepError::NotYet(String::new())),
     }
-    if instance.state != i32::from(InstanceState::Running) {
-        return Err(StepError::NotYet(String::new()));
-    }
-    nodes.iter_mut().filter(|n| n.id == node.id).for_each(|n| n.endpoint.clone_from(&instance.endpoint));
-    Ok(())
 }
 
 async fn link_workers(platform: &Platform, cluster: &ClusterRecord) -> Result<(), StepError> {

@@ -45,6 +45,7 @@ fn view(v: &View, archiving: Archiving) -> wire::Instance {
         State::Stopped => wire::InstanceState::Stopped,
         State::Inaccessible => wire::InstanceState::Inaccessible,
         State::Failed => wire::InstanceState::Failed,
+        State::RecoveryFailed => wire::InstanceState::RecoveryFailed,
     };
     let endpoint =
         if v.state == State::Running { format!("127.0.0.1:{}", v.spec.port) } else { String::new() };

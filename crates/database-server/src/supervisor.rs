@@ -28,6 +28,7 @@ pub(crate) enum State {
     Stopped,
     Inaccessible,
     Failed,
+    RecoveryFailed,
 }
 
 /// What others see of an instance.
@@ -64,8 +65,6 @@ pub(crate) struct Fleet {
     instances: Mutex<BTreeMap<String, Arc<Supervised>>>,
 }
 
-/// What the reason of an instance begins with that cannot be recovered to the time asked for.
-const RECOVERY_FAILED: &str = "RECOVERY_FAILED";
 /// Between attempts to start what could not be started.
 const RETRY: Duration = Duration::from_secs(1);
 /// Between looks at whether the server still runs.
@@ -357,7 +356,7 @@ impl Supervisor {
             Err(e @ DatabaseError::Recovery(_)) => {
                 tracing::error!(instance = self.id, error = %e, "PostgreSQL not recovered");
                 self.given_up = true;
-                self.set(State::Failed, &format!("{RECOVERY_FAILED}: {e}"));
+                self.set(State::RecoveryFailed, &e.to_string());
             }
             Err(e) => {
                 tracing::warn!(instance = self.id, error = %e, "PostgreSQL not started; trying again");
