@@ -2,8 +2,11 @@
 use custody_clients::Vault;
 use custody_proto::vault as kv;
 use custody_rpc::status::reason;
-use custody_testkit::{Deployment, eventually};
-use std::{process::Command, time::Duration};
+use custody_testkit::{Caller, Cluster, Deployment, Service, State, eventually};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 use tonic::Code;
 
 /// A workload that may use the keys of a vault.
@@ -118,6 +121,37 @@ async fn keys_in_the_hsm_are_used_rotated_purged_and_never_leave() {
     _ = deployment.run(&["key", "delete", key]);
     _ = deployment.cli(&["key", "purge", key]).unwrap();
     assert_eq!(objects() + 2, before, "both versions are gone from the HSM");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_whose_key_is_in_an_hsm_waits_for_it_and_loses_nothing() {
+    const LIMIT: Duration = Duration::from_secs(60);
+    let cluster = Cluster::builder().in_hsm().start().await.unwrap();
+    cluster.query("CREATE TABLE t AS SELECT generate_series(1, 1000) AS id").await.unwrap();
+    let count = "SELECT count(*) FROM t";
+    let lost = cluster.lose_hsm().unwrap();
+    // Leases are renewed without the HSM, for longer than one lasts.
+    let leases = cluster.leases(&Caller::Officer).unwrap();
+    let granted = async || {
+        let request = kv::ListLeasesRequest { parent: cluster.key().to_owned(), ..Default::default() };
+        let leases = leases.clone().list_leases(request).await.unwrap().into_inner().leases;
+        leases[0].grant_time.unwrap().seconds
+    };
+    let (first, until) = (granted().await, Instant::now() + LIMIT);
+    while granted().await < first + 5 {
+        assert!(Instant::now() < until, "the lease is not renewed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(cluster.query(count).await.unwrap(), "1000");
+    // A node that starts has no key in memory.
+    cluster.kill(Service::Storage).await.unwrap();
+    cluster.wait_for(State::Inaccessible, LIMIT).await.unwrap();
+    let seen = cluster.command(&["cluster", "get", "clusters/sut"]).await.unwrap();
+    let reason = seen["reason"].as_str().unwrap_or_default();
+    assert!(custody_types::PassingReason::find(reason).is_some(), "an outage, and no refusal: {seen}");
+    drop(lost);
+    assert_eq!(cluster.wait_for_answer(count, LIMIT).await.unwrap(), "1000");
+    cluster.wait_for(State::Ready, LIMIT).await.unwrap();
 }
 
 #[test]

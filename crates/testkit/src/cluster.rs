@@ -1,6 +1,6 @@
 //! A whole platform with a database cluster under a customer's key: for test suites of whoever depends on one.
 
-use crate::{Deployment, Proxy, database_tools};
+use crate::{Deployment, Proxy, SoftHsm, database_tools};
 use anyhow::{Context as _, bail, ensure};
 use custody_clients::{Access, Audit, Control, FaultInjection, Leases, Lineage, Storage, Vault};
 use custody_proto::vault::{
@@ -120,6 +120,7 @@ pub struct Builder {
     lease: Duration,
     renew_every: Duration,
     profile: String,
+    in_hsm: bool,
 }
 
 impl Builder {
@@ -138,10 +139,15 @@ impl Builder {
         Self { profile: name.to_owned(), ..self }
     }
 
+    /// The customer's key is inside an HSM, one of software whose plug can be pulled: [`Cluster::lose_hsm`].
+    pub fn in_hsm(self) -> Self {
+        Self { in_hsm: true, ..self }
+    }
+
     /// Starts it: five processes and a cluster whose key is a customer's.
     ///
     /// # Errors
-    /// PostgreSQL or an NBD client is missing, or root; the programs are not built; something does not come up.
+    /// PostgreSQL, an NBD client or SoftHSM is missing, or root; the programs are not built; something does not come up.
     pub async fn start(self) -> anyhow::Result<Cluster> {
         database_tools()?;
         let made = spawn_blocking(move || Cluster::make(&self)).await?;
@@ -159,6 +165,19 @@ pub struct Cluster {
     endpoint: String,
     to_vault: Proxy,
     to_identity: Proxy,
+    hsm: Option<SoftHsm>,
+}
+
+/// The HSM is away until this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct LostHsm<'a>(&'a SoftHsm);
+
+impl Drop for LostHsm<'_> {
+    fn drop(&mut self) {
+        // Where its directory is gone, so is the deployment.
+        _ = self.0.bring_back();
+    }
 }
 
 /// The storage node is cut off from the vault and the identity service until this is dropped.
@@ -185,13 +204,18 @@ impl Cluster {
     /// To choose.
     pub fn builder() -> Builder {
         let (lease, renew_every) = (Duration::from_secs(3), Duration::from_secs(1));
-        Builder { workers: 0, lease, renew_every, profile: "none".to_owned() }
+        Builder { workers: 0, lease, renew_every, profile: "none".to_owned(), in_hsm: false }
     }
 
     fn make(of: &Builder) -> anyhow::Result<Self> {
         let (lease, renew) = (of.lease.as_millis().to_string(), of.renew_every.as_millis().to_string());
         let arguments = ["--faults", "none", "--lease-ms", &lease, "--renew-every-ms", &renew];
-        let deployment = Deployment::start_with_environment(&arguments, &[])?;
+        let (deployment, hsm) = if of.in_hsm {
+            let (deployment, hsm) = Deployment::start_with_hsm(&arguments)?;
+            (deployment, Some(hsm))
+        } else {
+            (Deployment::start_with_environment(&arguments, &[])?, None)
+        };
         let to = |service: &str| -> anyhow::Result<Proxy> {
             Ok(Proxy::start(deployment.url(service)?.trim_start_matches("https://"))?)
         };
@@ -204,10 +228,11 @@ impl Cluster {
         }
         fs::write(&settings, text)?;
         deployment.kill("storage");
-        let (key, identity, _) = deployment.key_and_identity(ID);
+        let kind: &[&str] = if of.in_hsm { &["--hsm"] } else { &[] };
+        let (key, identity, _) = deployment.key_of_kind_and_identity(ID, kind);
         let endpoint = deployment.cluster(ID, &key, &identity, of.workers);
         _ = deployment.cli(&["faults", "set", &of.profile])?;
-        Ok(Self { deployment: Arc::new(deployment), key, identity, endpoint, to_vault, to_identity })
+        Ok(Self { deployment: Arc::new(deployment), key, identity, endpoint, to_vault, to_identity, hsm })
     }
 
     /// The customer's key: `vaults/sut/keys/sut`.
@@ -405,6 +430,16 @@ impl Cluster {
         self.to_vault.cut();
         self.to_identity.cut();
         Partition(self)
+    }
+
+    /// Pulls the plug of the HSM that has the customer's key, until what this gives is dropped.
+    ///
+    /// # Errors
+    /// The key is in none: [`Builder::in_hsm`].
+    pub fn lose_hsm(&self) -> anyhow::Result<LostHsm<'_>> {
+        let hsm = self.hsm.as_ref().context("the key is in no HSM; start the cluster with `in_hsm()`")?;
+        hsm.take_away()?;
+        Ok(LostHsm(hsm))
     }
 
     /// Waits until the cluster is in a state.

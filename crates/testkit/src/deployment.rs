@@ -322,10 +322,15 @@ impl Deployment {
     /// A step failed.
     #[must_use]
     pub fn key_and_identity(&self, id: &str) -> (String, String, String) {
+        self.key_of_kind_and_identity(id, &[])
+    }
+
+    /// As [`Deployment::key_and_identity`], of a key that is made with these options.
+    pub(crate) fn key_of_kind_and_identity(&self, id: &str, kind: &[&str]) -> (String, String, String) {
         _ = self.run(&["vault", "create", id]);
         let key = format!("vaults/{id}/keys/{id}");
         let identity = format!("managedIdentities/{id}");
-        _ = self.run(&["key", "create", &key]);
+        _ = self.run(&[&["key", "create", &key], kind].concat());
         _ = self.run(&["identity", "create", id]);
         let made =
             self.run(&["access", "grant", &identity, "Key Vault Crypto Service Encryption User", &key]);

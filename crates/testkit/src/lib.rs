@@ -14,7 +14,7 @@ mod softhsm;
 mod storage_node;
 pub mod volume;
 
-pub use cluster::{Builder, Caller, Cluster, Partition, Revocation, Service, State};
+pub use cluster::{Builder, Caller, Cluster, LostHsm, Partition, Revocation, Service, State};
 pub use collector::Collector;
 pub use deployment::{Deployment, database_tools, eventually, postgres_programs, target_program};
 pub use disk::Disk;
