@@ -3,7 +3,7 @@
 use crate::Vault;
 use custody_proto::vault::{GetKeyRequest, KeyState, UnwrapKeyRequest, WrapKeyRequest};
 use custody_rpc::{Endpoint, TokenSource, status::reason};
-use custody_types::{KeyVersionName, WrappedKey};
+use custody_types::{KeyVersionName, PassingReason, WrappedKey};
 use parking_lot::Mutex;
 use std::{fmt, sync::Arc};
 use tonic::{Code, Status};
@@ -29,6 +29,9 @@ pub enum AccessError {
     /// No answer, or one that says nothing of access.
     #[error("the vault cannot be asked: {0}")]
     Unreachable(String),
+    /// The vault answered that the key is inside an HSM that is away.
+    #[error("{0}")]
+    HsmUnavailable(String),
 }
 
 impl AccessError {
@@ -45,6 +48,9 @@ impl AccessError {
                 Self::Refused { reason, message, status }
             }
             Code::Unauthenticated => Self::TokenRefused(message),
+            Code::Unavailable if PassingReason::find(&reason) == Some(PassingReason::HsmUnavailable) => {
+                Self::HsmUnavailable(message)
+            }
             _ => Self::Unreachable(message),
         }
     }

@@ -10,7 +10,7 @@ use custody_clients::{AccessError, VaultAccess};
 use custody_envelope::VolumeKey;
 use custody_node::{Lease, LeaseEvent, LeaseState, Protector, RevokeReason, SuperblockError, Volume};
 use custody_rpc::status::{reason, status};
-use custody_types::{Clock as _, KeyVersionName, SystemClock, WrappedKey};
+use custody_types::{Clock as _, KeyVersionName, PassingReason, SystemClock, WrappedKey};
 use std::{
     collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
@@ -61,7 +61,7 @@ pub(crate) async fn keep(node: Arc<Node>, managed: Arc<Managed>) {
     let mut keeper = Keeper {
         lease: match granted {
             Some(until) => Lease::granted(until),
-            None => Lease::waiting(RevokeReason::VaultUnreachable),
+            None => Lease::waiting(RevokeReason::Unavailable(PassingReason::VaultUnreachable)),
         },
         protector,
         ask_at: Duration::ZERO,
@@ -173,9 +173,13 @@ impl Keeper {
                 self.ask_at = self.node.together(now, every);
                 (LeaseEvent::Refused(reason), None)
             }
-            Ok(Err(_)) | Err(_) => {
+            failed => {
                 self.ask_at = now + RETRY_EVERY.min(every);
-                (LeaseEvent::Unreachable, None)
+                let why = match failed {
+                    Ok(Err(AccessError::HsmUnavailable(_))) => PassingReason::HsmUnavailable,
+                    _ => PassingReason::VaultUnreachable,
+                };
+                (LeaseEvent::Unavailable(why), None)
             }
         };
         self.apply(event, opened, noticed).await;

@@ -105,6 +105,7 @@ pub(crate) fn refused(e: AccessError) -> Status {
             let code = if code == "NOT_FOUND" { "FAILED_PRECONDITION" } else { code };
             status(code, reason, message, None)
         }
+        AccessError::HsmUnavailable(why) => status("UNAVAILABLE", "HSM_UNAVAILABLE", why, None),
         _ => status("UNAVAILABLE", "VAULT_UNAVAILABLE", &e.to_string(), None),
     }
 }

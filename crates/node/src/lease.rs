@@ -9,15 +9,15 @@ use std::{fmt, time::Duration};
 pub enum RevokeReason {
     /// The vault refused: the reason of its error, `KEY_SUSPENDED` or `PERMISSION_DENIED` for example.
     Refused(String),
-    /// The vault could not be asked for longer than the lease.
-    VaultUnreachable,
+    /// Nobody refused, and keys could not be had or kept.
+    Unavailable(PassingReason),
 }
 
 impl fmt::Display for RevokeReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(reason) => f.write_str(reason),
-            Self::VaultUnreachable => PassingReason::VaultUnreachable.fmt(f),
+            Self::Unavailable(reason) => reason.fmt(f),
         }
     }
 }
@@ -31,7 +31,7 @@ pub enum LeaseEvent {
     /// The vault answered and refused.
     Refused(String),
     /// No answer, or one that says nothing of access.
-    Unreachable,
+    Unavailable(PassingReason),
     /// Time has passed.
     Tick,
 }
@@ -80,14 +80,20 @@ impl Lease {
         let next = match (&self.state, event) {
             // An answer that took longer than what it grants grants nothing.
             (_, LeaseEvent::Granted(until)) if now >= until => {
-                LeaseState::Revoked(RevokeReason::VaultUnreachable)
+                LeaseState::Revoked(RevokeReason::Unavailable(PassingReason::VaultUnreachable))
             }
             (_, LeaseEvent::Granted(until)) => LeaseState::Held { until },
             (_, LeaseEvent::Refused(reason)) => LeaseState::Revoked(RevokeReason::Refused(reason)),
-            (LeaseState::Held { until }, LeaseEvent::Unreachable | LeaseEvent::Tick) if now >= *until => {
-                LeaseState::Revoked(RevokeReason::VaultUnreachable)
+            (LeaseState::Held { until }, LeaseEvent::Tick) if now >= *until => {
+                LeaseState::Revoked(RevokeReason::Unavailable(PassingReason::VaultUnreachable))
             }
-            (same, LeaseEvent::Unreachable | LeaseEvent::Tick) => same.clone(),
+            (LeaseState::Held { until }, LeaseEvent::Unavailable(why)) if now >= *until => {
+                LeaseState::Revoked(RevokeReason::Unavailable(why))
+            }
+            (LeaseState::Revoked(RevokeReason::Unavailable(_)), LeaseEvent::Unavailable(why)) => {
+                LeaseState::Revoked(RevokeReason::Unavailable(why))
+            }
+            (same, LeaseEvent::Unavailable(_) | LeaseEvent::Tick) => same.clone(),
         };
         let held = |s: &LeaseState| matches!(s, LeaseState::Held { .. });
         let changed = held(&self.state) != held(&next);
@@ -108,12 +114,15 @@ mod tests {
     fn a_blip_within_the_lease_changes_nothing() {
         let mut lease = Lease::granted(s(10));
         for now in 1..10 {
-            assert!(!lease.apply(s(now), LeaseEvent::Unreachable));
+            assert!(!lease.apply(s(now), LeaseEvent::Unavailable(PassingReason::VaultUnreachable)));
         }
         assert!(!lease.apply(s(9), LeaseEvent::Granted(s(19))));
         assert!(!lease.apply(s(18), LeaseEvent::Tick));
         assert!(lease.apply(s(19), LeaseEvent::Tick));
-        assert_eq!(lease.state(), &LeaseState::Revoked(RevokeReason::VaultUnreachable));
+        assert_eq!(
+            lease.state(),
+            &LeaseState::Revoked(RevokeReason::Unavailable(PassingReason::VaultUnreachable))
+        );
     }
 
     #[test]
@@ -121,9 +130,27 @@ mod tests {
         let mut lease = Lease::granted(s(10));
         assert!(lease.apply(s(1), LeaseEvent::Refused("KEY_SUSPENDED".into())));
         assert!(!lease.apply(s(2), LeaseEvent::Refused("PERMISSION_DENIED".into())));
-        assert!(!lease.apply(s(3), LeaseEvent::Unreachable), "an unreachable vault gives nothing back");
+        assert!(
+            !lease.apply(s(3), LeaseEvent::Unavailable(PassingReason::VaultUnreachable)),
+            "an unreachable vault gives nothing back"
+        );
         assert!(!lease.apply(s(4), LeaseEvent::Granted(s(4))), "what had run out before it came");
         assert!(lease.apply(s(4), LeaseEvent::Granted(s(14))));
         assert_eq!(lease.state(), &LeaseState::Held { until: s(14) });
+    }
+
+    #[test]
+    fn an_outage_is_told_as_the_last_answer_has_it_and_is_no_refusal() {
+        let hsm = || LeaseEvent::Unavailable(PassingReason::HsmUnavailable);
+        let vault = || LeaseEvent::Unavailable(PassingReason::VaultUnreachable);
+        let revoked = |why| LeaseState::Revoked(RevokeReason::Unavailable(why));
+        let mut lease = Lease::waiting(RevokeReason::Unavailable(PassingReason::VaultUnreachable));
+        assert!(!lease.apply(s(1), hsm()));
+        assert_eq!(lease.state(), &revoked(PassingReason::HsmUnavailable));
+        assert!(!lease.apply(s(2), vault()));
+        assert_eq!(lease.state(), &revoked(PassingReason::VaultUnreachable));
+        assert!(!lease.apply(s(3), LeaseEvent::Refused("KEY_SUSPENDED".into())));
+        assert!(!lease.apply(s(4), hsm()));
+        assert_eq!(lease.state(), &LeaseState::Revoked(RevokeReason::Refused("KEY_SUSPENDED".into())));
     }
 }

@@ -21,7 +21,7 @@ pub struct Receipt {
     pub holder: String,
     /// The volume.
     pub volume: String,
-    /// Why: the vault's reason, `VAULT_UNREACHABLE` at the lease's end, or `RELEASED`.
+    /// Why: the vault's reason, `VAULT_UNREACHABLE` at the lease's end, `HSM_UNAVAILABLE`, or `RELEASED`.
     pub reason: String,
     /// What is gone from the holder's memory.
     pub erased: Vec<String>,

@@ -13,10 +13,12 @@ pub enum PassingReason {
     Starting,
     /// The vault could not be asked for longer than the lease.
     VaultUnreachable,
+    /// The key is inside an HSM that is away, and is not in memory.
+    HsmUnavailable,
 }
 
 impl PassingReason {
-    const ALL: [Self; 3] = [Self::Shutdown, Self::Starting, Self::VaultUnreachable];
+    const ALL: [Self; 4] = [Self::Shutdown, Self::Starting, Self::VaultUnreachable, Self::HsmUnavailable];
 
     /// The word for it, as volumes tell it.
     #[must_use]
@@ -25,6 +27,7 @@ impl PassingReason {
             Self::Shutdown => "SHUTDOWN",
             Self::Starting => "STARTING",
             Self::VaultUnreachable => "VAULT_UNREACHABLE",
+            Self::HsmUnavailable => "HSM_UNAVAILABLE",
         }
     }
 
