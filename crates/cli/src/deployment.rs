@@ -144,6 +144,11 @@ impl Hsm {
         Self { soft_hsm, ..Self::default() }
     }
 
+    /// What SoftHSM in the vault's process is to be told, where it is one of software.
+    pub(crate) fn configuration(&self, deployment: &Path) -> Option<PathBuf> {
+        self.soft_hsm.then(|| SoftHsm::of(deployment).configuration())
+    }
+
     /// What the vault is told of it, if there is one.
     fn settings(&self, deployment: &Path) -> anyhow::Result<Option<serde_json::Value>> {
         let given = || {

@@ -47,12 +47,8 @@ impl SoftHsm {
         Self { dir: deployment.join("hsm") }
     }
 
-    /// SoftHSM's configuration, once there is a token.
-    pub(crate) fn configuration(&self) -> Option<PathBuf> {
-        Some(self.configuration_file()).filter(|file| file.exists())
-    }
-
-    fn configuration_file(&self) -> PathBuf {
+    /// SoftHSM's configuration: there once there is a token.
+    pub(crate) fn configuration(&self) -> PathBuf {
         self.dir.join("softhsm2.conf")
     }
 
@@ -66,7 +62,7 @@ impl SoftHsm {
             anyhow::bail!("--soft-hsm needs {missing}");
         }
         let (module, pin_file) = (module().context("SoftHSM's module is gone")?, self.dir.join("pin"));
-        if self.configuration().is_none() {
+        if !self.configuration().exists() {
             fs::create_dir_all(self.tokens())?;
             let (user, officer) = (pin()?, pin()?);
             pki::write_secret(&pin_file, &user)?;
@@ -79,7 +75,7 @@ impl SoftHsm {
                 .env(CONFIGURATION, &partial)
                 .output()?;
             ensure!(made.status.success(), "{TOOL}: {}", String::from_utf8_lossy(&made.stderr));
-            fs::rename(partial, self.configuration_file())?;
+            fs::rename(partial, self.configuration())?;
         }
         Ok(json!({ "module": module, "token": LABEL, "pin_file": pin_file }))
     }

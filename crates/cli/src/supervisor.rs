@@ -2,8 +2,7 @@
 
 use crate::{
     deployment::{Deployment, Options, SERVICES},
-    output,
-    softhsm::{self, SoftHsm},
+    output, softhsm,
 };
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
@@ -23,6 +22,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(45);
 pub(crate) struct Running {
     dir: PathBuf,
     children: Vec<(&'static str, Child)>,
+    /// SoftHSM's configuration, where it is the vault's HSM.
+    soft_hsm: Option<PathBuf>,
     _lock: File,
 }
 
@@ -33,12 +34,10 @@ fn program(service: &str) -> anyhow::Result<PathBuf> {
     Ok(beside)
 }
 
-fn spawn(dir: &Path, service: &str) -> anyhow::Result<Child> {
+fn spawn(dir: &Path, service: &str, soft_hsm: Option<&Path>) -> anyhow::Result<Child> {
     let log = OpenOptions::new().create(true).append(true).open(dir.join(format!("logs/{service}.log")))?;
     let mut command = Command::new(program(service)?);
-    if let ("vault", Some(file)) = (service, SoftHsm::of(dir).configuration())
-        && std::env::var_os(softhsm::CONFIGURATION).is_none()
-    {
+    if let ("vault", Some(file)) = (service, soft_hsm) {
         command.env(softhsm::CONFIGURATION, file);
     }
     let child = command
@@ -68,9 +67,11 @@ impl Running {
         })?;
         Deployment::prepare(dir, options)?;
         let dir = dir.canonicalize()?;
-        let mut running = Self { dir: dir.clone(), children: Vec::new(), _lock: lock };
+        let soft_hsm = options.hsm.configuration(&dir);
+        let mut running = Self { dir: dir.clone(), children: Vec::new(), soft_hsm, _lock: lock };
         for service in SERVICES {
-            running.children.push((service, spawn(&dir, service)?));
+            let child = spawn(&dir, service, running.soft_hsm.as_deref())?;
+            running.children.push((service, child));
         }
         let until = Instant::now() + START_TIMEOUT;
         for at in 0..running.children.len() {
@@ -101,7 +102,7 @@ impl Running {
         for (service, child) in &mut self.children {
             if let Some(status) = child.try_wait()? {
                 output::note(format!("custody-{service} ended ({status}); starting it again"));
-                *child = spawn(&self.dir, service)?;
+                *child = spawn(&self.dir, service, self.soft_hsm.as_deref())?;
             }
         }
         Ok(())
