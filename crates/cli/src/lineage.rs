@@ -153,6 +153,9 @@ fn tell_wrapped(last: &storage::RewrapProgress) {
         let (what, version) = (&failure.resource, short(&failure.key_version));
         note(format!("{what} stays with {version}: {} ({})", failure.message, failure.reason));
     }
+    if !last.complete {
+        note("the vault has not heard of all of it yet: the lineage may show what was");
+    }
 }
 
 /// Shows what a destruction has cost, if anything.

@@ -69,6 +69,8 @@ struct State {
     here: BTreeMap<String, BTreeMap<KeyVersionName, Entry>>,
     /// What the vault is to be told of: that it is here, or that it is not.
     dirty: BTreeSet<Place>,
+    /// What it is being told of.
+    telling: BTreeSet<Place>,
     /// Who waits until the vault was told.
     waiting: BTreeMap<Place, Vec<Told>>,
     changes: u64,
@@ -87,6 +89,7 @@ struct State {
 pub(crate) struct Dependents {
     state: Arc<Mutex<State>>,
     wake: Arc<Notify>,
+    told: Arc<Notify>,
 }
 
 /// Something that the vault knows of and that is about to be stored. Dropped before it is, it is taken back.
@@ -254,6 +257,28 @@ impl Dependents {
         self.wake.notify_one();
     }
 
+    /// Waits until the vault knows of all that has changed so far. Answers whether it does; not if that takes too long.
+    pub(crate) async fn told(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let mut untold = {
+            let state = self.state.lock();
+            state.dirty.union(&state.telling).cloned().collect::<BTreeSet<_>>()
+        };
+        loop {
+            let told = self.told.notified();
+            {
+                let state = self.state.lock();
+                untold.retain(|place| state.dirty.contains(place) || state.telling.contains(place));
+            }
+            if untold.is_empty() {
+                return true;
+            }
+            if tokio::time::timeout_at(until, told).await.is_err() {
+                return false;
+            }
+        }
+    }
+
     /// What is stored under a key.
     pub(crate) fn of_key(&self, key: &KeyName) -> Inventory {
         let state = self.state.lock();
@@ -267,6 +292,7 @@ impl Dependents {
         let state = &mut *state;
         let places: Vec<Place> = state.dirty.iter().take(TOLD_MAX).cloned().collect();
         places.iter().for_each(|place| _ = state.dirty.remove(place));
+        state.telling.extend(places.iter().cloned());
         let complete = state.whole && !state.complete && state.dirty.is_empty();
         if places.is_empty() && !complete {
             return None;
@@ -301,6 +327,7 @@ impl Dependents {
     /// Takes the vault's answer in.
     fn answered(&self, report: Report, answer: Result<Vec<String>, Status>) -> Result<(), Status> {
         let mut state = self.state.lock();
+        state.telling.clear();
         let unknown = match answer {
             Ok(unknown) => unknown,
             Err(e) => {
@@ -316,6 +343,7 @@ impl Dependents {
         };
         state.complete |= report.request.complete;
         drop(state);
+        self.told.notify_waiters();
         for (place, waiting) in report.waiting {
             let name = place.1.as_str();
             let destroyed = unknown.iter().any(|u| u == name).then(|| AccessError::Refused {
@@ -524,6 +552,26 @@ mod tests {
         assert_eq!(told(&dependents), Default::default(), "once");
         drop(still);
         assert_eq!(told(&dependents).1, ["volumes/still-pending"]);
+    }
+
+    #[tokio::test]
+    async fn who_waits_until_the_vault_knows_waits_for_its_answer_and_for_nothing_later() {
+        let dependents = Dependents::default();
+        let set = |name: &str| dependents.set(name, [(place("", 1).1, facts())].into());
+        assert!(dependents.told(Duration::ZERO).await, "nothing is to be told");
+        set("volumes/a");
+        assert!(!dependents.told(Duration::ZERO).await);
+        let mut told = std::pin::pin!(dependents.told(Duration::from_secs(60)));
+        assert!(futures_util::poll!(&mut told).is_pending());
+        let report = dependents.next().unwrap();
+        assert!(futures_util::poll!(&mut told).is_pending(), "it is being told");
+        dependents.answered(report, Err(Status::unavailable("away"))).unwrap_err();
+        assert!(futures_util::poll!(&mut told).is_pending(), "it was not heard");
+        let report = dependents.next().unwrap();
+        set("volumes/b");
+        dependents.answered(report, Ok(Vec::new())).unwrap();
+        assert!(told.await);
+        assert!(!dependents.told(Duration::ZERO).await, "the other is yet to be told");
     }
 
     #[test]

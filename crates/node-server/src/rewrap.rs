@@ -26,6 +26,8 @@ use tonic::Status;
 
 /// Failures that are told of.
 const FAILURES_MAX: usize = 1000;
+/// How long it may take until the vault has heard of all of it.
+const TELL_LIMIT: Duration = Duration::from_secs(10);
 const PER_SECOND: u32 = 50;
 const PER_SECOND_MAX: u32 = 1000;
 
@@ -70,7 +72,7 @@ impl Job {
         let all = self.node.dependents.of_key(&self.key);
         let mut told = RewrapProgress::default();
         if all.is_empty() {
-            told.complete = true;
+            told.complete = self.node.dependents.told(TELL_LIMIT).await;
             return Ok(told);
         }
         let current = self.current_version().await?;
@@ -92,7 +94,8 @@ impl Job {
             told.done += 1;
             _ = progress.try_send(Ok(told.clone()));
         }
-        told.complete = true;
+        // Whoever asks the vault next is to hear that nothing needs the older versions.
+        told.complete = self.node.dependents.told(TELL_LIMIT).await;
         Ok(told)
     }
 

@@ -22,7 +22,11 @@ impl Stage {
             ),
         )?;
         let first = self.first_version().await?;
-        self.check(first.retirable, "now nothing needs the first version: it can be retired")
+        let what = match first.obstacle.as_str() {
+            "" => "now nothing needs the first version: it can be retired".to_owned(),
+            obstacle => format!("nothing needs the first version, but: {obstacle}"),
+        };
+        self.check(first.retirable, &what)
     }
 
     async fn first_version(&self) -> anyhow::Result<VersionLineage> {
