@@ -146,15 +146,10 @@ async fn a_database_whose_key_is_in_an_hsm_waits_for_it_and_loses_nothing() {
     // A node that starts has no key in memory.
     cluster.kill(Service::Storage).await.unwrap();
     cluster.wait_for(State::Inaccessible, LIMIT).await.unwrap();
-    let until = Instant::now() + LIMIT;
-    loop {
-        let seen = cluster.command(&["cluster", "get", "clusters/sut"]).await.unwrap();
-        if seen["reason"] == "HSM_UNAVAILABLE" {
-            break;
-        }
-        assert!(Instant::now() < until, "it says why: {seen}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    eventually("it says why", LIMIT, || {
+        let seen = cluster.deployment().run(&["cluster", "get", "clusters/sut"]);
+        (seen["reason"] == "HSM_UNAVAILABLE").then_some(())
+    });
     drop(lost);
     assert_eq!(cluster.wait_for_answer(count, LIMIT).await.unwrap(), "1000");
     cluster.wait_for(State::Ready, LIMIT).await.unwrap();

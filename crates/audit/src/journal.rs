@@ -13,7 +13,6 @@ use crate::{
     writer::{Command, Reply, Shared, Writer, open_for_append, text_of},
 };
 use custody_types::{Clock, UnixMillis};
-use futures_channel::oneshot;
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fmt,
@@ -301,7 +300,7 @@ impl Journal {
         let answer = self.ask(&record)?;
         // A task that is dropped while it waits leaves a record that is on disk, or will be: it ends here then.
         let pending = Pending::new(under_way, record, None);
-        match answer.await.unwrap_or(Err(AuditUnavailable::Closed)) {
+        match answer.await {
             Ok(sequence) => Ok(pending.begun(sequence)),
             Err(e) => {
                 pending.forget();
@@ -337,11 +336,11 @@ impl Journal {
     /// # Errors
     /// The record is not on disk, or too many wait already.
     pub async fn append_in_task(&self, record: &Record) -> Result<u64, AuditUnavailable> {
-        self.ask(record)?.await.map_err(|_| AuditUnavailable::Closed)?
+        self.ask(record)?.await
     }
 
     /// Queues a record of a task; the answer comes when it is on disk. Nothing is queued where this fails.
-    fn ask(&self, record: &Record) -> Result<oneshot::Receiver<Done>, AuditUnavailable> {
+    fn ask(&self, record: &Record) -> Result<impl Future<Output = Done> + use<>, AuditUnavailable> {
         let record_text = text_of(record)?;
         if self.shared.waiters.is_hung() {
             return Err(AuditUnavailable::Hung);
@@ -352,7 +351,7 @@ impl Journal {
         let (number, answer) = self.shared.waiters.task();
         let reply = Reply::Waiter(number);
         self.queue.push(Command::Append { record: record_text, caller: caller_of(record), reply })?;
-        Ok(answer)
+        Ok(async { answer.await.map_err(|_| AuditUnavailable::Closed)? })
     }
 
     /// The end of an operation, for which nobody waits.

@@ -48,7 +48,7 @@ impl AccessError {
                 Self::Refused { reason, message, status }
             }
             Code::Unauthenticated => Self::TokenRefused(message),
-            Code::Unavailable if PassingReason::find(&reason) == Some(PassingReason::HsmUnavailable) => {
+            Code::Unavailable if reason == PassingReason::HsmUnavailable.as_str() => {
                 Self::HsmUnavailable(message)
             }
             _ => Self::Unreachable(message),

@@ -77,21 +77,18 @@ impl Lease {
     /// Takes an event in. True where keys must now be erased, or may now be held again: where the kind of state
     /// has changed.
     pub fn apply(&mut self, now: Duration, event: LeaseEvent) -> bool {
+        let unavailable = |why| LeaseState::Revoked(RevokeReason::Unavailable(why));
         let next = match (&self.state, event) {
             // An answer that took longer than what it grants grants nothing.
-            (_, LeaseEvent::Granted(until)) if now >= until => {
-                LeaseState::Revoked(RevokeReason::Unavailable(PassingReason::VaultUnreachable))
-            }
+            (_, LeaseEvent::Granted(until)) if now >= until => unavailable(PassingReason::VaultUnreachable),
             (_, LeaseEvent::Granted(until)) => LeaseState::Held { until },
             (_, LeaseEvent::Refused(reason)) => LeaseState::Revoked(RevokeReason::Refused(reason)),
             (LeaseState::Held { until }, LeaseEvent::Tick) if now >= *until => {
-                LeaseState::Revoked(RevokeReason::Unavailable(PassingReason::VaultUnreachable))
+                unavailable(PassingReason::VaultUnreachable)
             }
-            (LeaseState::Held { until }, LeaseEvent::Unavailable(why)) if now >= *until => {
-                LeaseState::Revoked(RevokeReason::Unavailable(why))
-            }
+            (LeaseState::Held { until }, LeaseEvent::Unavailable(why)) if now >= *until => unavailable(why),
             (LeaseState::Revoked(RevokeReason::Unavailable(_)), LeaseEvent::Unavailable(why)) => {
-                LeaseState::Revoked(RevokeReason::Unavailable(why))
+                unavailable(why)
             }
             (same, LeaseEvent::Unavailable(_) | LeaseEvent::Tick) => same.clone(),
         };

@@ -210,12 +210,10 @@ impl Cluster {
     fn make(of: &Builder) -> anyhow::Result<Self> {
         let (lease, renew) = (of.lease.as_millis().to_string(), of.renew_every.as_millis().to_string());
         let arguments = ["--faults", "none", "--lease-ms", &lease, "--renew-every-ms", &renew];
-        let (deployment, hsm) = if of.in_hsm {
-            let (deployment, hsm) = Deployment::start_with_hsm(&arguments)?;
-            (deployment, Some(hsm))
-        } else {
-            (Deployment::start_with_environment(&arguments, &[])?, None)
-        };
+        let (with_hsm, kind): (&[_], &[_]) =
+            if of.in_hsm { (&["--soft-hsm"], &["--hsm"]) } else { (&[], &[]) };
+        let deployment = Deployment::start_with_environment(&[&arguments, with_hsm].concat(), &[])?;
+        let hsm = of.in_hsm.then(|| SoftHsm::of(deployment.dir()));
         let to = |service: &str| -> anyhow::Result<Proxy> {
             Ok(Proxy::start(deployment.url(service)?.trim_start_matches("https://"))?)
         };
@@ -228,7 +226,6 @@ impl Cluster {
         }
         fs::write(&settings, text)?;
         deployment.kill("storage");
-        let kind: &[&str] = if of.in_hsm { &["--hsm"] } else { &[] };
         let (key, identity, _) = deployment.key_of_kind_and_identity(ID, kind);
         let endpoint = deployment.cluster(ID, &key, &identity, of.workers);
         _ = deployment.cli(&["faults", "set", &of.profile])?;

@@ -45,10 +45,10 @@ fn locks(root: &Path) -> anyhow::Result<Vec<String>> {
     let mut problems = Vec::new();
     for lock in files(root, "lock")?.iter().filter(|path| path.ends_with("Cargo.lock")) {
         let manifest = lock.with_extension("toml");
-        let mut cargo = Command::new("cargo");
-        let asked =
-            cargo.args(["tree", "--locked", "--quiet", "--depth", "0", "--manifest-path"]).arg(&manifest);
-        let answer = asked.output()?;
+        let answer = Command::new("cargo")
+            .args(["tree", "--locked", "--quiet", "--depth", "0", "--manifest-path"])
+            .arg(&manifest)
+            .output()?;
         if !answer.status.success() {
             let said = String::from_utf8_lossy(&answer.stderr);
             let why = said.lines().next().unwrap_or_default();
