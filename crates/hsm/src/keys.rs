@@ -15,7 +15,7 @@ use std::fmt::Write as _;
 use zeroize::Zeroizing;
 
 /// DER of `DigestInfo` without the digest (RFC 8017 §9.2 note 1): SHA-256, SHA-384, SHA-512.
-const DIGEST_INFO: [[u8; 19]; 3] = [
+pub const DIGEST_INFO: [[u8; 19]; 3] = [
     [
         0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0,
         0x04, 0x20,

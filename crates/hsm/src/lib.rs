@@ -10,6 +10,7 @@ mod keys;
 
 use connection::Connection;
 pub use error::TokenError;
+pub use keys::DIGEST_INFO;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use std::{

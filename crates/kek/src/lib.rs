@@ -3,18 +3,24 @@
 //! The only user of `rsa` and of RustCrypto's curves, and only `custody-vault` may depend on this crate
 //! (`deny.toml`): no other process can even name a private KEK. Keys in an HSM are private keys as any other: only what
 //! holds them differs. They parse and check imported keys and are the
-//! portable backend; `aws-lc-rs` is the default backend for what a network peer can time.
+//! portable backend; `aws-lc-rs` is the default backend for what a network peer can time. Where the operator names Intel's
+//! `crypto_mb`, private operations that wait together are done at once by it.
 
 mod backend;
+mod batch;
 mod ec;
+mod emsa;
 mod import;
 mod key_wrap;
+mod mgf1;
 mod oaep;
 mod private_key;
 mod token;
 
 pub use backend::Backend;
+pub use batch::Batch;
 pub use custody_hsm::{Token, TokenError, TokenSettings};
+pub use custody_multi_buffer::{Library as MultiBuffer, LoadError as MultiBufferError};
 use custody_types::SignatureAlgorithm;
 pub use import::{ImportError, PrivateJwk};
 pub use key_wrap::{Padding, aes_unwrap, aes_wrap};

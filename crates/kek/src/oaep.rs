@@ -1,19 +1,10 @@
 //! Taking OAEP padding off in constant time, for backends that give the bare RSA result.
 
-use crate::UnwrapFailed;
+use crate::{UnwrapFailed, mgf1::mgf1_xor};
 use custody_types::WrapAlgorithm;
 use sha2::Digest;
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 use zeroize::Zeroizing;
-
-/// MGF1 (RFC 8017 §B.2.1), XORed onto `target`.
-fn mgf1_xor<D: Digest>(seed: &[u8], target: &mut [u8]) {
-    let len = <D as Digest>::output_size();
-    for (counter, chunk) in (0u32..).zip(target.chunks_mut(len)) {
-        let mask = D::new().chain_update(seed).chain_update(counter.to_be_bytes()).finalize();
-        chunk.iter_mut().zip(mask).for_each(|(t, m)| *t ^= m);
-    }
-}
 
 /// Takes the padding of an algorithm off.
 pub(crate) fn decode(

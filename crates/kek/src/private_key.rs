@@ -5,9 +5,17 @@ use crate::{
 };
 use custody_envelope::{OpenError, RandomError, SealedRecord, SealingKey};
 use custody_hsm::Token;
+use custody_multi_buffer::{CrtKey, CrtNumbers};
 use custody_types::{KeyType, PublicKey, SignatureAlgorithm, WrapAlgorithm};
-use rsa::{pkcs8::DecodePrivateKey as _, traits::PublicKeyParts as _};
-use std::{fmt, sync::Arc};
+use rsa::{
+    pkcs1,
+    pkcs8::{DecodePrivateKey as _, PrivateKeyInfoRef},
+    traits::PublicKeyParts as _,
+};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 use zeroize::Zeroizing;
 
 /// A private key, loaded and checked once. It never leaves the vault's process, and leaves its memory only sealed; one in a
@@ -17,6 +25,8 @@ pub struct PrivateKey {
     pub(crate) backend: Box<dyn KeyBackend>,
     pub(crate) public: PublicKey,
     pub(crate) kind: KeyType,
+    /// As it is used at once with others, made when it first is.
+    pub(crate) crt: OnceLock<Option<Arc<CrtKey>>>,
 }
 
 /// Where the private half is.
@@ -72,7 +82,13 @@ impl PrivateKey {
         if public.key_type() != Some(kind) {
             return None;
         }
-        Some(Self { backend: backend.load(&pkcs8, kind)?, held: Held::Here(pkcs8), public, kind })
+        Some(Self {
+            backend: backend.load(&pkcs8, kind)?,
+            held: Held::Here(pkcs8),
+            public,
+            kind,
+            crt: OnceLock::new(),
+        })
     }
 
     /// Seals the key for storage at the place that `context` names; of one in a token its id there.
@@ -135,6 +151,15 @@ impl PrivateKey {
         self.backend.sign(algorithm, digest)
     }
 
+    /// The key as it is used at once with others, if it can be: an RSA key in this process.
+    pub(crate) fn crt(&self) -> Option<Arc<CrtKey>> {
+        let made = self.crt.get_or_init(|| match (&self.held, self.kind) {
+            (Held::Here(pkcs8), KeyType::Rsa(_)) => crt(pkcs8).map(Arc::new),
+            _ => None,
+        });
+        made.clone()
+    }
+
     /// The public half.
     #[must_use]
     pub fn public(&self) -> &PublicKey {
@@ -164,7 +189,25 @@ pub fn verify(
     Ok(backend.verify(public, algorithm, digest, signature))
 }
 
-fn check_sign(kind: KeyType, algorithm: SignatureAlgorithm, digest: &[u8]) -> Result<(), SignError> {
+/// The numbers of a PKCS#8 key, where it is one that can be used at once with others.
+fn crt(pkcs8: &[u8]) -> Option<CrtKey> {
+    let info = PrivateKeyInfoRef::try_from(pkcs8).ok()?;
+    let key = pkcs1::RsaPrivateKeyRef::try_from(info.private_key.as_bytes()).ok()?;
+    CrtKey::new(&CrtNumbers {
+        n: key.modulus.as_bytes(),
+        p: key.prime1.as_bytes(),
+        q: key.prime2.as_bytes(),
+        dp: key.exponent1.as_bytes(),
+        dq: key.exponent2.as_bytes(),
+        q_inv: key.coefficient.as_bytes(),
+    })
+}
+
+pub(crate) fn check_sign(
+    kind: KeyType,
+    algorithm: SignatureAlgorithm,
+    digest: &[u8],
+) -> Result<(), SignError> {
     if !algorithm.fits(kind) {
         return Err(SignError::NotForThisKey(algorithm));
     }

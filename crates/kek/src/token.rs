@@ -7,7 +7,7 @@ use crate::{
 use custody_envelope::random;
 use custody_hsm::{Token, TokenError};
 use custody_types::{KeyType, PublicKey, WrapAlgorithm};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use zeroize::Zeroizing;
 
 /// Bytes of a key's id in its token.
@@ -134,7 +134,13 @@ impl PrivateKey {
         kind: KeyType,
     ) -> Result<Self, TokenKeyError> {
         let backend = backend::in_token(token.clone(), id, &public).ok_or(TokenKeyError::Backend)?;
-        Ok(Self { held: Held::InToken { token, id: id.to_vec() }, backend, public, kind })
+        Ok(Self {
+            held: Held::InToken { token, id: id.to_vec() },
+            backend,
+            public,
+            kind,
+            crt: OnceLock::new(),
+        })
     }
 
     /// As [`PrivateKey::in_token`], of one that came there just now.
