@@ -52,6 +52,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
             backups: None,
             otlp: None,
             hsm: deployment::Hsm::of_software(machine.for_hsm.is_none()),
+            crypto_mb: None,
             limits: deployment::Limits::default(),
             trails: deployment::Trails::default(),
             // It behaves until it is told not to.

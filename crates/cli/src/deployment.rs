@@ -45,6 +45,8 @@ pub(crate) struct Options {
     pub(crate) backups: Option<String>,
     pub(crate) otlp: Option<String>,
     pub(crate) hsm: Hsm,
+    /// Intel's `crypto_mb`.
+    pub(crate) crypto_mb: Option<PathBuf>,
     pub(crate) limits: Limits,
     pub(crate) trails: Trails,
     /// A profile of faults, or a file with one.
@@ -323,6 +325,9 @@ impl Deployment {
             fields.insert("limits".to_owned(), serde_json::Value::Object(limits.collect()));
             if let Some(faults) = &options.faults {
                 fields.insert("faults".to_owned(), json!(faults));
+            }
+            if let Some(library) = &options.crypto_mb {
+                fields.insert("crypto_mb".to_owned(), json!(library));
             }
         }
         settings

@@ -68,6 +68,10 @@ enum Verb {
         backups: Option<String>,
         #[command(flatten)]
         hsm: deployment::Hsm,
+        /// Intel's crypto_mb, a shared library, with which the vault does private RSA operations eight at a time on processors
+        /// with AVX-512 IFMA; `scripts/crypto-mb` gets it.
+        #[arg(long)]
+        crypto_mb: Option<PathBuf>,
         #[command(flatten)]
         limits: deployment::Limits,
         #[command(flatten)]
@@ -131,7 +135,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let session = || Session::open(&arguments.dir, arguments.principal.as_deref(), arguments.output);
     let work = async {
         match arguments.verb {
-            Verb::Up { lease_ms, renew_every_ms, backups, hsm, limits, trails, faults } => {
+            Verb::Up { lease_ms, renew_every_ms, backups, hsm, crypto_mb, limits, trails, faults } => {
                 let otlp = arguments.otlp.clone();
                 let options = deployment::Options {
                     lease_ms,
@@ -139,6 +143,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
                     backups,
                     otlp,
                     hsm,
+                    crypto_mb: crypto_mb.map(|path| path.canonicalize().unwrap_or(path)),
                     limits,
                     trails,
                     faults,

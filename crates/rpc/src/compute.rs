@@ -1,4 +1,7 @@
 //! Threads that compute, one for each core, shared fairly: callers take turns, however much each of them asks for.
+//!
+//! A job may wait for a part of it to be done at once with the same part of others. What collects such parts and does them, a
+//! thread has for itself and its jobs; this module knows of it only how to make one and that it is to be told when to begin.
 
 use crate::{
     courier::Courier,
@@ -9,11 +12,14 @@ use rustix::{process::setpriority_process, thread::gettid};
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll, Waker},
 };
 use tokio::sync::oneshot;
 use tonic::Status;
-use tracing::Span;
+use tracing::{Instrument as _, Span};
 
 /// Jobs of one caller that may wait; more are refused at once.
 const CALLER_LEN_MAX: usize = 256;
@@ -24,30 +30,47 @@ const LEN_MAX: usize = 1024;
 /// asks for more than there is waits anyway, and an answer by itself costs both ends a wake-up and a record of TLS.
 const TOGETHER: usize = 32;
 
-/// Does its work, and answers with what gives the answer.
-type Job = Box<dyn FnOnce() -> Answer + Send>;
+/// Work that has begun, on the thread that has it, and ends with what gives the answer.
+type Running<'a> = Pin<Box<dyn Future<Output = Answer> + 'a>>;
+/// Begins work beside `B`, which does parts of it at once with those of others.
+type Job<B> = Box<dyn for<'a> FnOnce(&'a B) -> Running<'a> + Send>;
 type Answer = Box<dyn FnOnce() + Send>;
 
-#[derive(Default)]
-struct Queues {
-    by_caller: HashMap<String, VecDeque<Job>>,
+/// What does parts of jobs at once.
+pub struct AtOnce<B> {
+    /// Makes one, for a thread.
+    pub make: Box<dyn Fn() -> B + Send + Sync>,
+    /// Parts that are worth waiting for.
+    pub len_max: usize,
+    /// Does all parts that wait.
+    pub perform: fn(&B),
+}
+
+struct Queues<B> {
+    by_caller: HashMap<String, VecDeque<Job<B>>>,
     /// Callers with jobs, each once, in the order of their turns.
     turns: VecDeque<String>,
     len: usize,
     closed: bool,
 }
 
-struct Shared {
-    queues: Mutex<Queues>,
+struct Shared<B> {
+    queues: Mutex<Queues<B>>,
     work: Condvar,
     courier: Courier,
+    at_once: AtOnce<B>,
 }
 
 /// The threads. They end when the last handle goes.
-#[derive(Clone)]
-pub struct Compute {
-    shared: Arc<Shared>,
-    _end: Arc<End>,
+pub struct Compute<B> {
+    shared: Arc<Shared<B>>,
+    _end: Arc<End<B>>,
+}
+
+impl<B> Clone for Compute<B> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone(), _end: self._end.clone() }
+    }
 }
 
 /// How far the threads step back behind those that wait for the network and the disk (`setpriority(2)`): a private operation
@@ -62,17 +85,35 @@ fn step_back() {
 }
 
 /// Tells the threads that nobody is left to ask.
-struct End(Arc<Shared>);
+struct End<B>(Arc<Shared<B>>);
 
-impl Drop for End {
+impl<B> Drop for End<B> {
     fn drop(&mut self) {
         self.0.queues.lock().closed = true;
         self.0.work.notify_all();
     }
 }
 
-impl Shared {
+/// What came of a step of a job. One that panics is one call that fails; the thread goes on.
+enum Step<'a> {
+    Ended(Option<Answer>),
+    Waits(Running<'a>),
+}
+
+fn step<'a>(begin: impl FnOnce() -> Running<'a>) -> Step<'a> {
+    let done = catch_unwind(AssertUnwindSafe(|| {
+        let mut running = begin();
+        match running.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answer) => Step::Ended(Some(answer)),
+            Poll::Pending => Step::Waits(running),
+        }
+    }));
+    done.unwrap_or(Step::Ended(None))
+}
+
+impl<B> Shared<B> {
     fn run(&self) {
+        let batch = (self.at_once.make)();
         let mut held: Vec<Answer> = Vec::with_capacity(TOGETHER);
         loop {
             // What is held back waits for this thread's next job, never for nothing: another may have taken the rest.
@@ -88,12 +129,37 @@ impl Shared {
                 }
                 continue;
             };
-            // A job that panics is one call that fails; the thread goes on.
-            held.extend(std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)));
+            let behind = self.round(&batch, job, behind, &mut held);
             if held.len() > behind || held.len() >= TOGETHER {
                 self.give(&mut held);
             }
         }
+    }
+
+    /// Does a job and, where it waits for what is done at once, those whose turns come next: so another caller's waits for one
+    /// round at most. Answers how many the caller of the last has behind it.
+    fn round(&self, batch: &B, mut job: Job<B>, mut behind: usize, held: &mut Vec<Answer>) -> usize {
+        let mut waiting = Vec::new();
+        let mut take = |step, waiting: &mut Vec<_>| match step {
+            Step::Ended(answer) => held.extend(answer),
+            Step::Waits(running) => waiting.push(running),
+        };
+        for begun in 1.. {
+            take(step(|| job(batch)), &mut waiting);
+            if waiting.is_empty() || begun >= self.at_once.len_max {
+                break;
+            }
+            let next = self.queues.lock().next();
+            let Some(next) = next else { break };
+            (job, behind) = next;
+        }
+        while !waiting.is_empty() {
+            (self.at_once.perform)(batch);
+            for running in std::mem::take(&mut waiting) {
+                take(step(|| running), &mut waiting);
+            }
+        }
+        behind
     }
 
     fn give(&self, held: &mut Vec<Answer>) {
@@ -104,8 +170,12 @@ impl Shared {
     }
 }
 
-impl Queues {
-    fn push(&mut self, caller: &str, job: Job) -> bool {
+impl<B> Queues<B> {
+    fn new() -> Self {
+        Self { by_caller: HashMap::new(), turns: VecDeque::new(), len: 0, closed: false }
+    }
+
+    fn push(&mut self, caller: &str, job: Job<B>) -> bool {
         let there = self.by_caller.get_mut(caller);
         if self.len >= LEN_MAX || there.as_ref().is_some_and(|q| q.len() >= CALLER_LEN_MAX) {
             return false;
@@ -122,7 +192,7 @@ impl Queues {
     }
 
     /// The job whose turn it is, and how many its caller has behind it.
-    fn next(&mut self) -> Option<(Job, usize)> {
+    fn next(&mut self) -> Option<(Job<B>, usize)> {
         let caller = self.turns.pop_front()?;
         let queue = self.by_caller.get_mut(&caller)?;
         let job = queue.pop_front()?;
@@ -137,15 +207,16 @@ impl Queues {
     }
 }
 
-impl Compute {
+impl<B: 'static> Compute<B> {
     /// Starts a thread for each core; answers go to tasks of the runtime that this is called in.
     ///
     /// # Errors
     /// The system gives no thread.
-    pub fn start() -> std::io::Result<Self> {
+    pub fn start(at_once: AtOnce<B>) -> std::io::Result<Self> {
         let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let shared =
-            Arc::new(Shared { queues: Mutex::default(), work: Condvar::new(), courier: Courier::start() });
+        let queues = Mutex::new(Queues::new());
+        let shared = Shared { queues, work: Condvar::new(), courier: Courier::start(), at_once };
+        let shared = Arc::new(shared);
         for n in 0..threads {
             let shared = shared.clone();
             std::thread::Builder::new().name(format!("compute-{n}")).spawn(move || {
@@ -156,20 +227,24 @@ impl Compute {
         Ok(Self { _end: Arc::new(End(shared.clone())), shared })
     }
 
-    /// Does a job of a caller, in its turn.
+    /// Does a job of a caller, in its turn. It waits for nothing but what is done at once.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` where too many wait already; else the job's own error.
     pub async fn run<T: Send + 'static>(
         &self,
         caller: &str,
-        job: impl FnOnce() -> Result<T, Status> + Send + 'static,
+        job: impl AsyncFnOnce(&B) -> Result<T, Status> + Send + 'static,
     ) -> Result<T, Status> {
         let (done, answer) = oneshot::channel();
         let span = Span::current();
-        let job = Box::new(move || -> Answer {
-            let result = span.in_scope(job);
-            Box::new(move || _ = done.send(result))
+        let job: Job<B> = Box::new(move |batch| {
+            let run = async move {
+                let result = job(batch).await;
+                let answer: Answer = Box::new(move || _ = done.send(result));
+                answer
+            };
+            Box::pin(run.instrument(span))
         });
         if !self.shared.queues.lock().push(caller, job) {
             let why = "the service is busy; try again with backoff";
@@ -180,7 +255,13 @@ impl Compute {
     }
 }
 
-impl fmt::Debug for Compute {
+impl<B> fmt::Debug for AtOnce<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AtOnce(..)")
+    }
+}
+
+impl<B> fmt::Debug for Compute<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Compute(..)")
     }
@@ -189,17 +270,44 @@ impl fmt::Debug for Compute {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use std::{
+        cell::{Cell, RefCell},
+        future::poll_fn,
+        rc::Rc,
+        time::Duration,
+    };
+
+    /// Nothing is done at once.
+    fn alone() -> Compute<()> {
+        Compute::start(AtOnce { make: Box::new(|| ()), len_max: 1, perform: |_| () }).unwrap()
+    }
+
+    /// Parts that wait: each is told how many were done with it.
+    #[derive(Default)]
+    struct Parts(RefCell<Vec<Rc<Cell<usize>>>>);
+
+    impl Parts {
+        async fn part(&self) -> usize {
+            let part = Rc::new(Cell::new(0));
+            self.0.borrow_mut().push(part.clone());
+            poll_fn(|_| if part.get() == 0 { Poll::Pending } else { Poll::Ready(part.get()) }).await
+        }
+
+        fn perform(&self) {
+            let all = self.0.take();
+            all.iter().for_each(|part| part.set(all.len()));
+        }
+    }
 
     #[test]
     fn callers_take_turns_and_a_flood_is_refused() {
         let said = Arc::new(Mutex::new(Vec::new()));
-        let mut queues = Queues::default();
-        let job = |who: &'static str| -> Job {
+        let mut queues = Queues::new();
+        let job = |who: &'static str| -> Job<()> {
             let said = said.clone();
-            Box::new(move || {
+            Box::new(move |_| {
                 said.lock().push(who);
-                Box::new(|| ())
+                Box::pin(async { Box::new(|| ()) as Answer })
             })
         };
         for _ in 0..CALLER_LEN_MAX {
@@ -209,11 +317,11 @@ mod tests {
         assert!(queues.push("other", job("other")), "another's is not");
         for _ in 0..3 {
             let (job, _) = queues.next().unwrap();
-            drop(job());
+            drop(job(&()));
         }
         assert_eq!(*said.lock(), ["flood", "other", "flood"]);
         while let Some((job, _)) = queues.next() {
-            drop(job());
+            drop(job(&()));
         }
         assert_eq!((queues.len, queues.by_caller.len(), queues.turns.len()), (0, 0, 0));
         for n in 0..LEN_MAX {
@@ -224,10 +332,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_held_back_is_given_when_the_rest_is_done() {
-        let compute = Compute::start().unwrap();
+        let compute = alone();
         // Odd numbers of jobs, often, so that the threads end with different shares.
         for count in (9..60).cycle().take(2000) {
-            let jobs = (0..count).map(|n| compute.run("a", move || Ok(n)));
+            let jobs = (0..count).map(|n| compute.run("a", async move |_: &()| Ok(n)));
             let all = futures_util::future::join_all(jobs);
             let all = tokio::time::timeout(Duration::from_secs(60), all).await.unwrap();
             assert!(all.into_iter().map(Result::unwrap).eq(0..count));
@@ -236,11 +344,47 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_that_panics_fails_its_own_call_only() {
-        let compute = Compute::start().unwrap();
+        let compute = alone();
         for _ in 0..8 {
-            let failed = compute.run::<()>("a", || panic!("a test")).await.unwrap_err();
+            let failed = compute.run::<()>("a", async |_: &()| panic!("a test")).await.unwrap_err();
             assert_eq!(failed.code(), tonic::Code::Internal);
         }
-        assert_eq!(compute.run("a", || Ok(7)).await.unwrap(), 7);
+        assert_eq!(compute.run("a", async |_: &()| Ok(7)).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn parts_of_jobs_are_done_at_once_and_others_are_not_held_up() {
+        let at_once = AtOnce { make: Box::new(Parts::default), len_max: 4, perform: Parts::perform };
+        let compute = Compute::start(at_once).unwrap();
+        let mut most = 0;
+        for round in 0..500 {
+            // Every third has no part, every seventh two, and one panics after its part.
+            let jobs = (0..25usize).map(|n| {
+                compute.run(if n % 2 == 0 { "a" } else { "b" }, async move |parts: &Parts| {
+                    let mut with = 1;
+                    if n % 3 != 0 {
+                        with = parts.part().await;
+                    }
+                    if n % 7 == 0 {
+                        with = with.max(parts.part().await);
+                    }
+                    assert!(n != 13, "a test");
+                    Ok((n, with))
+                })
+            });
+            let all = futures_util::future::join_all(jobs);
+            let all = tokio::time::timeout(Duration::from_secs(60), all).await.unwrap();
+            for (n, done) in all.into_iter().enumerate() {
+                if n == 13 {
+                    assert_eq!(done.unwrap_err().code(), tonic::Code::Internal);
+                    continue;
+                }
+                let (told, with) = done.unwrap();
+                assert_eq!(told, n, "round {round}");
+                assert!((1..=4).contains(&with), "{with} at once");
+                most = most.max(with);
+            }
+        }
+        assert_eq!(most, 4, "as many as there may be are done at once");
     }
 }

@@ -21,7 +21,7 @@ use custody_rpc::{
     workers::Workers,
 };
 use custody_types::Caller;
-use custody_vault::{Call, Recorded, Vault};
+use custody_vault::{Batch, Call, Recorded, Vault};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::Value;
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
@@ -46,7 +46,7 @@ pub struct FaceSettings {
 pub struct Face {
     pub(crate) vault: Arc<Vault>,
     pub(crate) workers: Workers,
-    pub(crate) compute: Compute,
+    pub(crate) compute: Compute<Batch>,
     verifier: Arc<TokenVerifier>,
     settings: FaceSettings,
     ids: CorrelationIds,
@@ -74,7 +74,7 @@ impl Face {
     pub fn new(
         vault: Arc<Vault>,
         workers: Workers,
-        compute: Compute,
+        compute: Compute<Batch>,
         verifier: Arc<TokenVerifier>,
         settings: FaceSettings,
     ) -> Self {

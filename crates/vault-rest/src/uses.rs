@@ -9,7 +9,7 @@ use crate::{
 };
 use custody_types::{SignatureAlgorithm, WrapAlgorithm};
 use custody_vault::{
-    Admission, Place,
+    Admission, Batch, Place,
     gate::{Operation, Withheld, op},
 };
 use serde_json::json;
@@ -36,15 +36,15 @@ async fn compute<Op: Operation + 'static, T: Send + 'static>(
     face: &Face,
     taken: &Taken,
     name: &str,
-    act: impl FnOnce(Admission<Op>) -> Withheld<T> + Send + 'static,
+    act: impl AsyncFnOnce(Admission<Op>, &Batch) -> Withheld<T> + Send + 'static,
 ) -> Result<T, RestError> {
     let admission = face.vault.admit::<Op>(taken.call.clone(), name).await?;
     // A refusal of the pool comes as a status, the vault's as an error of its own.
     let place = admission.place();
-    let act = move || Ok(act(admission));
+    let act = async move |batch: &Batch| Ok(act(admission, batch).await);
     let done = match place {
-        Place::Here => act(),
-        Place::Wait => face.workers.run(act).await,
+        Place::Here => Batch::alone(act),
+        Place::Wait => face.workers.run(|| Batch::alone(act)).await,
         Place::Compute => face.compute.run(&taken.call.caller.principal, act).await,
     }?;
     Ok(done.release().await?)
@@ -64,7 +64,7 @@ pub(crate) async fn run(
         let algorithm = signature_algorithm(&body.alg)?;
         let (digest, signature) =
             (bodies::bytes(&body.digest, "digest")?, bodies::bytes(&body.value, "value")?);
-        let act = move |a: Admission<op::Verify>| a.verify(algorithm, &digest, &signature);
+        let act = async move |a: Admission<op::Verify>, _: &Batch| a.verify(algorithm, &digest, &signature);
         let (_, valid) = compute(face, &taken, &name, act).await?;
         return Ok(Answer::Json(json!({ "value": valid })));
     }
@@ -77,26 +77,33 @@ pub(crate) async fn run(
         Use::Encrypt | Use::Wrap => {
             let algorithm = wrap_algorithm(&body.alg)?;
             let done = if operation == Use::Encrypt {
-                compute::<op::Encrypt, _>(face, &taken, &name, move |a| a.protect(algorithm, &value)).await?
+                compute::<op::Encrypt, _>(face, &taken, &name, async move |a, _| a.protect(algorithm, &value))
+                    .await?
             } else {
-                compute::<op::WrapKey, _>(face, &taken, &name, move |a| a.protect(algorithm, &value)).await?
+                compute::<op::WrapKey, _>(face, &taken, &name, async move |a, _| a.protect(algorithm, &value))
+                    .await?
             };
             result(done.key_version.as_str(), &done.ciphertext)
         }
         Use::Decrypt | Use::Unwrap => {
             let algorithm = wrap_algorithm(&body.alg)?;
             let done = if operation == Use::Decrypt {
-                compute::<op::Decrypt, _>(face, &taken, &name, move |a| a.unprotect(algorithm, &value))
-                    .await?
+                compute::<op::Decrypt, _>(face, &taken, &name, async move |a, batch| {
+                    a.unprotect(batch, algorithm, &value).await
+                })
+                .await?
             } else {
-                compute::<op::UnwrapKey, _>(face, &taken, &name, move |a| a.unprotect(algorithm, &value))
-                    .await?
+                compute::<op::UnwrapKey, _>(face, &taken, &name, async move |a, batch| {
+                    a.unprotect(batch, algorithm, &value).await
+                })
+                .await?
             };
             result(done.key_version.as_str(), &done.plain)
         }
         Use::Sign | Use::Verify => {
             let algorithm = signature_algorithm(&body.alg)?;
-            let act = move |a: Admission<op::Sign>| a.sign(algorithm, &value);
+            let act =
+                async move |a: Admission<op::Sign>, batch: &Batch| a.sign(batch, algorithm, &value).await;
             let (version, signature) = compute(face, &taken, &name, act).await?;
             result(version.as_str(), &signature)
         }

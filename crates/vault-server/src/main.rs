@@ -15,13 +15,19 @@ use anyhow::Context as _;
 use clap::Parser;
 use custody_audit_server::{AuditLogService, AuditSettings, denial_sink};
 use custody_rpc::{
-    ServerSettings, compute::Compute, hardening, https::HttpsServer, server, services::Services, settings,
+    ServerSettings,
+    compute::{AtOnce, Compute},
+    hardening,
+    https::HttpsServer,
+    server,
+    services::Services,
+    settings,
     workers::Workers,
 };
 use custody_types::{Caller, Clock, Duty, KeyType, RsaSize, SystemClock};
 use custody_vault::{
-    Call, IfExists, Material, NewAssignment, Particulars, RateLimits, SealSettings, Token, TokenSettings,
-    Vault, VaultError, VaultOptions, VaultParameters,
+    Batch, Call, IfExists, Material, MultiBuffer, MultiBufferError, NewAssignment, Particulars, RateLimits,
+    SealSettings, Token, TokenSettings, Vault, VaultError, VaultOptions, VaultParameters,
     faults::{Faults, Profile},
 };
 
@@ -33,7 +39,12 @@ use lineage::LineageService;
 use seal::SealService;
 use serde::Deserialize;
 use service::KeyVaultService;
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::watch;
 
 /// A call makes some hundred small allocations on one thread and frees them on another, where it is a quarter faster than
@@ -73,6 +84,9 @@ struct Settings {
     limits: RateLimits,
     /// The HSM, a PKCS#11 token: for keys of type RSA-HSM and EC-HSM, and for the seal. None without it.
     hsm: Option<TokenSettings>,
+    /// Intel's `crypto_mb`, a shared library, which does private RSA operations eight at a time on processors with AVX-512 IFMA.
+    /// Without it, and on other processors, each is done by itself.
+    crypto_mb: Option<PathBuf>,
     /// Azure's REST API; not served without it.
     rest: Option<Rest>,
     /// How the vault misbehaves, where it stands for a cloud's in tests: the name of a profile, or a file's path. Without it the vault does
@@ -163,7 +177,13 @@ async fn main() -> anyhow::Result<()> {
     let ticking = tokio::spawn(tick(vault.clone(), refuse));
     let closing = tokio::spawn(leases::close_due(vault.clone(), settings.server.data.join("proof.pub")));
     let workers = Workers::new(JOBS_MAX);
-    let compute = Compute::start()?;
+    let library =
+        settings.crypto_mb.as_deref().map(multi_buffer).transpose().context("`crypto_mb`")?.flatten();
+    let compute = Compute::start(AtOnce {
+        make: Box::new(move || Batch::new(library.clone())),
+        len_max: Batch::LEN_MAX,
+        perform: Batch::perform,
+    })?;
     let trail = Arc::new(trail::VaultTrail(vault.clone()));
     let https = match &settings.rest {
         Some(rest) => {
@@ -220,9 +240,28 @@ async fn main() -> anyhow::Result<()> {
     Ok(closed?)
 }
 
+/// The library that does private operations eight at a time, where this machine's processor can: settings may be those of many
+/// machines.
+fn multi_buffer(path: &Path) -> Result<Option<Arc<MultiBuffer>>, MultiBufferError> {
+    match MultiBuffer::load(path) {
+        Ok(library) => {
+            tracing::info!(
+                library = library.version(),
+                "private RSA operations that wait together are done at once"
+            );
+            Ok(Some(Arc::new(library)))
+        }
+        Err(e @ MultiBufferError::Processor { .. }) => {
+            tracing::warn!(error = %e, "private RSA operations are done one by one");
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
 /// A profile by its name, or of a file.
 fn fault_profile(name: &str) -> anyhow::Result<Profile> {
-    if Profile::NAMES.contains(&name) || !std::path::Path::new(name).exists() {
+    if Profile::NAMES.contains(&name) || !Path::new(name).exists() {
         return Ok(Profile::named(name)?);
     }
     Ok(Profile::parse(&std::fs::read_to_string(name).with_context(|| format!("`{name}`"))?)?)

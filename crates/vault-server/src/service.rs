@@ -16,7 +16,7 @@ use custody_rpc::{
 };
 use custody_types::{Clock as _, Protection, SignatureAlgorithm, SystemClock, WrapAlgorithm};
 use custody_vault::{
-    Admission, Call, Event, EventType, IfExists, Material, Particulars, Place, Recorded, Vault,
+    Admission, Batch, Call, Event, EventType, IfExists, Material, Particulars, Place, Recorded, Vault,
     VaultParameters,
     gate::{Operation, Withheld, op},
 };
@@ -29,7 +29,7 @@ pub(crate) struct KeyVaultService {
     vault: Arc<Vault>,
     events: broadcast::Sender<Event>,
     workers: Workers,
-    compute: Compute,
+    compute: Compute<Batch>,
 }
 
 /// A watch ends after this time and is begun anew by its client, with a fresh token.
@@ -40,7 +40,7 @@ impl KeyVaultService {
         vault: Arc<Vault>,
         events: broadcast::Sender<Event>,
         workers: Workers,
-        compute: Compute,
+        compute: Compute<Batch>,
     ) -> KeyVaultServer<Self> {
         KeyVaultServer::new(Self { vault, events, workers, compute })
             .max_decoding_message_size(MESSAGE_LEN_MAX)
@@ -63,16 +63,16 @@ impl KeyVaultService {
         &self,
         call: Call,
         name: &str,
-        act: impl FnOnce(Admission<Op>) -> Withheld<T> + Send + 'static,
+        act: impl AsyncFnOnce(Admission<Op>, &Batch) -> Withheld<T> + Send + 'static,
     ) -> Result<Response<T>, Status> {
         let (caller, recorded) = (call.caller.principal.clone(), call.recorded.clone());
         let done = async {
             let admission = self.vault.admit::<Op>(call, name).await.map_err(failed)?;
             let place = admission.place();
-            let act = move || Ok(act(admission));
+            let act = async move |batch: &Batch| Ok(act(admission, batch).await);
             let done = match place {
-                Place::Here => act(),
-                Place::Wait => self.workers.run(act).await,
+                Place::Here => Batch::alone(act),
+                Place::Wait => self.workers.run(|| Batch::alone(act)).await,
                 Place::Compute => self.compute.run(&caller, act).await,
             }?;
             done.release().await.map_err(failed)
@@ -331,7 +331,8 @@ impl KeyVault for KeyVaultService {
         let (call, r) = taken(request)?;
         let algorithm = algorithm(&r.algorithm)?;
         let plain = zeroize(r.plaintext);
-        let done = self.compute::<op::WrapKey, _>(call, &r.name, move |a| a.protect(algorithm, &plain));
+        let done =
+            self.compute::<op::WrapKey, _>(call, &r.name, async move |a, _| a.protect(algorithm, &plain));
         Ok(done.await?.map(convert::wrapped))
     }
 
@@ -341,7 +342,9 @@ impl KeyVault for KeyVaultService {
     ) -> Result<Response<wire::UnwrapKeyResponse>, Status> {
         let (call, r) = taken(request)?;
         let algorithm = algorithm(&r.algorithm)?;
-        let act = move |a: Admission<op::UnwrapKey>| a.unprotect(algorithm, &r.ciphertext);
+        let act = async move |a: Admission<op::UnwrapKey>, batch: &Batch| {
+            a.unprotect(batch, algorithm, &r.ciphertext).await
+        };
         let opened = self.compute(call, &r.name, act).await?;
         Ok(opened.map(|opened| wire::UnwrapKeyResponse { plaintext: opened.plain.to_vec() }))
     }
@@ -364,8 +367,9 @@ impl KeyVault for KeyVaultService {
         let (call, r) = taken(request)?;
         let algorithm = algorithm(&r.algorithm)?;
         let plain = zeroize(r.plaintext);
-        let done =
-            self.compute::<op::Encrypt, _>(call, &r.name, move |a| a.protect(algorithm, &plain)).await?;
+        let done = self
+            .compute::<op::Encrypt, _>(call, &r.name, async move |a, _| a.protect(algorithm, &plain))
+            .await?;
         Ok(done.map(|done| wire::EncryptResponse {
             key_version: done.key_version.to_string(),
             algorithm: done.algorithm.to_string(),
@@ -379,7 +383,9 @@ impl KeyVault for KeyVaultService {
     ) -> Result<Response<wire::DecryptResponse>, Status> {
         let (call, r) = taken(request)?;
         let algorithm = algorithm(&r.algorithm)?;
-        let act = move |a: Admission<op::Decrypt>| a.unprotect(algorithm, &r.ciphertext);
+        let act = async move |a: Admission<op::Decrypt>, batch: &Batch| {
+            a.unprotect(batch, algorithm, &r.ciphertext).await
+        };
         let opened = self.compute(call, &r.name, act).await?;
         Ok(opened.map(|opened| wire::DecryptResponse { plaintext: opened.plain.to_vec() }))
     }
@@ -390,7 +396,8 @@ impl KeyVault for KeyVaultService {
     ) -> Result<Response<wire::SignResponse>, Status> {
         let (call, r) = taken(request)?;
         let algorithm = signature_algorithm(&r.algorithm)?;
-        let act = move |a: Admission<op::Sign>| a.sign(algorithm, &r.digest);
+        let act =
+            async move |a: Admission<op::Sign>, batch: &Batch| a.sign(batch, algorithm, &r.digest).await;
         let done = self.compute(call, &r.name, act).await?;
         Ok(done
             .map(|(version, signature)| wire::SignResponse { key_version: version.to_string(), signature }))
@@ -402,7 +409,8 @@ impl KeyVault for KeyVaultService {
     ) -> Result<Response<wire::VerifyResponse>, Status> {
         let (call, r) = taken(request)?;
         let algorithm = signature_algorithm(&r.algorithm)?;
-        let act = move |a: Admission<op::Verify>| a.verify(algorithm, &r.digest, &r.signature);
+        let act =
+            async move |a: Admission<op::Verify>, _: &Batch| a.verify(algorithm, &r.digest, &r.signature);
         let done = self.compute(call, &r.name, act).await?;
         Ok(done.map(|(version, valid)| wire::VerifyResponse { key_version: version.to_string(), valid }))
     }

@@ -78,7 +78,21 @@ impl<Op: Operation> Admitted<Op> {
         self,
         act: impl FnOnce(Permit<Op>) -> Result<(T, String), VaultError>,
     ) -> Withheld<T> {
-        let (done, end) = match act(Permit(PhantomData)) {
+        let done = act(Permit(PhantomData));
+        self.withhold(done)
+    }
+
+    /// As [`Admitted::run`], for what waits until it is done at once with others.
+    pub(crate) async fn run_at_once<T>(
+        self,
+        act: impl AsyncFnOnce(Permit<Op>) -> Result<T, VaultError>,
+    ) -> Withheld<T> {
+        let done = act(Permit(PhantomData)).await;
+        self.withhold(done.map(|done| (done, String::new())))
+    }
+
+    fn withhold<T>(self, done: Result<(T, String), VaultError>) -> Withheld<T> {
+        let (done, end) = match done {
             Ok((done, said)) => {
                 let separator = if said.is_empty() { "" } else { "; " };
                 (Ok(done), End(Outcome::Success, "OK", format!("{}{separator}{said}", self.assignment)))

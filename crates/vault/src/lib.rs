@@ -39,7 +39,9 @@ mod vaults;
 
 pub use access::NewAssignment;
 pub use custody_faults as faults;
-pub use custody_kek::{Backend, PrivateJwk, Token, TokenError, TokenSettings};
+pub use custody_kek::{
+    Backend, Batch, MultiBuffer, MultiBufferError, PrivateJwk, Token, TokenError, TokenSettings,
+};
 pub use custody_types::{Approval, ApprovalState};
 pub use dependents::{Dependent, DependentKind, DependentReport, Reported};
 pub use error::VaultError;

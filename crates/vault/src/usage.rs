@@ -6,7 +6,7 @@ use crate::{
     record::Version,
 };
 use custody_envelope::random;
-use custody_kek::{PrivateKey, TokenError};
+use custody_kek::{Batch, PrivateKey, TokenError};
 use custody_types::{
     KeyName, KeyOperation, KeyType, KeyVersionName, Protection, SignatureAlgorithm, VaultName, WrapAlgorithm,
     WrappedKey,
@@ -142,13 +142,14 @@ impl<Op: Protects> Admission<Op> {
 }
 
 impl<Op: Opens> Admission<Op> {
-    /// Unwraps or decrypts.
+    /// Unwraps or decrypts, at once with others.
     ///
     /// # Errors
     /// As [`Vault::unwrap_key`].
-    pub fn unprotect(self, algorithm: WrapAlgorithm, sealed: &[u8]) -> Withheld<Opened> {
+    pub async fn unprotect(self, batch: &Batch, algorithm: WrapAlgorithm, sealed: &[u8]) -> Withheld<Opened> {
         let Self { vault, call, target, admitted } = self;
-        admitted.run(|permit| vault.do_unprotect(&permit, &call, &target, algorithm, sealed))
+        let act = async |permit| vault.do_unprotect(&permit, &call, &target, batch, algorithm, sealed).await;
+        admitted.run_at_once(act).await
     }
 }
 
@@ -167,13 +168,19 @@ impl Admission<op::RenewLease> {
 }
 
 impl Admission<op::Sign> {
-    /// Signs.
+    /// Signs, at once with others.
     ///
     /// # Errors
     /// As [`Vault::sign`].
-    pub fn sign(self, algorithm: SignatureAlgorithm, digest: &[u8]) -> Withheld<(KeyVersionName, Vec<u8>)> {
+    pub async fn sign(
+        self,
+        batch: &Batch,
+        algorithm: SignatureAlgorithm,
+        digest: &[u8],
+    ) -> Withheld<(KeyVersionName, Vec<u8>)> {
         let Self { vault, call, target, admitted } = self;
-        admitted.run(|permit| vault.do_sign(&permit, &call, &target, algorithm, digest))
+        let act = async |permit| vault.do_sign(&permit, &call, &target, batch, algorithm, digest).await;
+        admitted.run_at_once(act).await
     }
 }
 
@@ -320,21 +327,24 @@ impl Vault {
     ) -> Result<Opened, VaultError> {
         let target = Target::parse(name, "name")?;
         self.gate.run(call, target.as_str(), |permit: Permit<Op>| {
-            self.do_unprotect(&permit, call, &target, algorithm, sealed)
+            Batch::alone(async |batch| {
+                self.do_unprotect(&permit, call, &target, batch, algorithm, sealed).await
+            })
         })
     }
 
     /// Unwrapping and decrypting.
-    fn do_unprotect<Op: Opens>(
+    async fn do_unprotect<Op: Opens>(
         &self,
         _: &Permit<Op>,
         call: &Call,
         target: &Target,
+        batch: &Batch,
         algorithm: WrapAlgorithm,
         sealed: &[u8],
     ) -> Result<Opened, VaultError> {
         let version = self.usable(target, Op::OPERATION)?;
-        let plain = self.private(&version)?.unwrap_key(algorithm, sealed)?;
+        let plain = self.private(&version)?.unwrap_key_in(batch, algorithm, sealed).await?;
         self.count(&version, Op::OPERATION, call);
         Ok(Opened { key_version: version.record.name.clone(), plain })
     }
@@ -351,19 +361,22 @@ impl Vault {
         digest: &[u8],
     ) -> Result<(KeyVersionName, Vec<u8>), VaultError> {
         let target = Target::parse(name, "name")?;
-        self.gate.run(call, target.as_str(), |permit| self.do_sign(&permit, call, &target, algorithm, digest))
+        self.gate.run(call, target.as_str(), |permit| {
+            Batch::alone(async |batch| self.do_sign(&permit, call, &target, batch, algorithm, digest).await)
+        })
     }
 
-    fn do_sign(
+    async fn do_sign(
         &self,
         _: &Permit<op::Sign>,
         call: &Call,
         target: &Target,
+        batch: &Batch,
         algorithm: SignatureAlgorithm,
         digest: &[u8],
     ) -> Result<(KeyVersionName, Vec<u8>), VaultError> {
         let version = self.usable(target, KeyOperation::Sign)?;
-        let signature = self.private(&version)?.sign(algorithm, digest)?;
+        let signature = self.private(&version)?.sign_in(batch, algorithm, digest).await?;
         self.count(&version, KeyOperation::Sign, call);
         Ok((version.record.name.clone(), signature))
     }

@@ -4,7 +4,7 @@ use crate::rig::*;
 use custody_audit::{Outcome, Phase};
 use custody_types::{Curve, KeyType, SignatureAlgorithm, WrapAlgorithm::RsaOaep256};
 use custody_vault::{
-    AttributeChange, IfExists, Material, Particulars, Place, Vault,
+    AttributeChange, Batch, IfExists, Material, Particulars, Place, Vault,
     gate::{Operation, op},
 };
 use std::sync::Arc;
@@ -35,7 +35,8 @@ fn an_answer_is_had_when_it_is_on_record_and_a_private_key_is_used_after_that() 
     let version = wrapped.key_version.as_str();
     let admission = wait(vault.admit::<op::UnwrapKey>(unwraps.clone(), version)).unwrap();
     assert_eq!((journal.written(), unwraps.recorded.sequence()), (before + 2, Some(before + 2)));
-    let opened = wait(admission.unprotect(RsaOaep256, &wrapped.ciphertext).release()).unwrap();
+    let unwrap = async |batch: &Batch| admission.unprotect(batch, RsaOaep256, &wrapped.ciphertext).await;
+    let opened = wait(Batch::alone(unwrap).release()).unwrap();
     assert_eq!(&opened.plain[..], b"d");
 
     // Nobody takes this answer: the trail has that it was not given.
