@@ -84,6 +84,9 @@ const CALLS_OF_CONNECTION: usize = 64;
 /// Calls in flight of the tables of latencies.
 const LADDER: [usize; 4] = [1, 16, 64, 256];
 
+/// Where `scripts/crypto-mb` puts the library.
+const CRYPTO_MB: &str = "target/crypto-mb/libcrypto_mb.so";
+
 struct Bench {
     deployment: Deployment,
     client: Client,
@@ -95,6 +98,13 @@ struct Bench {
 }
 
 impl Bench {
+    fn start(options: &[&str], rounds: usize, seconds: u32, case: &str) -> anyhow::Result<Self> {
+        let cores = std::thread::available_parallelism()?.get();
+        let deployment = block_in_place(|| Deployment::start_with(options));
+        let client = KeyVaultClient::new(deployment.channel("vault", "managedIdentities/platform")?);
+        Ok(Self { deployment, client, cores, rounds, seconds, case: case.to_owned() })
+    }
+
     fn wants(&self, case: &str) -> bool {
         case.contains(&self.case)
     }
@@ -103,12 +113,11 @@ impl Bench {
         Duration::from_secs(self.seconds.into())
     }
 
-    /// A key of so many bits that the platform's identity may use in every way, and something wrapped by it.
-    async fn key(&self, bits: u32) -> anyhow::Result<(String, kv::UnwrapKeyRequest)> {
-        let id = format!("bench{bits}");
+    /// A key of so many bits, in a vault of its own, that the platform's identity may use in every way, and something wrapped by it.
+    async fn key(&self, id: &str, bits: u32) -> anyhow::Result<(String, kv::UnwrapKeyRequest)> {
         let key = format!("vaults/{id}/keys/k");
         block_in_place(|| {
-            _ = self.deployment.run(&["vault", "create", &id]);
+            _ = self.deployment.run(&["vault", "create", id]);
             _ = self.deployment.run(&["key", "create", &key, "--size", &bits.to_string()]);
             let (who, role) = ("managedIdentities/platform", "Key Vault Crypto User");
             _ = self.deployment.run(&["access", "grant", who, role, &key]);
@@ -190,12 +199,16 @@ fn prepared_unwrap(request: &kv::UnwrapKeyRequest) -> anyhow::Result<Prepared> {
 }
 
 pub(crate) async fn run(rounds: usize, seconds: u32, case: &str) -> anyhow::Result<()> {
-    let cores = std::thread::available_parallelism()?.get();
-    let deployment = block_in_place(Deployment::start);
-    let client: Client = KeyVaultClient::new(deployment.channel("vault", "managedIdentities/platform")?);
-    let bench = Bench { deployment, client, cores, rounds, seconds, case: case.to_owned() };
+    let start = |options: &[&str]| Bench::start(options, rounds, seconds, case);
+    let mut benches = vec![start(&[])?];
+    let with = std::path::absolute(CRYPTO_MB)?;
+    if with.exists() {
+        benches.push(start(&["--crypto-mb", &with.display().to_string()])?);
+    } else {
+        println!("crypto_mb is not measured: {CRYPTO_MB} is missing, scripts/crypto-mb gets it");
+    }
     println!(
-        "\nvault: calls a second, audited and durable, over TLS, {CLIENTS} in flight; client and server share {cores} cores; medians of {rounds} rounds of {seconds} s, of the rounds' ratios where one is told"
+        "\nvault: calls a second, audited and durable, over TLS, {CLIENTS} in flight; client and server share all cores; medians of {rounds} rounds of {seconds} s, of the rounds' ratios where one is told; a line each without and with crypto_mb"
     );
     println!(
         "{:12} {:>8} {:>8} {:>8} {:>8} {:>8} {:>12} {:>12} {:>13} {:>14}",
@@ -210,26 +223,17 @@ pub(crate) async fn run(rounds: usize, seconds: u32, case: &str) -> anyhow::Resu
         "tonic/aws-lc",
         "vault's CPU"
     );
-    let (key, unwrap) = bench.key(SMALL).await?;
     for bits in [SMALL, 3072, 4096] {
-        if !bench.wants(&format!("RSA-{bits}")) {
-            continue;
-        }
-        if bits == SMALL {
-            let cost = unwraps(&bench, bits, &unwrap).await?;
-            let audit = audit_cost(bench.duration()).await?;
-            println!(
-                "audit: two durable records and their leaves take {audit:.1} µs of a core an operation, {:.1} % of such an unwrap",
-                audit / cost * 100.0
-            );
-        } else {
-            let (_, unwrap) = bench.key(bits).await?;
-            unwraps(&bench, bits, &unwrap).await?;
+        if case.is_empty() || format!("RSA-{bits}").contains(case) {
+            unwraps(&benches, bits).await?;
         }
     }
-    latencies(&bench, &key, &unwrap).await?;
-    if bench.wants("flood") {
-        flood(&bench, &key, &unwrap).await?;
+    for bench in &benches {
+        let (key, unwrap) = bench.key("ladder", SMALL).await?;
+        latencies(bench, &key, &unwrap).await?;
+        if bench.wants("flood") {
+            flood(bench, &key, &unwrap).await?;
+        }
     }
     Ok(())
 }
@@ -271,39 +275,54 @@ struct Round {
     cpu: f64,
 }
 
-/// Answers what an unwrap takes of a core, in microseconds.
-async fn unwraps(bench: &Bench, bits: u32, unwrap: &kv::UnwrapKeyRequest) -> anyhow::Result<f64> {
-    let mut rounds = Vec::new();
-    let prepared = prepared_unwrap(unwrap)?;
-    let vault = Process::of(&bench.deployment, "vault");
-    let alone = || block_in_place(|| direct(bits, bench.seconds, bench.cores));
-    for _ in 0..bench.rounds {
-        // A machine of a cloud is faster now and slower then: the peer runs before and after, and ratios are a round's own.
-        let earlier = alone()?;
-        let before = vault.cpu();
-        let load = bench.calls(CLIENTS, &prepared).await?;
-        let cpu = (vault.cpu() - before).as_secs_f64() * 1e6 / load.calls() as f64;
-        let rest = bench.rest_unwraps(bits, unwrap).await?.per_second();
-        let lc = f64::midpoint(earlier, alone()?);
-        let tonic = bench.tonic_unwraps(CLIENTS, unwrap).await?.per_second();
-        let ssl = block_in_place(|| openssl(bits, bench.seconds, bench.cores))?;
-        rounds.push(Round { grpc: load.per_second(), tonic, rest, lc, ssl, cpu });
+/// One line for each vault. They take turns within a round.
+async fn unwraps(benches: &[Bench], bits: u32) -> anyhow::Result<()> {
+    let mut lines = Vec::new();
+    for bench in benches {
+        let (_, unwrap) = bench.key(&format!("bench{bits}"), bits).await?;
+        lines.push((bench, prepared_unwrap(&unwrap)?, unwrap, Vec::new()));
     }
-    let of = |figure: fn(&Round) -> f64| median(rounds.iter().map(figure).collect());
-    let cpu = of(|r| r.cpu);
-    println!(
-        "{:12} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>12.2} {:>12.2} {:>13.2} {cpu:>11.0} µs",
-        format!("RSA-{bits}"),
-        of(|r| r.grpc),
-        of(|r| r.tonic),
-        of(|r| r.rest),
-        of(|r| r.lc),
-        of(|r| r.ssl),
-        of(|r| r.grpc / r.lc),
-        of(|r| r.rest / r.lc),
-        of(|r| r.tonic / r.lc)
-    );
-    Ok(cpu)
+    let rounds = benches.first().map_or(0, |bench| bench.rounds);
+    for _ in 0..rounds {
+        for (bench, prepared, unwrap, rounds) in &mut lines {
+            let vault = Process::of(&bench.deployment, "vault");
+            // A machine of a cloud is faster now and slower then: the peer runs before and after, and ratios are a round's own.
+            let alone = || block_in_place(|| direct(bits, bench.seconds, bench.cores));
+            let earlier = alone()?;
+            let before = vault.cpu();
+            let load = bench.calls(CLIENTS, prepared).await?;
+            let cpu = (vault.cpu() - before).as_secs_f64() * 1e6 / load.calls() as f64;
+            let rest = bench.rest_unwraps(bits, unwrap).await?.per_second();
+            let lc = f64::midpoint(earlier, alone()?);
+            let tonic = bench.tonic_unwraps(CLIENTS, unwrap).await?.per_second();
+            let ssl = block_in_place(|| openssl(bits, bench.seconds, bench.cores))?;
+            rounds.push(Round { grpc: load.per_second(), tonic, rest, lc, ssl, cpu });
+        }
+    }
+    for (index, (bench, _, _, rounds)) in lines.iter().enumerate() {
+        let of = |figure: fn(&Round) -> f64| median(rounds.iter().map(figure).collect());
+        let cpu = of(|r| r.cpu);
+        println!(
+            "{:12} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>12.2} {:>12.2} {:>13.2} {cpu:>11.0} µs",
+            format!("RSA-{bits}"),
+            of(|r| r.grpc),
+            of(|r| r.tonic),
+            of(|r| r.rest),
+            of(|r| r.lc),
+            of(|r| r.ssl),
+            of(|r| r.grpc / r.lc),
+            of(|r| r.rest / r.lc),
+            of(|r| r.tonic / r.lc)
+        );
+        if (index, bits) == (0, SMALL) {
+            let audit = audit_cost(bench.duration()).await?;
+            println!(
+                "audit: two durable records and their leaves take {audit:.1} µs of a core an operation, {:.1} % of such an unwrap",
+                audit / cpu * 100.0
+            );
+        }
+    }
+    Ok(())
 }
 
 async fn latencies(bench: &Bench, key: &str, unwrap: &kv::UnwrapKeyRequest) -> anyhow::Result<()> {
