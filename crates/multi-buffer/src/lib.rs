@@ -1,7 +1,7 @@
 //! Private RSA operations eight at a time, by `crypto_mb` of Intel's Cryptography Primitives Library (Apache-2.0), which is
 //! loaded when the process starts: a vector register has a number of another operation in each of its lanes.
 //!
-//! Only `custody-kek` may depend on this crate (`deny.toml`), and it is the only one with `unsafe` code: calls into a library in C.
+//! Only `custody-kek` may depend on this crate (`deny.toml`), and with `custody-thread` it is the only one with `unsafe` code: calls into a library in C.
 //! What is passed to them is owned here, of the length that they read or write.
 //!
 //! No result leaves unchecked: each is raised to the public exponent and compared with what was given, so that a fault in the

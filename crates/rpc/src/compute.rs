@@ -7,8 +7,8 @@ use crate::{
     courier::Courier,
     status::{self, internal},
 };
+use custody_thread::Share;
 use parking_lot::{Condvar, Mutex};
-use rustix::{process::setpriority_process, thread::gettid};
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
@@ -16,6 +16,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 use tokio::sync::oneshot;
 use tonic::Status;
@@ -59,6 +60,8 @@ struct Shared<B> {
     work: Condvar,
     courier: Courier,
     at_once: AtOnce<B>,
+    /// Whether the threads may go behind everybody and come back.
+    standing_changes: bool,
 }
 
 /// The threads. They end when the last handle goes.
@@ -73,14 +76,48 @@ impl<B> Clone for Compute<B> {
     }
 }
 
-/// How far the threads step back behind those that wait for the network and the disk (`setpriority(2)`): a private operation
-/// takes a millisecond, and a scheduler that treats all threads alike lets a request wait for several at each of its steps.
-const NICE: i32 = 10;
+/// How far the threads step back behind those that wait for the network and the disk, the kernel's own among them: a scheduler
+/// that treats all threads alike lets a request wait for several private operations at each of its steps.
+const NICENESS: i32 = 10;
+/// How long they may go on where another thread wakes up. Linux keeps what it has chosen for a slice of some milliseconds, and
+/// the next look may be a tick of four after that.
+const SLICE: Duration = Duration::from_micros(100);
 
-/// Lets other threads run first. On Linux a niceness is of a thread.
-fn step_back() {
-    if let Err(e) = setpriority_process(Some(gettid()), NICE) {
-        tracing::debug!(error = %e, "compute threads run beside the others");
+/// Jobs that wait from which on there is a flood: more is asked for than can be done, and who asks for little should not wait for
+/// that at each step of a call.
+const FLOOD: usize = 16;
+
+/// How the threads stand behind others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// By their niceness: they get on also on a machine that others keep busy.
+    Back,
+    /// Behind everybody, while there is a flood.
+    Last,
+}
+
+impl Standing {
+    /// Whether the system lets a thread go behind everybody and come back.
+    fn changes() -> bool {
+        let there_and_back = || Self::Last.take().and_then(|()| Self::Back.take()).is_ok();
+        std::thread::spawn(there_and_back).join().unwrap_or(false)
+    }
+
+    fn take(self) -> std::io::Result<()> {
+        let share = match self {
+            Self::Back => Share::Niceness(NICENESS),
+            Self::Last => Share::Rest,
+        };
+        custody_thread::give_way(share, SLICE)
+    }
+
+    /// Where to stand with so many jobs waiting. A flood is over when none does.
+    fn with(self, waiting: usize) -> Self {
+        match waiting {
+            0 => Self::Back,
+            FLOOD.. => Self::Last,
+            _ => self,
+        }
     }
 }
 
@@ -114,10 +151,18 @@ fn step<'a>(begin: impl FnOnce() -> Running<'a>) -> Step<'a> {
 impl<B> Shared<B> {
     fn run(&self) {
         let batch = (self.at_once.make)();
+        let mut standing = Standing::Back;
+        if let Err(e) = standing.take() {
+            tracing::debug!(error = %e, "compute threads run beside the others");
+        }
         let mut held: Vec<Answer> = Vec::with_capacity(TOGETHER);
         loop {
             // What is held back waits for this thread's next job, never for nothing: another may have taken the rest.
-            let next = self.queues.lock().next();
+            let (next, left) = self.queues.lock().next_of();
+            if self.standing_changes && standing.with(left) != standing {
+                standing = standing.with(left);
+                _ = standing.take();
+            }
             let Some((job, behind)) = next else {
                 self.give(&mut held);
                 let mut queues = self.queues.lock();
@@ -133,11 +178,14 @@ impl<B> Shared<B> {
             if held.len() > behind || held.len() >= TOGETHER {
                 self.give(&mut held);
             }
+            // A thread that woke up and was not chosen at once, since it had just had its share, is not looked at again before a
+            // tick: four milliseconds, in which a flush waits for a kernel thread that needs ten microseconds.
+            std::thread::yield_now();
         }
     }
 
     /// Does a job and, where it waits for what is done at once, those whose turns come next: so another caller's waits for one
-    /// round at most. Answers how many the caller of the last has behind it.
+    /// round at most. Answers how many the caller of these that has the fewest has behind them.
     fn round(&self, batch: &B, mut job: Job<B>, mut behind: usize, held: &mut Vec<Answer>) -> usize {
         let mut waiting = Vec::new();
         let mut take = |step, waiting: &mut Vec<_>| match step {
@@ -150,8 +198,8 @@ impl<B> Shared<B> {
                 break;
             }
             let next = self.queues.lock().next();
-            let Some(next) = next else { break };
-            (job, behind) = next;
+            let Some((next, more)) = next else { break };
+            (job, behind) = (next, behind.min(more));
         }
         while !waiting.is_empty() {
             (self.at_once.perform)(batch);
@@ -191,6 +239,12 @@ impl<B> Queues<B> {
         true
     }
 
+    /// As [`Queues::next`], and how many are left of all.
+    fn next_of(&mut self) -> (Option<(Job<B>, usize)>, usize) {
+        let next = self.next();
+        (next, self.len)
+    }
+
     /// The job whose turn it is, and how many its caller has behind it.
     fn next(&mut self) -> Option<(Job<B>, usize)> {
         let caller = self.turns.pop_front()?;
@@ -215,14 +269,17 @@ impl<B: 'static> Compute<B> {
     pub fn start(at_once: AtOnce<B>) -> std::io::Result<Self> {
         let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let queues = Mutex::new(Queues::new());
-        let shared = Shared { queues, work: Condvar::new(), courier: Courier::start(), at_once };
+        let shared = Shared {
+            queues,
+            work: Condvar::new(),
+            courier: Courier::start(),
+            at_once,
+            standing_changes: Standing::changes(),
+        };
         let shared = Arc::new(shared);
         for n in 0..threads {
             let shared = shared.clone();
-            std::thread::Builder::new().name(format!("compute-{n}")).spawn(move || {
-                step_back();
-                shared.run();
-            })?;
+            std::thread::Builder::new().name(format!("compute-{n}")).spawn(move || shared.run())?;
         }
         Ok(Self { _end: Arc::new(End(shared.clone())), shared })
     }
@@ -274,7 +331,6 @@ mod tests {
         cell::{Cell, RefCell},
         future::poll_fn,
         rc::Rc,
-        time::Duration,
     };
 
     /// Nothing is done at once.
@@ -328,6 +384,20 @@ mod tests {
             assert!(queues.push(&format!("c{n}"), job("c")));
         }
         assert!(!queues.push("one more", job("c")), "all queues together are bounded");
+    }
+
+    #[test]
+    fn threads_stand_behind_everybody_while_there_is_a_flood() {
+        use Standing::{Back, Last};
+        let waiting = [0, FLOOD - 1, FLOOD, 200, FLOOD - 1, 1, 0, 1];
+        let stood: Vec<_> = waiting
+            .into_iter()
+            .scan(Back, |standing, waiting| {
+                *standing = standing.with(waiting);
+                Some(*standing)
+            })
+            .collect();
+        assert_eq!(stood, [Back, Back, Last, Last, Last, Last, Back, Back]);
     }
 
     #[tokio::test]
