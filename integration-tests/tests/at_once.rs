@@ -1,4 +1,5 @@
 //! Private operations that many callers ask for are done at once, and nobody can tell but by the time.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 use custody_clients::Vault;
 use custody_proto::vault as kv;
 use custody_rpc::status::reason;
