@@ -100,7 +100,8 @@ impl Standing {
     /// Whether the system lets a thread go behind everybody and come back.
     fn changes() -> bool {
         let there_and_back = || Self::Last.take().and_then(|()| Self::Back.take()).is_ok();
-        std::thread::spawn(there_and_back).join().unwrap_or(false)
+        let tried = std::thread::Builder::new().spawn(there_and_back);
+        tried.is_ok_and(|thread| thread.join().unwrap_or(false))
     }
 
     fn take(self) -> std::io::Result<()> {
@@ -202,7 +203,10 @@ impl<B> Shared<B> {
             (job, behind) = (next, behind.min(more));
         }
         while !waiting.is_empty() {
-            (self.at_once.perform)(batch);
+            // Where it panics, those that wait for it fail, and nobody else.
+            if catch_unwind(AssertUnwindSafe(|| (self.at_once.perform)(batch))).is_err() {
+                break;
+            }
             for running in std::mem::take(&mut waiting) {
                 take(step(|| running), &mut waiting);
             }
@@ -420,6 +424,50 @@ mod tests {
             assert_eq!(failed.code(), tonic::Code::Internal);
         }
         assert_eq!(compute.run("a", async |_: &()| Ok(7)).await.unwrap(), 7);
+    }
+
+    /// A job with one part.
+    fn of_one_part() -> Job<Parts> {
+        Box::new(|parts| {
+            Box::pin(async move {
+                parts.part().await;
+                Box::new(|| ()) as Answer
+            })
+        })
+    }
+
+    fn shared(perform: fn(&Parts)) -> Shared<Parts> {
+        let at_once = AtOnce { make: Box::new(Parts::default), len_max: 4, perform };
+        let (queues, work) = (Mutex::new(Queues::new()), Condvar::new());
+        Shared { queues, work, courier: Courier::start(), at_once, standing_changes: false }
+    }
+
+    #[tokio::test]
+    async fn answers_of_a_round_wait_for_no_more_than_the_caller_with_the_fewest_has() {
+        let shared = shared(Parts::perform);
+        let first = {
+            let mut queues = shared.queues.lock();
+            for _ in 0..20 {
+                assert!(queues.push("flood", of_one_part()));
+            }
+            assert!(queues.push("lone", of_one_part()));
+            queues.next()
+        };
+        let ((job, behind), mut held) = (first.unwrap(), Vec::new());
+        assert_eq!(behind, 19);
+        assert_eq!(shared.round(&Parts::default(), job, behind, &mut held), 0, "the lone caller's is in it");
+        assert_eq!(held.len(), 4);
+    }
+
+    #[tokio::test]
+    async fn what_is_done_at_once_and_panics_fails_those_that_wait_for_it_alone() {
+        let shared = shared(|_| panic!("a test"));
+        let mut held = Vec::new();
+        assert_eq!(shared.round(&Parts::default(), of_one_part(), 0, &mut held), 0);
+        assert!(held.is_empty());
+        let other: Job<Parts> = Box::new(|_| Box::pin(async { Box::new(|| ()) as Answer }));
+        _ = shared.round(&Parts::default(), other, 0, &mut held);
+        assert_eq!(held.len(), 1);
     }
 
     #[tokio::test]
