@@ -82,13 +82,13 @@ impl PrivateKey {
         if public.key_type() != Some(kind) {
             return None;
         }
-        Some(Self {
-            backend: backend.load(&pkcs8, kind)?,
-            held: Held::Here(pkcs8),
-            public,
-            kind,
-            crt: OnceLock::new(),
-        })
+        let loaded = backend.load(&pkcs8, kind)?;
+        Some(Self::new(Held::Here(pkcs8), loaded, public, kind))
+    }
+
+    /// A key that is held there, and has been checked.
+    pub(crate) fn new(held: Held, backend: Box<dyn KeyBackend>, public: PublicKey, kind: KeyType) -> Self {
+        Self { held, backend, public, kind, crt: OnceLock::new() }
     }
 
     /// Seals the key for storage at the place that `context` names; of one in a token its id there.

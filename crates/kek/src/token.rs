@@ -7,7 +7,7 @@ use crate::{
 use custody_envelope::random;
 use custody_hsm::{Token, TokenError};
 use custody_types::{KeyType, PublicKey, WrapAlgorithm};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// Bytes of a key's id in its token.
@@ -134,13 +134,7 @@ impl PrivateKey {
         kind: KeyType,
     ) -> Result<Self, TokenKeyError> {
         let backend = backend::in_token(token.clone(), id, &public).ok_or(TokenKeyError::Backend)?;
-        Ok(Self {
-            held: Held::InToken { token, id: id.to_vec() },
-            backend,
-            public,
-            kind,
-            crt: OnceLock::new(),
-        })
+        Ok(Self::new(Held::InToken { token, id: id.to_vec() }, backend, public, kind))
     }
 
     /// As [`PrivateKey::in_token`], of one that came there just now.

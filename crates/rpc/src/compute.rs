@@ -159,9 +159,13 @@ impl<B> Shared<B> {
         let mut held: Vec<Answer> = Vec::with_capacity(TOGETHER);
         loop {
             // What is held back waits for this thread's next job, never for nothing: another may have taken the rest.
-            let (next, left) = self.queues.lock().next_of();
-            if self.standing_changes && standing.with(left) != standing {
-                standing = standing.with(left);
+            let (next, left) = {
+                let mut queues = self.queues.lock();
+                (queues.next(), queues.len)
+            };
+            let stands = standing.with(left);
+            if self.standing_changes && stands != standing {
+                standing = stands;
                 _ = standing.take();
             }
             let Some((job, behind)) = next else {
@@ -241,12 +245,6 @@ impl<B> Queues<B> {
         }
         self.len += 1;
         true
-    }
-
-    /// As [`Queues::next`], and how many are left of all.
-    fn next_of(&mut self) -> (Option<(Job<B>, usize)>, usize) {
-        let next = self.next();
-        (next, self.len)
     }
 
     /// The job whose turn it is, and how many its caller has behind it.
