@@ -16,10 +16,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::{
     collections::BTreeSet,
     fmt,
-    fs::File,
+    fs::{File, TryLockError},
     io,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
 };
 
 /// A store that cannot be opened, read or written.
@@ -91,11 +92,15 @@ pub enum StoreError {
 /// Free bytes that a commit asks for: several of sled's segments, which it takes by 512 KiB.
 const ROOM_MIN: u64 = 2 << 20;
 
-/// Tables in a directory, held by one process.
+/// How long the end of a store waits for its engine's threads.
+const RELEASE_MAX: Duration = Duration::from_secs(5);
+
+/// Tables in a directory, held by one process. When it has been dropped, the directory is free.
 pub struct Store {
     dir: PathBuf,
     db: sled::Db,
-    file: File,
+    /// After `db`, since it waits for what `db` leaves running.
+    file: DataFile,
     poisoned: AtomicBool,
     integrity: Mutex<Guard>,
     /// Nothing is left to be checked.
@@ -135,22 +140,26 @@ impl Store {
             }
             other => StoreError::Engine(other),
         })?;
+        let mut store = Self {
+            dir: dir.to_owned(),
+            db,
+            file: DataFile(File::open(dir.join("db"))?),
+            poisoned: AtomicBool::new(false),
+            integrity: Mutex::new(Guard::Off),
+            checked: AtomicBool::new(true),
+            early: Mutex::default(),
+            altered: AtomicBool::new(false),
+        };
         // The directory's own entries: a fresh `db` file must survive a power cut too.
         File::open(dir)?.sync_all()?;
         if let Some(parent) = dir.parent() {
             File::open(parent)?.sync_all()?;
         }
-        let guarded = db.contains_key(integrity::state_row())?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            db,
-            file: File::open(dir.join("db"))?,
-            poisoned: AtomicBool::new(false),
-            integrity: Mutex::new(if guarded { Guard::Locked } else { Guard::Off }),
-            checked: AtomicBool::new(!guarded),
-            early: Mutex::default(),
-            altered: AtomicBool::new(false),
-        })
+        if store.db.contains_key(integrity::state_row())? {
+            store.integrity = Mutex::new(Guard::Locked);
+            store.checked = AtomicBool::new(false);
+        }
+        Ok(store)
     }
 
     /// Whether there is nothing in it.
@@ -356,7 +365,7 @@ impl Store {
         }
         let done = self.db.apply_batch(changes).and_then(|()| self.db.flush()).map_err(StoreError::from);
         // sled 0.34 ends a flush with sync_file_range, which leaves the drive's cache and the file's length alone.
-        let done = done.and_then(|_| self.file.sync_all().map_err(StoreError::from));
+        let done = done.and_then(|_| self.file.0.sync_all().map_err(StoreError::from));
         done.inspect_err(|_| self.poisoned.store(true, Ordering::Release))
     }
 
@@ -411,6 +420,20 @@ impl Store {
             return Ok(None);
         }
         Ok(self.check_part(part)?.filter(|_| part == prefix))
+    }
+}
+
+/// The file that the engine writes, through a handle of our own: for what the engine does not sync, and to await its end.
+struct DataFile(File);
+
+impl Drop for DataFile {
+    /// The engine's threads hold its lock for a moment longer than the engine lives. Whoever then opens the store in this
+    /// process would hear that another has it.
+    fn drop(&mut self) {
+        let end = Instant::now() + RELEASE_MAX;
+        while matches!(self.0.try_lock(), Err(TryLockError::WouldBlock)) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 

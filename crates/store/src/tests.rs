@@ -21,23 +21,20 @@ fn a_batch_is_kept_and_a_second_opener_is_refused() {
     assert!(matches!(store.get::<String>("b", "x/1"), Err(StoreError::Unreadable { .. })));
 }
 
+#[test]
+fn the_directory_of_a_dropped_store_is_free() {
+    let dir = tempfile::tempdir().unwrap();
+    for n in 0..100 {
+        put(&Store::open(dir.path()).unwrap(), n);
+    }
+}
+
 const KEY: [u8; 32] = [9; 32];
 
 fn put(store: &Store, n: u32) {
     let mut batch = Batch::new();
     batch.put("a", &format!("x/{n}"), &n).put("a", "last", &n);
     store.commit(batch).unwrap();
-}
-
-/// sled's threads let go of the file a moment after the store was dropped.
-fn open(dir: &Path) -> Store {
-    for _ in 0..1000 {
-        match Store::open(dir) {
-            Err(StoreError::InUse(_)) => std::thread::sleep(std::time::Duration::from_millis(5)),
-            opened => return opened.unwrap(),
-        }
-    }
-    panic!("`{}` stays in use", dir.display());
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -51,12 +48,12 @@ fn a_store_that_was_put_back_or_altered_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let (home, anchor) = (dir.path().join("store"), dir.path().join("anchor"));
     let reopen = |accepted| {
-        let store = open(&home);
+        let store = Store::open(&home).unwrap();
         store.check_integrity(&KEY, &anchor, accepted)?;
         assert!(store.check_rest(|| true)?);
         Ok(store)
     };
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     store.begin_integrity(&KEY, &anchor, Batch::new()).unwrap();
     put(&store, 1);
     drop(store);
@@ -64,7 +61,7 @@ fn a_store_that_was_put_back_or_altered_is_found() {
     std::fs::copy(&anchor, dir.path().join("older-anchor")).unwrap();
 
     // Before it is checked it is read only.
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     assert!(matches!(store.commit(Batch::new()), Err(StoreError::Locked)));
     drop(store);
     let store = reopen(None).unwrap();
@@ -105,7 +102,8 @@ fn a_store_that_was_put_back_or_altered_is_found() {
         ["altered", "added", "added apart", "removed", "all removed", "state", "part", "part removed"]
     {
         copy(&home, &dir.path().join("good"));
-        let db = open(&home).db;
+        let store = Store::open(&home).unwrap();
+        let db = &store.db;
         match change {
             "altered" => _ = db.insert(row("a", "x/1"), "7").unwrap(),
             "added" => _ = db.insert(row("a", "y"), "7").unwrap(),
@@ -123,13 +121,13 @@ fn a_store_that_was_put_back_or_altered_is_found() {
             }
         }
         db.flush().unwrap();
-        drop(db);
+        drop(store);
         assert!(matches!(reopen(None).err().unwrap(), StoreError::Altered), "{change}");
         copy(&dir.path().join("good"), &home);
     }
     drop(reopen(None).unwrap());
     // Under another key nothing holds.
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     assert!(matches!(store.check_integrity(&[8; 32], &anchor, None), Err(StoreError::Altered)));
 }
 
@@ -137,7 +135,7 @@ fn a_store_that_was_put_back_or_altered_is_found() {
 fn what_is_altered_is_found_when_it_is_read_and_ends_all() {
     let dir = tempfile::tempdir().unwrap();
     let (home, anchor) = (dir.path().join("store"), dir.path().join("anchor"));
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     store.begin_integrity(&KEY, &anchor, Batch::new()).unwrap();
     for part in ["v/1/", "v/2/", "v/3/"] {
         let mut batch = Batch::new();
@@ -145,9 +143,9 @@ fn what_is_altered_is_found_when_it_is_read_and_ends_all() {
         store.commit(batch).unwrap();
     }
     drop(store);
-    open(&home).tamper("a", "v/2/7", "8").unwrap();
+    Store::open(&home).unwrap().tamper("a", "v/2/7", "8").unwrap();
     // The start does not see it: it reads no part.
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     store.check_integrity(&KEY, &anchor, None).unwrap();
     assert_eq!(store.get::<u32>("a", "v/1/7").unwrap(), Some(7));
     assert_eq!(store.scan::<u32>("a", "v/3/").unwrap().len(), 50);
@@ -167,23 +165,23 @@ fn what_is_altered_is_found_when_it_is_read_and_ends_all() {
     assert!(matches!(store.check_rest(|| true), Err(StoreError::Altered)));
     assert!(matches!(put("v/1/98"), Err(StoreError::Altered)));
     drop(store);
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     store.check_integrity(&KEY, &anchor, None).unwrap();
     assert!(!store.check_rest(|| false).unwrap());
     drop(store);
     // What was read before is checked at once, also what should not be there.
     for early in ["v/2/7", "v/9/1"] {
-        let store = open(&home);
+        let store = Store::open(&home).unwrap();
         store.get::<u32>("a", early).unwrap();
         let checked = store.check_integrity(&KEY, &anchor, None);
         assert_eq!(checked.is_ok(), early == "v/9/1", "{early}");
     }
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     store.tamper("b", "clock", "7").unwrap();
     assert_eq!(store.get::<u32>("b", "clock").unwrap(), Some(7));
     assert!(matches!(store.check_integrity(&KEY, &anchor, None), Err(StoreError::Altered)));
     drop(store);
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     store.check_integrity(&KEY, &anchor, None).unwrap();
     assert!(matches!(store.scan::<u32>("a", "v/2/7"), Err(StoreError::Altered)));
 }
@@ -192,22 +190,22 @@ fn what_is_altered_is_found_when_it_is_read_and_ends_all() {
 fn a_store_of_the_format_before_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let (home, anchor) = (dir.path().join("store"), dir.path().join("anchor"));
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     let mut batch = Batch::new();
     (0..50u32).for_each(|n| _ = batch.put("a", &format!("v/{}/{n}", n % 3), &n));
     store.commit(batch).unwrap();
     drop(store);
-    let db = open(&home).db;
-    integrity::tests::write_first_format(&db, &KEY, &anchor, 3);
-    drop(db);
+    let store = Store::open(&home).unwrap();
+    integrity::tests::write_first_format(&store.db, &KEY, &anchor, 3);
+    drop(store);
     copy(&home, &dir.path().join("before"));
     std::fs::copy(&anchor, dir.path().join("anchor-before")).unwrap();
 
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     store.check_integrity(&KEY, &anchor, None).unwrap();
     put(&store, 7);
     drop(store);
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     store.check_integrity(&KEY, &anchor, None).unwrap();
     assert_eq!(store.scan::<u32>("a", "v/").unwrap().len(), 50);
     assert!(store.check_rest(|| true).unwrap());
@@ -215,15 +213,18 @@ fn a_store_of_the_format_before_is_taken_over() {
     // A row more in the store of before, and it is not.
     copy(&dir.path().join("before"), &home);
     std::fs::copy(dir.path().join("anchor-before"), &anchor).unwrap();
-    open(&home).tamper("a", "v/1/77", "8").unwrap();
-    assert!(matches!(open(&home).check_integrity(&KEY, &anchor, None), Err(StoreError::Altered)));
+    Store::open(&home).unwrap().tamper("a", "v/1/77", "8").unwrap();
+    assert!(matches!(
+        Store::open(&home).unwrap().check_integrity(&KEY, &anchor, None),
+        Err(StoreError::Altered)
+    ));
 }
 
 #[test]
 fn readers_and_writers_of_a_part_that_is_not_checked_yet_agree() {
     let dir = tempfile::tempdir().unwrap();
     let (home, anchor) = (dir.path().join("store"), dir.path().join("anchor"));
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     store.begin_integrity(&KEY, &anchor, Batch::new()).unwrap();
     for part in 0..8 {
         let mut batch = Batch::new();
@@ -232,7 +233,7 @@ fn readers_and_writers_of_a_part_that_is_not_checked_yet_agree() {
     }
     drop(store);
     for _ in 0..3 {
-        let store = open(&home);
+        let store = Store::open(&home).unwrap();
         store.check_integrity(&KEY, &anchor, None).unwrap();
         std::thread::scope(|threads| {
             for writer in 0..4u32 {
@@ -253,7 +254,7 @@ fn readers_and_writers_of_a_part_that_is_not_checked_yet_agree() {
         });
         drop(store);
     }
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     store.check_integrity(&KEY, &anchor, None).unwrap();
     assert!(store.check_rest(|| true).unwrap());
     assert_eq!(store.scan::<u32>("a", "").unwrap().len(), 8 * 500 + 12 * 4);
@@ -263,7 +264,7 @@ fn readers_and_writers_of_a_part_that_is_not_checked_yet_agree() {
 fn a_kill_between_commit_and_anchor_is_no_rollback() {
     let dir = tempfile::tempdir().unwrap();
     let (home, anchor) = (dir.path().join("store"), dir.path().join("anchor"));
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     store.begin_integrity(&KEY, &anchor, Batch::new()).unwrap();
     for n in 1..6 {
         let before = std::fs::read(&anchor).unwrap();
@@ -273,15 +274,15 @@ fn a_kill_between_commit_and_anchor_is_no_rollback() {
         }
     }
     drop(store);
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     store.check_integrity(&KEY, &anchor, None).unwrap();
     // The very first one, too: no anchor yet.
     let (home, anchor) = (dir.path().join("first"), dir.path().join("first-anchor"));
-    let store = open(&home);
+    let store = Store::open(&home).unwrap();
     store.begin_integrity(&KEY, &anchor, Batch::new()).unwrap();
     drop(store);
     std::fs::remove_file(&anchor).unwrap();
-    open(&home).check_integrity(&KEY, &anchor, None).unwrap();
+    Store::open(&home).unwrap().check_integrity(&KEY, &anchor, None).unwrap();
     // A store that was taken away is not begun anew under its anchor.
     let store = Store::open(&dir.path().join("other")).unwrap();
     let begun = store.begin_integrity(&[8; 32], &anchor, Batch::new());
