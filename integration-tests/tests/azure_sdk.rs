@@ -13,7 +13,7 @@ fn here() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
 }
 
-/// A deployment with the vault `sdk`, and a workload that may use its keys: its id and its secret.
+/// A deployment with the vault `sdk`, and the secret of a workload that may use its keys.
 fn deployment() -> (Deployment, String) {
     let deployment = Deployment::start();
     _ = deployment.run(&[
@@ -25,10 +25,15 @@ fn deployment() -> (Deployment, String) {
         "7",
         "--one-officer",
     ]);
+    let secret = workload(&deployment);
+    (deployment, secret)
+}
+
+/// A workload that may use the vault's keys: its secret.
+fn workload(deployment: &Deployment) -> String {
     let app = deployment.principal("app", "workload");
     _ = deployment.run(&["access", "grant", "principals/app", "Key Vault Crypto User", "vaults/sdk"]);
-    let secret = text(&app, "client_secret");
-    (deployment, secret)
+    text(&app, "client_secret")
 }
 
 fn text(value: &serde_json::Value, field: &str) -> String {
@@ -86,13 +91,14 @@ fn python() {
     assert!(done("KeySign", "principals/app"), "{records}");
 }
 
-/// What the SDKs raise where the vault throttles, and what they make in an HSM.
+/// What the SDKs raise where the vault throttles, and what they make in an HSM and bring there.
 #[test]
 fn sdks_on_bad_days() {
     let (deployment, _hsm) = Deployment::start_with_hsm(&["--key-per-second", "3"]).unwrap();
     _ = deployment.run(&["vault", "create", "sdk", "--one-officer"]);
+    let app = workload(&deployment);
     let python = here().join("../target/sdk/python/bin/python");
-    _ = passes(command(&deployment, &python, "").arg(here().join("sdk/python/bad_days.py")));
+    _ = passes(command(&deployment, &python, &app).arg(here().join("sdk/python/bad_days.py")));
     _ = passes(command(&deployment, &node(), "").arg(here().join("sdk/js/bad_days.js")));
 }
 

@@ -93,6 +93,17 @@ async fn keys_in_the_hsm_are_used_rotated_purged_and_never_leave() {
     let transferred =
         deployment.run(&["key", "import", "vaults/acme/keys/transferred", &file, "--byok", "--hsm"]);
     assert_eq!((&brought["type"], &transferred["type"]), (&"RSA-HSM".into(), &"RSA-HSM".into()));
+    // An EC key too, although no token tells the public half of what it unwraps.
+    let pem = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/kek/tests/imports/ec-p256.pem");
+    let file = transfer_file(deployment.dir(), &public, pem).display().to_string();
+    let signs = "vaults/acme/keys/signs";
+    let transferred = deployment.run(&["key", "import", signs, &file, "--byok", "--hsm"]);
+    assert_eq!(transferred["type"], "EC-HSM");
+    let outside = Command::new("openssl").args(["pkey", "-pubout", "-in", pem]).output().unwrap();
+    let told = deployment.run(&["key", "public", signs]);
+    assert_eq!(told["public"].as_str().unwrap().as_bytes(), outside.stdout, "it is the very key");
+    let sign = kv::SignRequest { name: signs.to_owned(), algorithm: "ES256".to_owned(), digest: vec![1; 32] };
+    assert_eq!(app.sign(sign).await.unwrap().into_inner().signature.len(), 64);
     // It is the same key: what one wraps the other opens.
     let by_brought = wrap(&mut app, "vaults/acme/keys/brought").await;
     let name = wrap(&mut app, "vaults/acme/keys/transferred").await.name;

@@ -10,7 +10,7 @@ use cryptoki::{
     object::{Attribute, AttributeType, KeyType as CkKeyType, ObjectClass, ObjectHandle},
     session::Session,
 };
-use custody_types::{Curve, KeyType, PublicKey, SignatureAlgorithm};
+use custody_types::{Curve, KeyFamily, KeyType, PublicKey, SignatureAlgorithm};
 use std::fmt::Write as _;
 use zeroize::Zeroizing;
 
@@ -52,7 +52,7 @@ fn malformed() -> TokenError {
 }
 
 /// What every private key of ours is: never seen outside, not even wrapped.
-fn private_half(id: &[u8], kind: KeyType) -> Vec<Attribute> {
+fn private_half(id: &[u8], family: KeyFamily) -> Vec<Attribute> {
     let mut template = vec![
         Attribute::Token(true),
         Attribute::Private(true),
@@ -62,7 +62,7 @@ fn private_half(id: &[u8], kind: KeyType) -> Vec<Attribute> {
         Attribute::Id(id.to_vec()),
         Attribute::Label(format!("custody {}", hex(id)).into_bytes()),
     ];
-    if matches!(kind, KeyType::Rsa(_)) {
+    if family == KeyFamily::Rsa {
         template.push(Attribute::Decrypt(true));
     }
     template
@@ -126,7 +126,7 @@ impl Token {
                 }
             };
             let (public, _) = session
-                .generate_key_pair(&mechanism, &public, &private_half(id, kind))
+                .generate_key_pair(&mechanism, &public, &private_half(id, kind.family()))
                 .map_err(TokenError::of)?;
             let KeyType::Ec(curve) = kind else { return rsa_public(session, public) };
             let wanted = [AttributeType::EcPoint];
@@ -138,8 +138,7 @@ impl Token {
         })
     }
 
-    /// Unwraps a private key (PKCS#8 under AES key wrap with padding, RFC 5649) inside the token. Answers the public half of
-    /// an RSA key; of an EC key a token does not know it.
+    /// Unwraps a private key (PKCS#8 under AES key wrap with padding, RFC 5649) inside the token.
     ///
     /// # Errors
     /// The token is lost, does not know the mechanism, or what is inside is no such key.
@@ -147,9 +146,9 @@ impl Token {
         &self,
         aes_key: &[u8],
         wrapped: &[u8],
-        rsa: bool,
+        family: KeyFamily,
         id: &[u8],
-    ) -> Result<Option<PublicKey>, TokenError> {
+    ) -> Result<(), TokenError> {
         self.run(|_, session| {
             let transport = [
                 Attribute::Class(ObjectClass::SECRET_KEY),
@@ -162,22 +161,42 @@ impl Token {
                 Attribute::Value(aes_key.to_vec()),
             ];
             let transport = session.create_object(&transport).map_err(TokenError::of)?;
-            // The template of an unwrapped key names no size.
-            let kind =
-                if rsa { KeyType::Rsa(custody_types::RsaSize::Bits2048) } else { KeyType::Ec(Curve::P256) };
-            let mut template = private_half(id, kind);
+            let mut template = private_half(id, family);
             template.push(Attribute::Class(ObjectClass::PRIVATE_KEY));
-            template.push(Attribute::KeyType(if rsa { CkKeyType::RSA } else { CkKeyType::EC }));
+            template.push(Attribute::KeyType(match family {
+                KeyFamily::Ec => CkKeyType::EC,
+                KeyFamily::Rsa => CkKeyType::RSA,
+            }));
             let done = session.unwrap_key(&Mechanism::AesKeyWrapPad, transport, wrapped, &template);
             session.destroy_object(transport).map_err(TokenError::of)?;
-            let key = done.map_err(|e| match &e {
+            done.map(drop).map_err(|e| match &e {
                 // SoftHSM's word for what does not open: the caller's failure and not the token's.
                 Error::Pkcs11(RvError::GeneralError | RvError::FunctionFailed, _) => {
                     TokenError::Refused(e.to_string())
                 }
                 _ => TokenError::of(e),
-            })?;
-            if rsa { rsa_public(session, key).map(Some) } else { Ok(None) }
+            })
+        })
+    }
+
+    /// The public half of an RSA key, of which a token knows it from the private one.
+    ///
+    /// # Errors
+    /// The token is lost, or has no such key.
+    pub fn rsa_public(&self, id: &[u8]) -> Result<PublicKey, TokenError> {
+        self.run(|connection, session| rsa_public(session, private_key(connection, session, id)?))
+    }
+
+    /// The curve of an EC key; none where it is one that is not offered.
+    ///
+    /// # Errors
+    /// The token is lost, or has no such key.
+    pub fn curve(&self, id: &[u8]) -> Result<Option<Curve>, TokenError> {
+        self.run(|connection, session| {
+            let key = private_key(connection, session, id)?;
+            let said = session.get_attributes(key, &[AttributeType::EcParams]).map_err(TokenError::of)?;
+            let [Attribute::EcParams(named)] = said.as_slice() else { return Err(malformed()) };
+            Ok(Curve::ALL.into_iter().find(|curve| oid(*curve) == named.as_slice()))
         })
     }
 

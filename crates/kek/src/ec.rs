@@ -2,6 +2,7 @@
 
 use crate::ImportError;
 use custody_types::{Curve, PublicKey};
+use k256::ecdsa::RecoveryId;
 use rsa::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _};
 use zeroize::Zeroizing;
 
@@ -45,8 +46,27 @@ pub(crate) fn public(curve: Curve, pkcs8: &[u8]) -> Option<PublicKey> {
         use krate::elliptic_curve::sec1::ToSec1Point as _;
         krate::SecretKey::from_pkcs8_der(pkcs8).ok()?.public_key().to_sec1_point(false).as_bytes().to_vec()
     });
+    of_point(curve, &point)
+}
+
+/// An uncompressed point (SEC 1 v2.0 §2.3.3) as a key.
+fn of_point(curve: Curve, point: &[u8]) -> Option<PublicKey> {
     let (x, y) = point.get(1..)?.split_at_checked(curve.coordinate_len())?;
     Some(PublicKey::Ec { crv: curve, x: x.to_vec(), y: y.to_vec() })
+}
+
+/// The public halves under which a signature over a digest holds: two as a rule, four at most (SEC 1 v2.0 §4.1.6).
+pub(crate) fn signers(curve: Curve, digest: &[u8], signature: &[u8]) -> Vec<PublicKey> {
+    let points: Vec<Vec<u8>> = with_curve!(curve, krate => {
+        use krate::ecdsa::{Signature, VerifyingKey};
+        let Ok(signature) = Signature::from_slice(signature) else { return Vec::new() };
+        let point = |id| {
+            let key = VerifyingKey::recover_from_prehash(digest, &signature, id).ok()?;
+            Some(key.to_sec1_point(false).as_bytes().to_vec())
+        };
+        (0..=3).filter_map(RecoveryId::from_byte).filter_map(point).collect()
+    });
+    points.iter().filter_map(|point| of_point(curve, point)).collect()
 }
 
 /// A key of its scalar, whose point must be the one given (RFC 7518 §6.2.2).

@@ -1,12 +1,12 @@
 //! Private keys that live in a token: made there, moved there, used there.
 
 use crate::{
-    Backend, ImportError, Padding, PrivateKey, UnwrapError, UnwrapFailed, aes_wrap, backend,
-    private_key::Held,
+    Backend, ImportError, Padding, PrivateKey, UnwrapError, UnwrapFailed, aes_wrap, backend, ec,
+    private_key::{Held, verify},
 };
 use custody_envelope::random;
 use custody_hsm::{Token, TokenError};
-use custody_types::{KeyType, PublicKey, WrapAlgorithm};
+use custody_types::{KeyFamily, KeyType, PublicKey, SignatureAlgorithm, WrapAlgorithm};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
@@ -26,9 +26,9 @@ pub enum TokenKeyError {
     /// What was wrapped does not open.
     #[error(transparent)]
     Unwrap(#[from] UnwrapFailed),
-    /// A token does not tell the public half of an EC key that was brought wrapped.
-    #[error("an EC key cannot be transferred to the HSM, which does not tell its public half; make it there")]
-    EcTransfer,
+    /// The token's signatures are of no one key.
+    #[error("the HSM's signatures with the key that was brought are not of one key; it was not taken")]
+    Signatures,
     /// A transfer into the token begins in it.
     #[error("the key exchange key is not in the HSM; make one there, of type RSA-HSM")]
     ExchangeOutside,
@@ -50,6 +50,41 @@ fn new_id() -> Result<[u8; ID_LEN], TokenKeyError> {
     let mut id = [0; ID_LEN];
     random(&mut id).map_err(|_| TokenKeyError::Backend)?;
     Ok(id)
+}
+
+/// The public half of an RSA key that came in wrapped: the token tells it, and it must be one that is offered.
+fn rsa_half(token: &Token, id: &[u8]) -> Result<(PublicKey, KeyType), TokenKeyError> {
+    let public = token.rsa_public(id)?;
+    match (public.key_type(), &public) {
+        (Some(kind), PublicKey::Rsa { e, .. }) if e.as_slice() == [1, 0, 1] => Ok((public, kind)),
+        (Some(_), _) => Err(ImportError::Exponent.into()),
+        (None, PublicKey::Rsa { n, .. }) => Err(ImportError::Size { bits: n.len() * 8 }.into()),
+        (None, _) => Err(ImportError::Unreadable.into()),
+    }
+}
+
+/// The public half of an EC key that came in wrapped. A token does not tell it; but a signature holds under two keys only, and
+/// what a second one, over another digest, has in common with it is the key. A third one checks that, with other code.
+fn ec_half(token: &Token, id: &[u8]) -> Result<(PublicKey, KeyType), TokenKeyError> {
+    let curve = token.curve(id)?.ok_or(ImportError::Unreadable)?;
+    let kind = KeyType::Ec(curve);
+    let algorithm =
+        SignatureAlgorithm::ALL.into_iter().find(|a| a.fits(kind)).ok_or(TokenKeyError::Backend)?;
+    let signed = || -> Result<_, TokenKeyError> {
+        let mut digest = vec![0; algorithm.digest_len()];
+        random(&mut digest).map_err(|_| TokenKeyError::Backend)?;
+        let signature = token.sign(id, algorithm, &digest)?;
+        Ok((digest, signature))
+    };
+    let signers = || signed().map(|(digest, signature)| ec::signers(curve, &digest, &signature));
+    let (first, second) = (signers()?, signers()?);
+    let mut common = first.into_iter().filter(|public| second.contains(public));
+    let (Some(public), None) = (common.next(), common.next()) else { return Err(TokenKeyError::Signatures) };
+    let (digest, signature) = signed()?;
+    match verify(&public, algorithm, &digest, &signature, Backend::default()) {
+        Ok(true) => Ok((public, kind)),
+        _ => Err(TokenKeyError::Signatures),
+    }
 }
 
 impl PrivateKey {
@@ -74,13 +109,13 @@ impl PrivateKey {
         let wrapped = aes_wrap(Backend::default(), &*transport, Padding::Padded, pkcs8)
             .map_err(|_| TokenKeyError::Backend)?;
         let id = new_id()?;
-        let rsa = matches!(self.kind(), KeyType::Rsa(_));
-        token.unwrap_private(&*transport, &wrapped, rsa, &id)?;
+        token.unwrap_private(&*transport, &wrapped, self.kind().family(), &id)?;
         Self::taken_in(token, &id, self.public().clone(), self.kind())
     }
 
     /// Takes a key in that was wrapped elsewhere for `exchange`, a key of the token (`CKM_RSA_AES_KEY_WRAP`, PKCS#11 v3.1
-    /// §6.1.20): it is unwrapped inside. Tokens that do not know the mechanism as one do it in its two steps.
+    /// §6.1.20): it is unwrapped inside. Tokens that do not know the mechanism as one do it in its two steps. Where it is not
+    /// said what kind of key it is, both are tried.
     ///
     /// # Errors
     /// See [`TokenKeyError`].
@@ -88,13 +123,10 @@ impl PrivateKey {
         token: &Arc<Token>,
         exchange: &Self,
         wrapped: &[u8],
-        rsa: bool,
+        family: Option<KeyFamily>,
     ) -> Result<Self, TokenKeyError> {
         if !matches!(exchange.held, Held::InToken { .. }) {
             return Err(TokenKeyError::ExchangeOutside);
-        }
-        if !rsa {
-            return Err(TokenKeyError::EcTransfer);
         }
         let (head, tail) =
             wrapped.split_at_checked(exchange.kind().bits() as usize / 8).ok_or(UnwrapFailed)?;
@@ -102,23 +134,41 @@ impl PrivateKey {
         if ![16, 24, 32].contains(&transport.len()) {
             return Err(UnwrapFailed.into());
         }
+        let families: &[_] = match family {
+            Some(KeyFamily::Ec) => &[KeyFamily::Ec],
+            Some(KeyFamily::Rsa) => &[KeyFamily::Rsa],
+            None => &[KeyFamily::Rsa, KeyFamily::Ec],
+        };
+        for family in families {
+            match Self::unwrapped_in(token, &transport, tail, *family) {
+                Err(TokenKeyError::Unwrap(_)) => {}
+                done => return done,
+            }
+        }
+        Err(UnwrapFailed.into())
+    }
+
+    /// Takes a private key in that the token unwraps. It is not there when this fails.
+    fn unwrapped_in(
+        token: &Arc<Token>,
+        transport: &[u8],
+        wrapped: &[u8],
+        family: KeyFamily,
+    ) -> Result<Self, TokenKeyError> {
         let id = new_id()?;
-        let public = token.unwrap_private(&transport, tail, true, &id).map_err(|e| match e {
+        token.unwrap_private(transport, wrapped, family, &id).map_err(|e| match e {
             TokenError::Refused(_) => TokenKeyError::Unwrap(UnwrapFailed),
             other => other.into(),
         })?;
-        let public = public.ok_or(TokenKeyError::Backend)?;
-        let checked = match (public.key_type(), &public) {
-            (Some(kind), PublicKey::Rsa { e, .. }) if e.as_slice() == [1, 0, 1] => Ok(kind),
-            (Some(_), _) => Err(ImportError::Exponent),
-            (None, PublicKey::Rsa { n, .. }) => Err(ImportError::Size { bits: n.len() * 8 }),
-            (None, _) => Err(ImportError::Unreadable),
+        let told = match family {
+            KeyFamily::Rsa => rsa_half(token, &id),
+            KeyFamily::Ec => ec_half(token, &id),
         };
-        match checked {
-            Ok(kind) => Self::taken_in(token, &id, public, kind),
+        match told {
+            Ok((public, kind)) => Self::taken_in(token, &id, public, kind),
             Err(e) => {
                 token.destroy(&id)?;
-                Err(e.into())
+                Err(e)
             }
         }
     }

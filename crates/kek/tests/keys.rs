@@ -67,6 +67,7 @@ fn an_rsa_key_is_imported_from_each_form_and_others_say_why_not() {
     assert_eq!(same.unwrap_key(WrapAlgorithm::RsaOaep256, &wrapped).unwrap()[..], [9; 32]);
     for (refused, why) in [
         (&include_bytes!("imports/ed25519.pem")[..], ImportError::Unreadable),
+        (&include_bytes!("imports/ec-p224.pem")[..], ImportError::Unreadable),
         (&include_bytes!("imports/rsa-2048.encrypted.pem")[..], ImportError::Unreadable),
         (&include_bytes!("imports/rsa-1024.pem")[..], ImportError::Size { bits: 1024 }),
         (&include_bytes!("imports/rsa-2047.pem")[..], ImportError::Size { bits: 2047 }),

@@ -4,8 +4,9 @@
 //! more with it.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use custody_kek::*;
-use custody_types::{Curve, KeyType, PublicKey, RsaSize, SignatureAlgorithm, WrapAlgorithm};
+use custody_types::{Curve, KeyFamily, KeyType, PublicKey, RsaSize, SignatureAlgorithm, WrapAlgorithm};
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
@@ -53,6 +54,13 @@ fn with_token(test: &str, body: impl FnOnce(&Path, TokenSettings)) {
     let said = String::from_utf8_lossy(&inner.stderr);
     assert!(inner.status.success(), "{}{said}", String::from_utf8_lossy(&inner.stdout));
     assert!(String::from_utf8_lossy(&inner.stdout).contains("1 passed"), "the inner test did not run");
+}
+
+/// How many keys the token has.
+fn objects(dir: &Path) -> usize {
+    let token = fs::read_dir(dir.join("tokens")).unwrap().next().unwrap().unwrap().path();
+    let names = fs::read_dir(token).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.ends_with(".object") && name != "token.object").count()
 }
 
 fn kinds() -> impl Iterator<Item = KeyType> {
@@ -136,8 +144,8 @@ fn failing_unwraps_say_the_same_and_the_token_stays() {
 }
 
 #[test]
-fn keys_are_brought_and_transferred_into_the_token() {
-    with_token("keys_are_brought_and_transferred_into_the_token", |_, settings| {
+fn keys_are_moved_into_the_token() {
+    with_token("keys_are_moved_into_the_token", |_, settings| {
         let token = Arc::new(Token::open(settings).unwrap());
         let brought = || {
             let rsa = include_bytes!("imports/rsa-2048.pkcs8.pem");
@@ -148,27 +156,61 @@ fn keys_are_brought_and_transferred_into_the_token() {
         works(&inside);
         let ec = PrivateKey::import(include_bytes!("imports/ec-p256.pem"), Backend::AwsLc).unwrap();
         works(&ec.move_into(&token).unwrap());
+    });
+}
 
-        // As a transfer file has it: an AES key under the exchange key, the private key under the AES key.
+/// As a transfer file has it: an AES key under the exchange key, the private key under the AES key.
+fn transfer(exchange: &PrivateKey, pkcs8: &[u8]) -> Vec<u8> {
+    let head = exchange.wrap_key(WrapAlgorithm::RsaOaep, &[9; 32]).unwrap();
+    let tail = aes_wrap(Backend::AwsLc, &[9; 32], Padding::Padded, pkcs8).unwrap();
+    [head, tail].concat()
+}
+
+#[test]
+fn keys_are_transferred_into_the_token() {
+    with_token("keys_are_transferred_into_the_token", |dir, settings| {
+        let token = Arc::new(Token::open(settings).unwrap());
         let exchange = PrivateKey::generate_in(&token, RSA_2048).unwrap();
         let root = custody_envelope::SealingKey::generate().unwrap();
-        let pkcs8 = root.open(b"", &brought().seal(&root, b"").unwrap()).unwrap();
-        let head = exchange.wrap_key(WrapAlgorithm::RsaOaep, &[9; 32]).unwrap();
-        let tail = aes_wrap(Backend::AwsLc, &[9; 32], Padding::Padded, &pkcs8).unwrap();
-        let file = [head, tail].concat();
-        let transferred = PrivateKey::transfer_into(&token, &exchange, &file, true).unwrap();
-        assert_eq!(transferred.public(), brought().public());
-        works(&transferred);
-        for at in [0, 100, 300, file.len() - 1] {
-            let mut damaged = file.clone();
-            damaged[at] ^= 4;
-            let refused = PrivateKey::transfer_into(&token, &exchange, &damaged, true).unwrap_err();
-            assert!(matches!(refused, TokenKeyError::Unwrap(UnwrapFailed)), "{at}: {refused}");
+        let transferred = |file: &[u8], family| PrivateKey::transfer_into(&token, &exchange, file, family);
+        for kind in kinds() {
+            let outside = PrivateKey::generate(kind, Backend::AwsLc).unwrap();
+            let pkcs8 = root.open(b"", &outside.seal(&root, b"").unwrap()).unwrap();
+            let file = transfer(&exchange, &pkcs8);
+            let before = objects(dir);
+            for family in [Some(kind.family()), None] {
+                let inside = transferred(&file, family).unwrap();
+                assert_eq!((inside.public(), inside.kind()), (outside.public(), kind));
+                works(&inside);
+                assert!(!token.can_leave(inside.token_id().unwrap()).unwrap());
+            }
+            assert_eq!(objects(dir), before + 2);
+            let other = if kind.family() == KeyFamily::Ec { KeyFamily::Rsa } else { KeyFamily::Ec };
+            let refused = transferred(&file, Some(other)).unwrap_err();
+            assert!(matches!(refused, TokenKeyError::Unwrap(UnwrapFailed)), "{refused}");
+            for at in [0, 100, 300, file.len() - 1] {
+                let mut damaged = file.clone();
+                damaged[at] ^= 4;
+                let refused = transferred(&damaged, None).unwrap_err();
+                assert!(matches!(refused, TokenKeyError::Unwrap(UnwrapFailed)), "{at}: {refused}");
+            }
+            let outside = PrivateKey::transfer_into(&token, &outside, &file, None).unwrap_err();
+            assert!(matches!(outside, TokenKeyError::ExchangeOutside));
+            assert_eq!(objects(dir), before + 2, "nothing is left of what was refused");
         }
-        let refused = PrivateKey::transfer_into(&token, &exchange, &file, false).unwrap_err();
-        assert!(matches!(refused, TokenKeyError::EcTransfer));
-        let refused = PrivateKey::transfer_into(&token, &brought(), &file, true).unwrap_err();
-        assert!(matches!(refused, TokenKeyError::ExchangeOutside));
+        // What is inside is found out when it is there; then it has to go.
+        let before = objects(dir);
+        for (pem, why) in [
+            (include_str!("imports/ec-p224.pem"), ImportError::Unreadable),
+            (include_str!("imports/rsa-1024.pem"), ImportError::Size { bits: 1024 }),
+            (include_str!("imports/rsa-2048-exponent-3.pem"), ImportError::Exponent),
+        ] {
+            let der: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+            let refused =
+                transferred(&transfer(&exchange, &STANDARD.decode(der).unwrap()), None).unwrap_err();
+            assert!(matches!(&refused, TokenKeyError::Import(e) if *e == why), "{why}: {refused}");
+        }
+        assert_eq!(objects(dir), before, "nothing is left of what was refused");
         works(&exchange);
     });
 }

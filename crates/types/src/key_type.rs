@@ -113,6 +113,15 @@ impl FromStr for Curve {
     }
 }
 
+/// What kind of key, whatever its size or its curve: what a JWK's `kty` tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyFamily {
+    /// Signs.
+    Ec,
+    /// Wraps, encrypts and signs.
+    Rsa,
+}
+
 /// What kind of key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyType {
@@ -123,12 +132,21 @@ pub enum KeyType {
 }
 
 impl KeyType {
+    /// What its kind has in common.
+    #[must_use]
+    pub fn family(self) -> KeyFamily {
+        match self {
+            Self::Ec(_) => KeyFamily::Ec,
+            Self::Rsa(_) => KeyFamily::Rsa,
+        }
+    }
+
     /// The JWK member `kty`.
     #[must_use]
     pub fn kty(self) -> &'static str {
-        match self {
-            Self::Ec(_) => "EC",
-            Self::Rsa(_) => "RSA",
+        match self.family() {
+            KeyFamily::Ec => "EC",
+            KeyFamily::Rsa => "RSA",
         }
     }
 

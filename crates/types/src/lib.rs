@@ -20,7 +20,7 @@ pub use approval::{Approval, ApprovalState};
 pub use duty::{Duty, UnknownDuty};
 pub use key_operation::{KeyOperation, UnknownKeyOperation};
 pub use key_state::{KeyAttributes, KeyState};
-pub use key_type::{Curve, KeyType, Protection, PublicKey, RsaSize, UnknownCurve, UnknownRsaSize};
+pub use key_type::{Curve, KeyFamily, KeyType, Protection, PublicKey, RsaSize, UnknownCurve, UnknownRsaSize};
 pub use name::{
     ApprovalName, ClusterName, GroupName, IdentityApprovalName, KeyName, KeyVersionName, ManagedIdentityName,
     NameError, PrincipalName, RoleDefinitionName, VaultName, VolumeName,

@@ -2,7 +2,9 @@
 
 use crate::error::RestError;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use custody_types::{Curve, KeyAttributes, KeyName, KeyOperation, KeyType, Protection, RsaSize, UnixMillis};
+use custody_types::{
+    Curve, KeyAttributes, KeyFamily, KeyName, KeyOperation, KeyType, Protection, RsaSize, UnixMillis,
+};
 use custody_vault::{
     AttributeChange, CalendarSpan, CalendarSpanError, Material, Particulars, PrivateJwk, RotationPolicy,
     Tags, Trigger,
@@ -91,11 +93,12 @@ fn curve(name: Option<&str>) -> Result<Curve, RestError> {
 }
 
 /// What a `kty` says of the kind of key, and of where it is kept.
-fn kept(kty: &str) -> Result<(&str, Protection), RestError> {
+fn kept(kty: &str) -> Result<(KeyFamily, Protection), RestError> {
     match kty {
-        "RSA" | "EC" => Ok((kty, Protection::Software)),
-        "RSA-HSM" => Ok(("RSA", Protection::Hsm)),
-        "EC-HSM" => Ok(("EC", Protection::Hsm)),
+        "RSA" => Ok((KeyFamily::Rsa, Protection::Software)),
+        "EC" => Ok((KeyFamily::Ec, Protection::Software)),
+        "RSA-HSM" => Ok((KeyFamily::Rsa, Protection::Hsm)),
+        "EC-HSM" => Ok((KeyFamily::Ec, Protection::Hsm)),
         "oct" | "oct-HSM" => {
             let message = format!("`kty` {kty} is for Azure's Managed HSM; use RSA, RSA-HSM, EC or EC-HSM");
             Err(RestError::bad_parameter(message))
@@ -106,12 +109,12 @@ fn kept(kty: &str) -> Result<(&str, Protection), RestError> {
 
 impl Create {
     pub(crate) fn check(self) -> Result<(KeyType, Particulars), RestError> {
-        let (kty, protection) = kept(&self.kty)?;
-        let kind = match kty {
-            "RSA" => RsaSize::try_from(self.key_size.unwrap_or(2048))
+        let (family, protection) = kept(&self.kty)?;
+        let kind = match family {
+            KeyFamily::Rsa => RsaSize::try_from(self.key_size.unwrap_or(2048))
                 .map(KeyType::Rsa)
                 .map_err(|e| RestError::bad_parameter(e.to_string()))?,
-            _ => KeyType::Ec(curve(self.crv.as_deref())?),
+            KeyFamily::Ec => KeyType::Ec(curve(self.crv.as_deref())?),
         };
         if self.public_exponent.is_some_and(|e| e != 65_537) {
             return Err(RestError::bad_parameter("`public_exponent` must be 65537 (NIST SP 800-56B §6.2)"));
@@ -181,25 +184,25 @@ fn coordinate(text: Option<&String>, field: &str, len: usize) -> Result<Zeroizin
 impl Import {
     pub(crate) fn check(mut self) -> Result<(Material, Particulars), RestError> {
         let given = self.key.kty.clone();
-        let (kty, protection) = kept(&given)?;
+        let (family, protection) = kept(&given)?;
         let protection = if self.hsm == Some(true) { Protection::Hsm } else { protection };
         let ops = self.key.key_ops.take();
         if let Some(file) = self.key.key_hsm.take() {
             let file = bytes(&file, "key.key_hsm")?.to_vec();
             let particulars = particulars(self.attributes.take(), ops, self.tags.take())?;
             let particulars = Particulars { protection, ..particulars };
-            return Ok((Material::Transfer { file, ec: kty == "EC" }, particulars));
+            return Ok((Material::Transfer { file, family: Some(family) }, particulars));
         }
         let jwk = &self.key;
-        let private = match kty {
-            "RSA" => PrivateJwk::Rsa {
+        let private = match family {
+            KeyFamily::Rsa => PrivateJwk::Rsa {
                 n: number(jwk.n.as_ref(), "n")?.to_vec(),
                 e: number(jwk.e.as_ref(), "e")?.to_vec(),
                 d: number(jwk.d.as_ref(), "d")?,
                 p: number(jwk.p.as_ref(), "p")?,
                 q: number(jwk.q.as_ref(), "q")?,
             },
-            _ => {
+            KeyFamily::Ec => {
                 let crv = curve(jwk.crv.as_deref())?;
                 let part =
                     |text: &Option<String>, field| coordinate(text.as_ref(), field, crv.coordinate_len());

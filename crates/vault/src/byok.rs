@@ -4,7 +4,7 @@
 use crate::{Call, Vault, VaultError};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use custody_kek::PrivateKey;
-use custody_types::{KeyOperation, KeyVersionName, Permission, Protection, VaultName};
+use custody_types::{KeyFamily, KeyOperation, KeyVersionName, Permission, Protection, VaultName};
 use serde::Deserialize;
 
 /// Longest transfer file, in bytes.
@@ -55,7 +55,7 @@ impl Vault {
         call: &Call,
         vault: &VaultName,
         file: &[u8],
-        ec: bool,
+        family: Option<KeyFamily>,
         protection: Protection,
     ) -> Result<PrivateKey, VaultError> {
         if file.len() > LEN_MAX {
@@ -82,11 +82,15 @@ impl Vault {
         let exchange = self.private(&version)?;
         let brought = match protection {
             // It is unwrapped inside: nobody here ever has it.
-            Protection::Hsm => PrivateKey::transfer_into(self.token()?, exchange, &wrapped, !ec)?,
+            Protection::Hsm => PrivateKey::transfer_into(self.token()?, exchange, &wrapped, family)?,
             Protection::Software => {
                 PrivateKey::import(&exchange.unwrap_rsa_aes(&wrapped, backend)?, backend)?
             }
         };
+        // One that went to the HSM was unwrapped as what it was said to be.
+        if family.is_some_and(|family| family != brought.kind().family()) {
+            return Err(bad(format!("has an {} key, and another kind was said", brought.kind().kty())));
+        }
         self.count(&version, KeyOperation::Import, call);
         Ok(brought)
     }

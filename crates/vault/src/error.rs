@@ -331,7 +331,7 @@ impl From<TokenKeyError> for VaultError {
             TokenKeyError::Token(e) => e.into(),
             TokenKeyError::Import(e) => e.into(),
             TokenKeyError::Unwrap(e) => e.into(),
-            TokenKeyError::EcTransfer | TokenKeyError::ExchangeOutside => Self::invalid("byok", e),
+            TokenKeyError::Signatures | TokenKeyError::ExchangeOutside => Self::invalid("byok", e),
             _ => Self::Backend,
         }
     }

@@ -11,7 +11,8 @@ use custody_faults::Change;
 use custody_kek::{PrivateJwk, PrivateKey, Token};
 use custody_store::Batch;
 use custody_types::{
-    KeyAttributes, KeyName, KeyOperation, KeyType, KeyVersionName, Protection, UnixMillis, VaultName,
+    KeyAttributes, KeyFamily, KeyName, KeyOperation, KeyType, KeyVersionName, Protection, UnixMillis,
+    VaultName,
 };
 use std::sync::Arc;
 use zeroize::Zeroizing;
@@ -29,8 +30,8 @@ pub enum Material {
     Transfer {
         /// The file.
         file: Vec<u8>,
-        /// Whether an EC key is in it; without, an RSA key. Where it goes to an HSM, nobody here can see.
-        ec: bool,
+        /// What kind of key is in it, where that was said.
+        family: Option<KeyFamily>,
     },
 }
 
@@ -169,9 +170,9 @@ impl Vault {
             Material::Import(bytes) => {
                 Box::new(move || self.kept(PrivateKey::import(&bytes, backend)?, protection))
             }
-            Material::Transfer { file, ec } => {
+            Material::Transfer { file, family } => {
                 let vault = vault.clone();
-                Box::new(move || self.open_transfer(call, &vault, &file, ec, protection))
+                Box::new(move || self.open_transfer(call, &vault, &file, family, protection))
             }
             Material::ImportJwk(jwk) => {
                 Box::new(move || self.kept(PrivateKey::import_jwk(jwk, backend)?, protection))

@@ -1,12 +1,18 @@
 """What Azure's SDK raises on a bad day of the vault: throttled; and keys in an HSM. See keys.py."""
 
+import hashlib
 import os
 import socket
 import time
 
 from azure.core.exceptions import HttpResponseError
 from azure.identity import ClientSecretCredential
-from azure.keyvault.keys import KeyClient, KeyType
+from azure.keyvault.keys import JsonWebKey, KeyClient, KeyOperation, KeyType
+from azure.keyvault.keys.crypto import CryptographyClient, SignatureAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from transfer import transfer_file, wrap
 
 resolve = socket.getaddrinfo
 socket.getaddrinfo = lambda host, *rest, **named: resolve(
@@ -15,9 +21,12 @@ socket.getaddrinfo = lambda host, *rest, **named: resolve(
 url, authority = os.environ["CUSTODY_VAULT_URL"], os.environ["CUSTODY_AUTHORITY"]
 
 
+def credential(who, secret):
+    return ClientSecretCredential("adfs", who, os.environ[secret], authority=authority)
+
+
 def client(**options):
-    credential = ClientSecretCredential("adfs", "officer", os.environ["OFFICER_SECRET"], authority=authority)
-    return KeyClient(url, credential, **options)
+    return KeyClient(url, credential("officer", "OFFICER_SECRET"), **options)
 
 
 checks = 0
@@ -60,6 +69,26 @@ check(time.monotonic() - began >= 1, "it was made to wait")
 inside = alone.create_rsa_key("inside", hardware_protected=True)
 check(inside.key_type == KeyType.rsa_hsm, f"an RSA-HSM key: {inside.key_type}")
 check(alone.create_ec_key("curve", hardware_protected=True).key_type == KeyType.ec_hsm, "an EC-HSM key")
+
+# Brought from outside, and unwrapped inside: an RSA key and an EC key.
+exchange = patient.create_rsa_key(
+    "exchange", size=3072, hardware_protected=True, key_operations=[KeyOperation.import_key])
+app = credential(os.environ["APP_ID"], "APP_SECRET")
+digest = hashlib.sha256(b"message").digest()
+for name, kty, target, algorithm in [
+    ("rsa", "RSA-HSM", rsa.generate_private_key(65537, 2048), SignatureAlgorithm.rs256),
+    ("ec", "EC-HSM", ec.generate_private_key(ec.SECP256R1()), SignatureAlgorithm.es256),
+]:
+    file = transfer_file(exchange.id, wrap(exchange, target))
+    brought = patient.import_key(f"brought-{name}", JsonWebKey(kty=kty, t=file, key_ops=["sign", "verify"]))
+    check(brought.key_type == kty, f"it is in the HSM: {brought.key_type}")
+    signature = CryptographyClient(brought.id, app).sign(algorithm, digest).signature
+    if name == "rsa":
+        target.public_key().verify(signature, b"message", padding.PKCS1v15(), hashes.SHA256())
+    else:
+        r, s = (int.from_bytes(half, "big") for half in (signature[:32], signature[32:]))
+        target.public_key().verify(encode_dss_signature(r, s), b"message", ec.ECDSA(hashes.SHA256()))
+    check(True, "it is the very key")
 time.sleep(1)
 refused(403, "OperationNotAllowed", lambda: alone.backup_key("inside"))
 print(f"{checks} checks passed")

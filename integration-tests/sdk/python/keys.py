@@ -3,10 +3,8 @@
 The environment says it: CUSTODY_VAULT_URL, CUSTODY_AUTHORITY, REQUESTS_CA_BUNDLE, OFFICER_SECRET, APP_ID, APP_SECRET.
 """
 
-import base64
 import hashlib
 import inspect
-import json
 import os
 import socket
 
@@ -36,8 +34,9 @@ from azure.keyvault.keys.crypto import (
     KeyWrapAlgorithm,
     SignatureAlgorithm,
 )
-from cryptography.hazmat.primitives import hashes, keywrap, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from transfer import transfer_file, wrap
 
 # libc does not resolve names below `localhost` (RFC 6761 §6.3 asks for it); this stands for a line in /etc/hosts.
 resolve = socket.getaddrinfo
@@ -188,10 +187,6 @@ def randomness():
     refused(HttpResponseError, "1 to 128", lambda: keys.get_random_bytes(129))
 
 
-def b64(data):
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
 def transfer():
     """Bring your own key: the private half travels wrapped for a key exchange key of the vault."""
     exchange = keys.create_rsa_key("exchange", size=3072, key_operations=[KeyOperation.import_key])
@@ -199,17 +194,11 @@ def transfer():
     refused(HttpResponseError, "key_ops",
             lambda: crypto(exchange.id).unwrap_key(KeyWrapAlgorithm.rsa_oaep, b"x" * 384))
     target = rsa.generate_private_key(65537, 2048)
-    pkcs8 = target.private_bytes(
-        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    public = rsa.RSAPublicNumbers(65537, int.from_bytes(exchange.key.n, "big")).public_key()
-    aes = os.urandom(32)
-    oaep = padding.OAEP(padding.MGF1(hashes.SHA1()), hashes.SHA1(), None)
-    wrapped = public.encrypt(aes, oaep) + keywrap.aes_key_wrap_with_padding(aes, pkcs8)
+    wrapped = wrap(exchange, target)
 
     def file(kid=exchange.id, ciphertext=wrapped, enc="CKM_RSA_AES_KEY_WRAP"):
-        header = {"kid": kid, "alg": "dir", "enc": enc}
-        content = {"schema_version": "1.0.0", "header": header, "ciphertext": b64(ciphertext), "generator": "test"}
-        return JsonWebKey(kty="RSA", t=json.dumps(content).encode(), key_ops=["sign", "verify"])
+        content = transfer_file(kid, ciphertext, enc)
+        return JsonWebKey(kty="RSA", t=content, key_ops=["sign", "verify"])
 
     brought = keys.import_key("transferred", file())
     check(brought.key.n == numbers(target.public_key().public_numbers().n), "the very key")
@@ -223,6 +212,8 @@ def transfer():
     refused(HttpResponseError, "does not open", lambda: keys.import_key("t2", file(ciphertext=b"short")))
     refused(HttpResponseError, "CKM_RSA_AES_KEY_WRAP", lambda: keys.import_key("t2", file(enc="other")))
     elsewhere = exchange.id.replace("//sdk.", "//other.")
+    mistaken = JsonWebKey(kty="EC", t=transfer_file(exchange.id, wrapped))
+    refused(HttpResponseError, "has an RSA key", lambda: keys.import_key("t2", mistaken))
     refused(HttpResponseError, "same vault", lambda: keys.import_key("t2", file(kid=elsewhere)))
     refused(HttpResponseError, "key_ops", lambda: keys.import_key("t2", file(kid=brought.id)))
     refused(HttpResponseError, "stands alone", lambda: keys.create_rsa_key(
