@@ -1,1 +1,14 @@
-//! Integration tests live in `tests/`, one file per promise.
+//! Integration tests live in `tests/`, one file per promise. Here is what several of them need that is not a deployment's.
+
+use std::path::{Path, PathBuf};
+
+/// The Python that has the clients which the tests run (`sdk/python/requirements.txt`).
+///
+/// # Panics
+/// It is not installed.
+#[must_use]
+pub fn python() -> PathBuf {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/sdk/python/bin/python");
+    assert!(python.exists(), "`{}` is missing; scripts/test installs it", python.display());
+    python
+}

@@ -54,6 +54,12 @@ fn command(deployment: &Deployment, program: &Path, app_secret: &str) -> Command
     command
 }
 
+fn in_python(deployment: &Deployment, program: &str, app_secret: &str) -> Command {
+    let mut command = command(deployment, &custody_integration_tests::python(), app_secret);
+    command.arg(here().join("sdk/python").join(program));
+    command
+}
+
 fn passes(command: &mut Command) -> String {
     let output = command.output().unwrap();
     let said =
@@ -71,8 +77,7 @@ fn node() -> PathBuf {
 #[test]
 fn python() {
     let (deployment, app) = deployment();
-    let python = here().join("../target/sdk/python/bin/python");
-    let said = passes(command(&deployment, &python, &app).arg(here().join("sdk/python/keys.py")));
+    let said = passes(&mut in_python(&deployment, "keys.py", &app));
     // What was refused is in the trail under the number that the refusal named.
     let number = said.lines().find_map(|line| line.strip_prefix("refused as record ")).unwrap();
     let proof = deployment.dir().join("refusal.proof").display().to_string();
@@ -97,8 +102,7 @@ fn sdks_on_bad_days() {
     let (deployment, _hsm) = Deployment::start_with_hsm(&["--key-per-second", "3"]).unwrap();
     _ = deployment.run(&["vault", "create", "sdk", "--one-officer"]);
     let app = workload(&deployment);
-    let python = here().join("../target/sdk/python/bin/python");
-    _ = passes(command(&deployment, &python, &app).arg(here().join("sdk/python/bad_days.py")));
+    _ = passes(&mut in_python(&deployment, "bad_days.py", &app));
     _ = passes(command(&deployment, &node(), "").arg(here().join("sdk/js/bad_days.js")));
 }
 
@@ -127,8 +131,7 @@ fn az() {
 #[test]
 fn mongodb() {
     let (deployment, app) = deployment();
-    let python = here().join("../target/sdk/python/bin/python");
-    _ = passes(command(&deployment, &python, &app).arg(here().join("sdk/python/mongodb.py")));
+    _ = passes(&mut in_python(&deployment, "mongodb.py", &app));
 }
 
 /// Azure Storage's client-side encryption, over Azurite.
@@ -137,10 +140,8 @@ fn storage() {
     let (deployment, app) = deployment();
     let azurite = here().join("sdk/js/node_modules/azurite/dist/src/blob/main.js");
     assert!(azurite.exists(), "`{}` is missing; scripts/test installs it", azurite.display());
-    let python = here().join("../target/sdk/python/bin/python");
-    let mut command = command(&deployment, &python, &app);
-    command.env("AZURITE", azurite).env("TEST_DIR", deployment.dir());
-    _ = passes(command.arg(here().join("sdk/python/storage.py")));
+    let mut command = in_python(&deployment, "storage.py", &app);
+    _ = passes(command.env("AZURITE", azurite).env("TEST_DIR", deployment.dir()));
 }
 
 #[test]

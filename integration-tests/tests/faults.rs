@@ -36,8 +36,7 @@ fn with_vault(deployment: &Deployment) {
 /// Azure's SDK checks what a profile does to it.
 fn sdk_sees(deployment: &Deployment, profile: &str, environment: &[(&str, &str)]) {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python = here.join("../target/sdk/python/bin/python");
-    let mut command = deployment.azure_program(&python, "sdk").unwrap();
+    let mut command = deployment.azure_program(&custody_integration_tests::python(), "sdk").unwrap();
     command.arg(here.join("sdk/python/faults.py")).arg(profile).envs(environment.iter().copied());
     let output = command.output().unwrap();
     let said =
@@ -267,7 +266,7 @@ async fn a_runbook_in_python_over_grpc() {
     let stage = Stage::new(&[]).await;
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let output = block_in_place(|| {
-        std::process::Command::new(here.join("target/sdk/python/bin/python"))
+        std::process::Command::new(custody_integration_tests::python())
             .arg(here.join("examples/runbook/runbook.py"))
             .args([stage.deployment.dir(), &here.join("proto")])
             .arg(&stage.key)

@@ -22,10 +22,8 @@ struct Store {
 impl Store {
     fn start(kind: &str) -> Self {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let python = here.join("../target/sdk/python/bin/python");
-        assert!(python.exists(), "`{}` is missing; scripts/test installs it", python.display());
         let dir = tempfile::tempdir().unwrap();
-        let mut process = Command::new(python)
+        let mut process = Command::new(custody_integration_tests::python())
             .arg(here.join("sdk/python/object_store.py"))
             .arg(kind)
             .arg(dir.path())

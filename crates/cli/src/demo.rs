@@ -1,5 +1,6 @@
 //! The story, with checks: any that fails ends it non-zero.
 
+mod azure;
 mod faults;
 mod hsm;
 mod lineage;
@@ -31,6 +32,9 @@ pub(crate) struct Options {
     /// Seconds of load around the rotation.
     #[arg(long, default_value_t = 6)]
     load_s: u32,
+    /// A Python that has Azure's SDK: azure-identity and azure-keyvault-keys.
+    #[arg(long, value_name = "PROGRAM", default_value = "python3")]
+    azure_python: PathBuf,
 }
 
 /// Planted in the database, searched for everywhere else.
@@ -43,7 +47,11 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let started = Instant::now();
     let home = tempfile::Builder::new().prefix("custody-demo-").tempdir()?;
     let dir = if options.keep { home.keep() } else { home.path().to_owned() };
-    let machine = Machine { for_databases: sql::missing_tools(), for_hsm: softhsm::missing() };
+    let machine = Machine {
+        for_databases: sql::missing_tools(),
+        for_hsm: softhsm::missing(),
+        azure: azure::Sdk::find(&options.azure_python).await,
+    };
     let running = Running::start(
         &dir,
         &deployment::Options {
@@ -84,10 +92,11 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What this machine lacks.
+/// What this machine lacks, and has.
 struct Machine {
     for_databases: Vec<String>,
     for_hsm: Option<String>,
+    azure: Option<azure::Sdk>,
 }
 
 impl Machine {
@@ -96,7 +105,13 @@ impl Machine {
         let databases = Some(self.for_databases.join("; ")).filter(|missing| !missing.is_empty());
         let databases = databases.map(|missing| lacks("everything with PostgreSQL", &missing));
         let hsm = self.for_hsm.as_ref().map(|missing| lacks("the key inside an HSM", missing));
-        databases.into_iter().chain(hsm).collect()
+        let azure = self.azure.is_none().then(|| {
+            lacks(
+                "the program with Azure's SDK",
+                "a Python with azure-identity and azure-keyvault-keys (--azure-python)",
+            )
+        });
+        databases.into_iter().chain(hsm).chain(azure).collect()
     }
 }
 
@@ -108,12 +123,13 @@ async fn tell(options: &Options, dir: PathBuf, machine: &Machine) -> anyhow::Res
     stage.make_key().await?;
     stage.note_checkpoint().await?;
     if machine.for_databases.is_empty() {
-        with_database(options, &mut stage, machine.for_hsm.is_none()).await?;
+        with_database(options, &mut stage, machine).await?;
     } else {
         stage.scene("Each duty tries what it may not do");
         stage.forbidden().await?;
         stage.scene("What no officer does alone");
         stage.two_officers().await?;
+        with_azure(&mut stage, machine).await?;
         stage.scene("The customer seals its vault, which only its two officers can open");
         stage.give_own_seal().await?;
         stage.seal().await?;
@@ -128,7 +144,13 @@ async fn tell(options: &Options, dir: PathBuf, machine: &Machine) -> anyhow::Res
     stage.verify_trails().await
 }
 
-async fn with_database(options: &Options, stage: &mut Stage, with_hsm: bool) -> anyhow::Result<()> {
+async fn with_azure(stage: &mut Stage, machine: &Machine) -> anyhow::Result<()> {
+    let Some(sdk) = &machine.azure else { return Ok(()) };
+    stage.scene("A program written for Azure Key Vault, with Azure's own SDK, uses the vault as it is");
+    stage.azure_program(sdk).await
+}
+
+async fn with_database(options: &Options, stage: &mut Stage, machine: &Machine) -> anyhow::Result<()> {
     stage.scene("The sysadmin makes a cluster under the customer's key: a coordinator and two workers");
     let cluster = stage.make_cluster("payroll", None).await?;
     let dba = Dba::of(&cluster)?;
@@ -152,6 +174,7 @@ async fn with_database(options: &Options, stage: &mut Stage, with_hsm: bool) -> 
 
     stage.scene("What no officer does alone");
     stage.two_officers().await?;
+    with_azure(stage, machine).await?;
 
     stage.scene("The officer rotates the key while pgbench runs");
     let load = dba.start_load(options.load_s)?;
@@ -231,7 +254,7 @@ async fn with_database(options: &Options, stage: &mut Stage, with_hsm: bool) -> 
     stage.change_key("payroll-restored", Some(KEY)).await?;
     stage.check(restored.accounts()? == before, "and under the customer's; PostgreSQL never stopped")?;
 
-    if with_hsm {
+    if machine.for_hsm.is_none() {
         stage.scene("It moves to a key inside an HSM, which is lost for a moment");
         stage.move_into_hsm("payroll-restored", &restored, before).await?;
     }

@@ -38,14 +38,15 @@ impl Session {
         })
     }
 
+    /// Where a service is, or a face of one.
+    pub(crate) fn url(&self, service: &str) -> anyhow::Result<&str> {
+        let url = self.deployment.endpoints.get(service);
+        Ok(url.with_context(|| format!("the deployment has no {service}"))?)
+    }
+
     fn endpoint(&self, service: &str) -> anyhow::Result<Endpoint> {
         let trust = tls::Credentials::trusting(&self.dir.join("pki/ca.pem"))?;
-        let url = self
-            .deployment
-            .endpoints
-            .get(service)
-            .with_context(|| format!("the deployment has no {service}"))?;
-        Ok(Endpoint::new(url, &trust, DEADLINE)?)
+        Ok(Endpoint::new(self.url(service)?, &trust, DEADLINE)?)
     }
 
     /// A channel to a service as the principal asked for, or else as `default`.
