@@ -151,13 +151,13 @@ fn uses(u: Option<wire::KeyUses>) -> String {
 
 fn version(v: wire::KeyVersion) -> Value {
     let a = v.attributes.unwrap_or_default();
-    json!({ "name": v.name, "state": state(v.state), "type": v.key_type, "size": v.key_size_bits, "operations": v.key_ops.join(","), "not_before": time(a.not_before), "expires": time(a.expire_time), "created": time(v.create_time), "budget": a.use_budget, "uses": uses(v.uses) })
+    json!({ "name": v.name, "state": state(v.state), "type": v.key_type, "size": v.key_size_bits, "curve": v.curve, "operations": v.key_ops.join(","), "not_before": time(a.not_before), "expires": time(a.expire_time), "created": time(v.create_time), "budget": a.use_budget, "uses": uses(v.uses) })
 }
 
 fn key(k: wire::Key) -> Value {
     let v = k.current_version.unwrap_or_default();
     json!({
-        "name": k.name, "state": state(v.state), "version": v.name.rsplit('/').next().unwrap_or_default(), "type": v.key_type, "size": v.key_size_bits,
+        "name": k.name, "state": state(v.state), "version": v.name.rsplit('/').next().unwrap_or_default(), "type": v.key_type, "size": v.key_size_bits, "curve": v.curve,
         "recovery": format!("{} {} days", k.recovery_level, k.recoverable_days), "created": time(k.create_time), "purge": time(k.purge_time),
     })
 }
