@@ -3,7 +3,7 @@
 //! stay under 4.5. `scripts/bench timing` runs it; a figure, never a test.
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
-use custody_kek::{Backend, Batch, MultiBuffer, PrivateKey};
+use custody_kek::{Backend, Batch, MultiBuffer, PrivateKey, Token, TokenSettings};
 use custody_types::{KeyType, PublicKey, RsaSize, WrapAlgorithm};
 use rsa::BoxedUint;
 use sha2::{Digest as _, Sha256};
@@ -40,11 +40,23 @@ enum Provider {
     Alone(Backend),
     /// `crypto_mb`, as many at once as there can be.
     AtOnce(Box<Batch>),
+    /// The bare operation in a token, its padding taken off here.
+    InToken(Arc<Token>),
+}
+
+/// The token of SoftHSM's that `scripts/bench` has made, in a directory with its PIN.
+fn token() -> Outcome<Option<Token>> {
+    let modules = ["/usr/lib/softhsm", "/usr/lib64/pkcs11", "/usr/local/lib/softhsm"];
+    let module =
+        modules.iter().map(|dir| Path::new(dir).join("libsofthsm2.so")).find(|module| module.exists());
+    let pin_file = std::env::args().nth(2).map(|dir| Path::new(&dir).join("pin"));
+    let Some((module, pin_file)) = module.zip(pin_file) else { return Ok(None) };
+    Ok(Some(Token::open(TokenSettings { module, token: "timing".to_owned(), pin_file })?))
 }
 
 impl Provider {
     /// All that can be measured here.
-    fn all() -> Vec<(&'static str, Self)> {
+    fn all() -> Outcome<Vec<(&'static str, Self)>> {
         let mut all = vec![
             ("aws-lc-rs", Self::Alone(Backend::AwsLc)),
             ("RustCrypto", Self::Alone(Backend::RustCrypto)),
@@ -55,20 +67,28 @@ impl Provider {
             }
             Err(e) => println!("crypto_mb is not measured: {e}; scripts/crypto-mb gets it"),
         }
-        all
+        match token()? {
+            Some(token) => all.push(("SoftHSM", Self::InToken(Arc::new(token)))),
+            None => println!(
+                "a token is not measured: there is no SoftHSM; `scripts/bench timing` makes one where it can"
+            ),
+        }
+        Ok(all)
     }
 
-    fn backend(&self) -> Backend {
-        match self {
-            Self::Alone(backend) => *backend,
-            Self::AtOnce(_) => Backend::default(),
-        }
+    fn key(&self) -> Outcome<PrivateKey> {
+        let kind = KeyType::Rsa(RsaSize::Bits2048);
+        Ok(match self {
+            Self::Alone(backend) => PrivateKey::generate(kind, *backend)?,
+            Self::AtOnce(_) => PrivateKey::generate(kind, Backend::default())?,
+            Self::InToken(token) => PrivateKey::generate_in(token, kind)?,
+        })
     }
 
     /// Ciphertexts of one call.
     fn at_once(&self) -> usize {
         match self {
-            Self::Alone(_) => 1,
+            Self::Alone(_) | Self::InToken(_) => 1,
             Self::AtOnce(_) => Batch::LEN_MAX,
         }
     }
@@ -158,8 +178,8 @@ fn main() -> Outcome<()> {
     );
     println!("{:12} {:34} {:>7}", "provider", "causes", "t");
     let mut worst = 0f64;
-    for (name, provider) in Provider::all() {
-        let key = PrivateKey::generate(KeyType::Rsa(RsaSize::Bits2048), provider.backend())?;
+    for (name, provider) in Provider::all()? {
+        let key = provider.key()?;
         let PublicKey::Rsa { n, e } = key.public() else { return Err("not RSA".into()) };
         let number = |bytes: &[u8]| BoxedUint::from_be_slice_vartime(bytes);
         let public = rsa::PublicKey::new(number(n), number(e))?;
