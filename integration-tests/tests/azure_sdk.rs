@@ -16,21 +16,14 @@ fn here() -> PathBuf {
 /// A deployment with the vault `sdk`, and the secret of a workload that may use its keys.
 fn deployment() -> (Deployment, String) {
     let deployment = Deployment::start();
-    _ = deployment.run(&[
-        "vault",
-        "create",
-        "sdk",
-        "--no-purge-protection",
-        "--retention-days",
-        "7",
-        "--one-officer",
-    ]);
-    let secret = workload(&deployment);
+    let secret = with_vault(&deployment);
     (deployment, secret)
 }
 
-/// A workload that may use the vault's keys: its secret.
-fn workload(deployment: &Deployment) -> String {
+/// The vault `sdk`, in which one officer does everything, and a workload that may use its keys: its secret.
+fn with_vault(deployment: &Deployment) -> String {
+    let weak = ["--no-purge-protection", "--retention-days", "7", "--one-officer"];
+    _ = deployment.run(&[&["vault", "create", "sdk"][..], &weak].concat());
     let app = deployment.principal("app", "workload");
     _ = deployment.run(&["access", "grant", "principals/app", "Key Vault Crypto User", "vaults/sdk"]);
     text(&app, "client_secret")
@@ -100,8 +93,7 @@ fn python() {
 #[test]
 fn sdks_on_bad_days() {
     let (deployment, _hsm) = Deployment::start_with_hsm(&["--key-per-second", "3"]).unwrap();
-    _ = deployment.run(&["vault", "create", "sdk", "--one-officer"]);
-    let app = workload(&deployment);
+    let app = with_vault(&deployment);
     _ = passes(&mut in_python(&deployment, "bad_days.py", &app));
     _ = passes(command(&deployment, &node(), "").arg(here().join("sdk/js/bad_days.js")));
 }
@@ -119,7 +111,8 @@ fn rust() {
 #[cfg(feature = "slow")]
 #[test]
 fn az() {
-    let (deployment, app) = deployment();
+    let (deployment, _hsm) = Deployment::start_with_hsm(&[]).unwrap();
+    let app = with_vault(&deployment);
     let az = here().join("../target/sdk/az/bin/az");
     assert!(az.exists(), "`{}` is missing; scripts/test-slow installs it", az.display());
     let mut command = command(&deployment, Path::new("/bin/bash"), &app);

@@ -6,8 +6,8 @@ use custody_types::{
     Curve, KeyAttributes, KeyFamily, KeyName, KeyOperation, KeyType, Protection, RsaSize, UnixMillis,
 };
 use custody_vault::{
-    AttributeChange, CalendarSpan, CalendarSpanError, Material, Particulars, PrivateJwk, RotationPolicy,
-    Tags, Trigger,
+    AttributeChange, CalendarSpan, CalendarSpanError, Declared, Material, Particulars, PrivateJwk,
+    RotationPolicy, Tags, Trigger,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::{Zeroize as _, Zeroizing};
@@ -191,7 +191,10 @@ impl Import {
             let file = bytes(&file, "key.key_hsm")?.to_vec();
             let particulars = particulars(self.attributes.take(), ops, self.tags.take())?;
             let particulars = Particulars { protection, ..particulars };
-            return Ok((Material::Transfer { file, family: Some(family) }, particulars));
+            let crv = self.key.crv.as_deref().filter(|_| family == KeyFamily::Ec);
+            let curve = crv.map(|crv| curve(Some(crv))).transpose()?;
+            let declared = Some(Declared { family, curve });
+            return Ok((Material::Transfer { file, declared }, particulars));
         }
         let jwk = &self.key;
         let private = match family {

@@ -215,7 +215,7 @@ impl KeyVault for KeyVaultService {
                 protection: if r.hsm { Protection::Hsm } else { Protection::Software },
             };
             let material = match (r.private_key.is_empty(), r.byok.is_empty()) {
-                (true, false) => Material::Transfer { file: r.byok, family: None },
+                (true, false) => Material::Transfer { file: r.byok, declared: None },
                 (_, true) => Material::Import(r.private_key.into()),
                 (false, false) => return Err(invalid("byok", "and private_key exclude each other")),
             };

@@ -1,10 +1,10 @@
 //! Bring your own key: a private key that was wrapped elsewhere for a key exchange key of the vault (Azure: "Bring your
 //! own key specification").
 
-use crate::{Call, Vault, VaultError};
+use crate::{Call, Declared, Vault, VaultError};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use custody_kek::PrivateKey;
-use custody_types::{KeyFamily, KeyOperation, KeyVersionName, Permission, Protection, VaultName};
+use custody_types::{KeyOperation, KeyType, KeyVersionName, Permission, Protection, VaultName};
 use serde::Deserialize;
 
 /// Longest transfer file, in bytes.
@@ -55,7 +55,7 @@ impl Vault {
         call: &Call,
         vault: &VaultName,
         file: &[u8],
-        family: Option<KeyFamily>,
+        declared: Option<Declared>,
         protection: Protection,
     ) -> Result<PrivateKey, VaultError> {
         if file.len() > LEN_MAX {
@@ -82,14 +82,20 @@ impl Vault {
         let exchange = self.private(&version)?;
         let brought = match protection {
             // It is unwrapped inside: nobody here ever has it.
-            Protection::Hsm => PrivateKey::transfer_into(self.token()?, exchange, &wrapped, family)?,
+            Protection::Hsm => {
+                PrivateKey::transfer_into(self.token()?, exchange, &wrapped, declared.map(|d| d.family))?
+            }
             Protection::Software => {
                 PrivateKey::import(&exchange.unwrap_rsa_aes(&wrapped, backend)?, backend)?
             }
         };
-        // One that went to the HSM was unwrapped as what it was said to be.
-        if family.is_some_and(|family| family != brought.kind().family()) {
-            return Err(bad(format!("has an {} key, and another kind was said", brought.kind().kty())));
+        if declared.is_some_and(|declared| !declared.fits(brought.kind())) {
+            brought.destroy()?;
+            let found = match brought.kind() {
+                KeyType::Rsa(size) => format!("RSA of {} bits", size.bits()),
+                KeyType::Ec(curve) => format!("EC on {curve}"),
+            };
+            return Err(bad(format!("has a key of another kind than was said: {found}")));
         }
         self.count(&version, KeyOperation::Import, call);
         Ok(brought)

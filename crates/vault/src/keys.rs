@@ -11,7 +11,7 @@ use custody_faults::Change;
 use custody_kek::{PrivateJwk, PrivateKey, Token};
 use custody_store::Batch;
 use custody_types::{
-    KeyAttributes, KeyFamily, KeyName, KeyOperation, KeyType, KeyVersionName, Protection, UnixMillis,
+    Curve, KeyAttributes, KeyFamily, KeyName, KeyOperation, KeyType, KeyVersionName, Protection, UnixMillis,
     VaultName,
 };
 use std::sync::Arc;
@@ -30,9 +30,24 @@ pub enum Material {
     Transfer {
         /// The file.
         file: Vec<u8>,
-        /// What kind of key is in it, where that was said.
-        family: Option<KeyFamily>,
+        /// What is in it, where that was said.
+        declared: Option<Declared>,
     },
+}
+
+/// What a wrapped key is said to be, which is looked at when it has been unwrapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Declared {
+    /// Its kind.
+    pub family: KeyFamily,
+    /// Its curve; none where that was not said.
+    pub curve: Option<Curve>,
+}
+
+impl Declared {
+    pub(crate) fn fits(self, kind: KeyType) -> bool {
+        self.family == kind.family() && self.curve.is_none_or(|curve| kind == KeyType::Ec(curve))
+    }
 }
 
 /// What goes with the material of a new version.
@@ -170,9 +185,9 @@ impl Vault {
             Material::Import(bytes) => {
                 Box::new(move || self.kept(PrivateKey::import(&bytes, backend)?, protection))
             }
-            Material::Transfer { file, family } => {
+            Material::Transfer { file, declared } => {
                 let vault = vault.clone();
-                Box::new(move || self.open_transfer(call, &vault, &file, family, protection))
+                Box::new(move || self.open_transfer(call, &vault, &file, declared, protection))
             }
             Material::ImportJwk(jwk) => {
                 Box::new(move || self.kept(PrivateKey::import_jwk(jwk, backend)?, protection))

@@ -46,7 +46,7 @@ pub use custody_types::{Approval, ApprovalState};
 pub use dependents::{Dependent, DependentKind, DependentReport, Reported};
 pub use error::VaultError;
 pub use event::{Event, EventType};
-pub use keys::{AttributeChange, IfExists, Material, Particulars};
+pub use keys::{AttributeChange, Declared, IfExists, Material, Particulars};
 pub use leases::{LeaseAsk, LeasePolicy, SignedLease};
 pub use lifecycle::RECOVERY_DAYS;
 pub use limits::RateLimits;

@@ -40,6 +40,31 @@ check missing "$(key show --id "$CUSTODY_VAULT_URL/keys/none" || true)" KeyNotFo
 check backup "$(key backup --id "$url" --file "$TEST_DIR/az.backup" && ls "$TEST_DIR")" az.backup
 check delete "$(key delete --id "$url")" recoveryId
 check recover "$(key recover --id "$CUSTODY_VAULT_URL/deletedkeys/az-key")" "$url/"
+
+# Keys of other machines, brought wrapped and unwrapped inside the HSM ("Bring your own key specification").
+exchange="$CUSTODY_VAULT_URL/keys/exchange"
+check exchange "$(key create --id "$exchange" --kty RSA-HSM --size 3072 --ops import)" '"kty": "RSA-HSM"'
+key download --id "$exchange" --file "$TEST_DIR/exchange.pem" --encoding PEM
+kid="$(key show --id "$exchange" --query key.kid --output tsv)"
+wrap() { # PRIVATE.pem FILE.byok
+  openssl rand -out "$TEST_DIR/aes" 32
+  openssl pkcs8 -topk8 -nocrypt -outform DER -in "$1" -out "$TEST_DIR/der"
+  openssl pkeyutl -encrypt -pubin -inkey "$TEST_DIR/exchange.pem" -in "$TEST_DIR/aes" -out "$TEST_DIR/head" \
+    -pkeyopt rsa_padding_mode:oaep -pkeyopt rsa_oaep_md:sha1
+  openssl enc -id-aes256-wrap-pad -iv A65959A6 -K "$(od -An -v -tx1 "$TEST_DIR/aes" | tr -d ' \n')" -in "$TEST_DIR/der" -out "$TEST_DIR/tail"
+  printf '{"schema_version":"1.0.0","header":{"kid":"%s","alg":"dir","enc":"CKM_RSA_AES_KEY_WRAP"},"ciphertext":"%s","generator":"openssl"}' \
+    "$kid" "$(cat "$TEST_DIR/head" "$TEST_DIR/tail" | base64 -w0 | tr '+/' '-_' | tr -d =)" >"$2"
+}
+openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$TEST_DIR/rsa.pem"
+openssl genpkey -quiet -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out "$TEST_DIR/ec.pem"
+for kind in rsa ec; do wrap "$TEST_DIR/$kind.pem" "$TEST_DIR/$kind.byok"; done
+bring() { key import --id "$CUSTODY_VAULT_URL/keys/$1" --protection hsm --byok-file "$TEST_DIR/$2.byok" "${@:3}"; }
+check bring-rsa "$(bring brought-rsa rsa --kty RSA)" '"kty": "RSA-HSM"'
+check bring-ec "$(bring brought-ec ec --kty EC --curve P-384)" '"crv": "P-384"'
+key download --id "$CUSTODY_VAULT_URL/keys/brought-ec" --file "$TEST_DIR/brought.pem" --encoding PEM
+check very-key "$(cat "$TEST_DIR/brought.pem")" "$(openssl pkey -pubout -in "$TEST_DIR/ec.pem")"
+check curve "$(bring mistaken ec --kty EC --curve P-256 || true)" "P-384"
+check nothing "$(key show --id "$CUSTODY_VAULT_URL/keys/mistaken" || true)" KeyNotFound
 login "$APP_ID" "$APP_SECRET"
 plain="$(printf 'a data key' | base64)"
 sealed="$(key encrypt --id "$url" --algorithm RSA-OAEP-256 --value "$plain" --query result --output tsv)"

@@ -213,7 +213,7 @@ def transfer():
     refused(HttpResponseError, "CKM_RSA_AES_KEY_WRAP", lambda: keys.import_key("t2", file(enc="other")))
     elsewhere = exchange.id.replace("//sdk.", "//other.")
     mistaken = JsonWebKey(kty="EC", t=transfer_file(exchange.id, wrapped))
-    refused(HttpResponseError, "has an RSA key", lambda: keys.import_key("t2", mistaken))
+    refused(HttpResponseError, "another kind than was said: RSA", lambda: keys.import_key("t2", mistaken))
     refused(HttpResponseError, "same vault", lambda: keys.import_key("t2", file(kid=elsewhere)))
     refused(HttpResponseError, "key_ops", lambda: keys.import_key("t2", file(kid=brought.id)))
     refused(HttpResponseError, "stands alone", lambda: keys.create_rsa_key(

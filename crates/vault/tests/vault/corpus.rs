@@ -24,7 +24,7 @@ fn damaged_backups_and_transfer_files_make_nothing() {
         "{{\"schema_version\":\"1.0.0\",\"header\":{{\"kid\":\"{kid}\",\"alg\":\"dir\",\"enc\":\"CKM_RSA_AES_KEY_WRAP\"}},\"ciphertext\":\"AAAA\"}}"
     );
     let take = |bytes: &[u8]| {
-        let material = Material::Transfer { file: bytes.to_vec(), family: None };
+        let material = Material::Transfer { file: bytes.to_vec(), declared: None };
         let made = rig.vault.create_key(
             &officer(),
             "vaults/v",
