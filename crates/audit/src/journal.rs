@@ -5,7 +5,7 @@ use crate::{
     beginning::Beginning,
     chain::Head,
     checkpoint::Signer,
-    pending::{Pending, UnderWay},
+    pending::{Pending, Queued, UnderWay},
     queue::Queue,
     tree::{self, Edge, Hash, NodeFile, NodeWriter, consistency_proof, inclusion_proof},
     verify::{files, last_checkpoint, record_at_end, walk, walk_on},
@@ -13,6 +13,7 @@ use crate::{
     writer::{Command, Reply, Shared, Writer, open_for_append, text_of},
 };
 use custody_types::{Clock, UnixMillis};
+use futures_channel::oneshot;
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fmt,
@@ -147,7 +148,7 @@ fn remove_left_over(files: &mut Vec<PathBuf>, beginning: &Beginning) -> Result<(
 pub struct Journal {
     pub(crate) dir: PathBuf,
     name: String,
-    queue: Arc<Queue>,
+    pub(crate) queue: Arc<Queue>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) beginning: parking_lot::RwLock<Beginning>,
     pub(crate) retiring: parking_lot::Mutex<()>,
@@ -298,15 +299,7 @@ impl Journal {
     pub async fn begin_in_task(self: &Arc<Self>, record: Record) -> Result<Pending, AuditUnavailable> {
         let under_way = UnderWay::new(self);
         let answer = self.ask(&record)?;
-        // A task that is dropped while it waits leaves a record that is on disk, or will be: it ends here then.
-        let pending = Pending::new(under_way, record, None);
-        match answer.await {
-            Ok(sequence) => Ok(pending.begun(sequence)),
-            Err(e) => {
-                pending.forget();
-                Err(e)
-            }
-        }
+        Queued::new(Pending::new(under_way, record, None), answer).begun().await
     }
 
     /// An operation of which only an answer comes. It has one record, its end; nobody may have the answer before
@@ -336,11 +329,11 @@ impl Journal {
     /// # Errors
     /// The record is not on disk, or too many wait already.
     pub async fn append_in_task(&self, record: &Record) -> Result<u64, AuditUnavailable> {
-        self.ask(record)?.await
+        self.ask(record)?.await.map_err(|_| AuditUnavailable::Closed)?
     }
 
     /// Queues a record of a task; the answer comes when it is on disk. Nothing is queued where this fails.
-    fn ask(&self, record: &Record) -> Result<impl Future<Output = Done> + use<>, AuditUnavailable> {
+    fn ask(&self, record: &Record) -> Result<oneshot::Receiver<Done>, AuditUnavailable> {
         let record_text = text_of(record)?;
         if self.shared.waiters.is_hung() {
             return Err(AuditUnavailable::Hung);
@@ -351,7 +344,7 @@ impl Journal {
         let (number, answer) = self.shared.waiters.task();
         let reply = Reply::Waiter(number);
         self.queue.push(Command::Append { record: record_text, caller: caller_of(record), reply })?;
-        Ok(async { answer.await.map_err(|_| AuditUnavailable::Closed)? })
+        Ok(answer)
     }
 
     /// The end of an operation, for which nobody waits.

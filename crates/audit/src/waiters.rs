@@ -25,13 +25,17 @@ type Courier = Box<dyn Fn(Answers) + Send + Sync>;
 pub(crate) enum Waiter {
     Task(oneshot::Sender<Done>),
     Thread(mpsc::SyncSender<Done>),
+    /// It went away before it could be told, and ends what it began itself.
+    Gone,
 }
 
 impl Waiter {
-    fn tell(self, done: Done) {
+    /// Whether it was still there.
+    fn tell(self, done: Done) -> bool {
         match self {
-            Self::Task(task) => _ = task.send(done),
-            Self::Thread(thread) => _ = thread.send(done),
+            Self::Task(task) => task.send(done).is_ok(),
+            Self::Thread(thread) => thread.send(done).is_ok(),
+            Self::Gone => false,
         }
     }
 }
@@ -89,7 +93,8 @@ impl Waiters {
     pub(crate) fn tell(&self, told: Vec<(Waiter, Done)>) {
         let (tasks, threads): (Vec<_>, Vec<_>) =
             told.into_iter().partition(|(waiter, _)| matches!(waiter, Waiter::Task(_)));
-        let tell = |told: Vec<(Waiter, Done)>| told.into_iter().for_each(|(waiter, done)| waiter.tell(done));
+        let tell =
+            |told: Vec<(Waiter, Done)>| told.into_iter().for_each(|(waiter, done)| _ = waiter.tell(done));
         tell(threads);
         match self.courier.get() {
             Some(courier) if !tasks.is_empty() => courier(Box::new(move || tell(tasks))),
@@ -112,9 +117,11 @@ impl Waiters {
         since != 0 && self.now().saturating_sub(since) > PATIENCE.as_millis() as u64
     }
 
-    /// Tells everybody that the disk does not answer.
+    /// Tells everybody that the disk does not answer. The writer ends what they began, should it come on disk; but not what
+    /// somebody began who has gone away.
     pub(crate) fn give_up(&self) {
-        let all = std::mem::take(&mut *self.by_number.lock());
-        all.into_values().for_each(|waiter| waiter.tell(Err(AuditUnavailable::Hung)));
+        let mut by_number = self.by_number.lock();
+        by_number
+            .retain(|_, waiter| !std::mem::replace(waiter, Waiter::Gone).tell(Err(AuditUnavailable::Hung)));
     }
 }
