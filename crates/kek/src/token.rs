@@ -95,7 +95,7 @@ impl PrivateKey {
     pub fn generate_in(token: &Arc<Token>, kind: KeyType) -> Result<Self, TokenKeyError> {
         let id = new_id()?;
         let public = token.generate(kind, &id)?;
-        Self::taken_in(token, &id, public, kind)
+        Self::taken_in(token, &id, Ok((public, kind)))
     }
 
     /// Moves a key into a token: it goes in wrapped, and the copy here is erased.
@@ -110,7 +110,7 @@ impl PrivateKey {
             .map_err(|_| TokenKeyError::Backend)?;
         let id = new_id()?;
         token.unwrap_private(&*transport, &wrapped, self.kind().family(), &id)?;
-        Self::taken_in(token, &id, self.public().clone(), self.kind())
+        Self::taken_in(token, &id, Ok((self.public().clone(), self.kind())))
     }
 
     /// Takes a key in that was wrapped elsewhere for `exchange`, a key of the token (`CKM_RSA_AES_KEY_WRAP`, PKCS#11 v3.1
@@ -134,12 +134,8 @@ impl PrivateKey {
         if ![16, 24, 32].contains(&transport.len()) {
             return Err(UnwrapFailed.into());
         }
-        let families: &[_] = match family {
-            Some(KeyFamily::Ec) => &[KeyFamily::Ec],
-            Some(KeyFamily::Rsa) => &[KeyFamily::Rsa],
-            None => &[KeyFamily::Rsa, KeyFamily::Ec],
-        };
-        for family in families {
+        let both = [KeyFamily::Rsa, KeyFamily::Ec];
+        for family in family.as_ref().map_or(&both[..], std::slice::from_ref) {
             match Self::unwrapped_in(token, &transport, tail, *family) {
                 Err(TokenKeyError::Unwrap(_)) => {}
                 done => return done,
@@ -160,17 +156,11 @@ impl PrivateKey {
             TokenError::Refused(_) => TokenKeyError::Unwrap(UnwrapFailed),
             other => other.into(),
         })?;
-        let told = match family {
+        let half = match family {
             KeyFamily::Rsa => rsa_half(token, &id),
             KeyFamily::Ec => ec_half(token, &id),
         };
-        match told {
-            Ok((public, kind)) => Self::taken_in(token, &id, public, kind),
-            Err(e) => {
-                token.destroy(&id)?;
-                Err(e)
-            }
-        }
+        Self::taken_in(token, &id, half)
     }
 
     /// A key that a token has, by its id and public half.
@@ -187,14 +177,13 @@ impl PrivateKey {
         Ok(Self::new(Held::InToken { token, id: id.to_vec() }, backend, public, kind))
     }
 
-    /// As [`PrivateKey::in_token`], of one that came there just now.
+    /// As [`PrivateKey::in_token`], of one that came there just now: where its public half is not to be had, it goes again.
     fn taken_in(
         token: &Arc<Token>,
         id: &[u8],
-        public: PublicKey,
-        kind: KeyType,
+        half: Result<(PublicKey, KeyType), TokenKeyError>,
     ) -> Result<Self, TokenKeyError> {
-        let made = Self::in_token(token.clone(), id, public, kind);
+        let made = half.and_then(|(public, kind)| Self::in_token(token.clone(), id, public, kind));
         if made.is_err() {
             token.destroy(id)?;
         }

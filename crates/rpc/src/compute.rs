@@ -352,8 +352,11 @@ mod tests {
         }
 
         fn compute() -> Compute<Self> {
-            let at_once = AtOnce { make: Box::new(Self::default), len_max: 4, perform: Self::perform };
-            Compute::start(at_once).unwrap()
+            Compute::start(Self::at_once(Self::perform)).unwrap()
+        }
+
+        fn at_once(perform: fn(&Self)) -> AtOnce<Self> {
+            AtOnce { make: Box::new(Self::default), len_max: 4, perform }
         }
 
         fn perform(&self) {
@@ -440,8 +443,8 @@ mod tests {
     }
 
     fn shared(perform: fn(&Parts)) -> Shared<Parts> {
-        let at_once = AtOnce { make: Box::new(Parts::default), len_max: 4, perform };
         let (queues, work) = (Mutex::new(Queues::new()), Condvar::new());
+        let at_once = Parts::at_once(perform);
         Shared { queues, work, courier: Courier::start(), at_once, standing_changes: false }
     }
 
