@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+/// A directory for PYTHONPATH, with which names below `localhost` are resolved whatever the system does.
+pub const NAMES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/cli/src/demo/names");
+
 /// The Python that has the clients which the tests run (`sdk/python/requirements.txt`).
 ///
 /// # Panics

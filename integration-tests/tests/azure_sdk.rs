@@ -44,6 +44,7 @@ fn authority(deployment: &Deployment) -> String {
 fn command(deployment: &Deployment, program: &Path, app_secret: &str) -> Command {
     let mut command = deployment.azure_program(program, "sdk").unwrap();
     command.env("APP_ID", "app").env("APP_SECRET", app_secret);
+    command.env("PYTHONPATH", custody_integration_tests::NAMES);
     command
 }
 

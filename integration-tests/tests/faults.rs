@@ -38,6 +38,7 @@ fn sdk_sees(deployment: &Deployment, profile: &str, environment: &[(&str, &str)]
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = deployment.azure_program(&custody_integration_tests::python(), "sdk").unwrap();
     command.arg(here.join("sdk/python/faults.py")).arg(profile).envs(environment.iter().copied());
+    command.env("PYTHONPATH", custody_integration_tests::NAMES);
     let output = command.output().unwrap();
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);

@@ -32,33 +32,13 @@ async fn wrap(app: &mut Vault, key: &str) -> kv::UnwrapKeyRequest {
 /// A transfer file, made with OpenSSL as Azure's customers make one.
 #[expect(clippy::unwrap_used, reason = "a helper of tests")]
 fn transfer_file(dir: &std::path::Path, exchange: &serde_json::Value, pem: &str) -> std::path::PathBuf {
-    let at = |name: &str| dir.join(name).display().to_string();
-    let shell = |script: &str| {
-        let done = Command::new("bash").args(["-euc", script]).output().unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        String::from_utf8(done.stdout).unwrap()
-    };
-    std::fs::write(dir.join("exchange.pem"), exchange["public"].as_str().unwrap()).unwrap();
-    let ciphertext = shell(&format!(
-        "openssl rand -out {aes} 32
-         openssl pkcs8 -topk8 -nocrypt -outform DER -in {pem} -out {der}
-         openssl pkeyutl -encrypt -pubin -inkey {exchange} -in {aes} -out {head} -pkeyopt rsa_padding_mode:oaep -pkeyopt rsa_oaep_md:sha1
-         openssl enc -id-aes256-wrap-pad -iv A65959A6 -K $(od -An -v -tx1 {aes} | tr -d ' \\n') -in {der} -out {tail}
-         cat {head} {tail} | base64 -w0 | tr '+/' '-_' | tr -d =",
-        aes = at("aes"),
-        der = at("der"),
-        head = at("head"),
-        tail = at("tail"),
-        exchange = at("exchange.pem"),
-    ));
+    let exchange_pem = dir.join("exchange.pem");
+    std::fs::write(&exchange_pem, exchange["public"].as_str().unwrap()).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/sdk/transfer.sh");
     let kid = exchange["name"].as_str().unwrap();
-    let file = serde_json::json!({
-        "schema_version": "1.0.0",
-        "header": { "kid": kid, "alg": "dir", "enc": "CKM_RSA_AES_KEY_WRAP" },
-        "ciphertext": ciphertext.trim(),
-        "generator": "test",
-    });
-    std::fs::write(dir.join("transfer.byok"), file.to_string()).unwrap();
+    let made = Command::new(script).arg(pem).arg(exchange_pem).arg(kid).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    std::fs::write(dir.join("transfer.byok"), made.stdout).unwrap();
     dir.join("transfer.byok")
 }
 

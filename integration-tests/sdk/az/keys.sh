@@ -3,15 +3,6 @@
 # a directory for its settings.
 set -euo pipefail
 export AZURE_CONFIG_DIR="$TEST_DIR/az" AZURE_CORE_COLLECT_TELEMETRY=no PYTHONWARNINGS=ignore
-# libc does not resolve names below `localhost`; this stands for a line in /etc/hosts.
-mkdir -p "$TEST_DIR/site"
-cat >"$TEST_DIR/site/sitecustomize.py" <<'P'
-import socket
-resolve = socket.getaddrinfo
-socket.getaddrinfo = lambda host, *rest, **named: resolve(
-    "127.0.0.1" if isinstance(host, str) and host.endswith("localhost") else host, *rest, **named)
-P
-export PYTHONPATH="$TEST_DIR/site"
 suffix="${CUSTODY_VAULT_URL#https://sdk}"
 "$AZ" config set core.instance_discovery=false core.no_color=true --only-show-errors
 cloud="{\"endpoints\":{\"activeDirectory\":\"$CUSTODY_AUTHORITY\",\"activeDirectoryResourceId\":\"https://vault.azure.net\",
@@ -46,18 +37,11 @@ exchange="$CUSTODY_VAULT_URL/keys/exchange"
 check exchange "$(key create --id "$exchange" --kty RSA-HSM --size 3072 --ops import)" '"kty": "RSA-HSM"'
 key download --id "$exchange" --file "$TEST_DIR/exchange.pem" --encoding PEM
 kid="$(key show --id "$exchange" --query key.kid --output tsv)"
-wrap() { # PRIVATE.pem FILE.byok
-  openssl rand -out "$TEST_DIR/aes" 32
-  openssl pkcs8 -topk8 -nocrypt -outform DER -in "$1" -out "$TEST_DIR/der"
-  openssl pkeyutl -encrypt -pubin -inkey "$TEST_DIR/exchange.pem" -in "$TEST_DIR/aes" -out "$TEST_DIR/head" \
-    -pkeyopt rsa_padding_mode:oaep -pkeyopt rsa_oaep_md:sha1
-  openssl enc -id-aes256-wrap-pad -iv A65959A6 -K "$(od -An -v -tx1 "$TEST_DIR/aes" | tr -d ' \n')" -in "$TEST_DIR/der" -out "$TEST_DIR/tail"
-  printf '{"schema_version":"1.0.0","header":{"kid":"%s","alg":"dir","enc":"CKM_RSA_AES_KEY_WRAP"},"ciphertext":"%s","generator":"openssl"}' \
-    "$kid" "$(cat "$TEST_DIR/head" "$TEST_DIR/tail" | base64 -w0 | tr '+/' '-_' | tr -d =)" >"$2"
-}
 openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$TEST_DIR/rsa.pem"
 openssl genpkey -quiet -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out "$TEST_DIR/ec.pem"
-for kind in rsa ec; do wrap "$TEST_DIR/$kind.pem" "$TEST_DIR/$kind.byok"; done
+for kind in rsa ec; do
+  "$(dirname "$0")/../transfer.sh" "$TEST_DIR/$kind.pem" "$TEST_DIR/exchange.pem" "$kid" >"$TEST_DIR/$kind.byok"
+done
 bring() { key import --id "$CUSTODY_VAULT_URL/keys/$1" --protection hsm --byok-file "$TEST_DIR/$2.byok" "${@:3}"; }
 check bring-rsa "$(bring brought-rsa rsa --kty RSA)" '"kty": "RSA-HSM"'
 check bring-ec "$(bring brought-ec ec --kty EC --curve P-384)" '"crv": "P-384"'

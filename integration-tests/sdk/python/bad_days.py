@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import socket
 import time
 
 from azure.core.exceptions import HttpResponseError
@@ -14,10 +13,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from transfer import transfer_file, wrap
 
-resolve = socket.getaddrinfo
-socket.getaddrinfo = lambda host, *rest, **named: resolve(
-    "127.0.0.1" if isinstance(host, str) and host.endswith(".localhost") else host, *rest, **named
-)
 url, authority = os.environ["CUSTODY_VAULT_URL"], os.environ["CUSTODY_AUTHORITY"]
 
 

@@ -1,12 +1,12 @@
 """Azure's own clients against Custody, unmodified: what they must be told is where it is, whom to trust, who one is.
 
-The environment says it: CUSTODY_VAULT_URL, CUSTODY_AUTHORITY, REQUESTS_CA_BUNDLE, OFFICER_SECRET, APP_ID, APP_SECRET.
+The environment says it: CUSTODY_VAULT_URL, CUSTODY_AUTHORITY, REQUESTS_CA_BUNDLE, OFFICER_SECRET, APP_ID, APP_SECRET;
+and PYTHONPATH names a directory that makes names below `localhost` known (`crates/cli/src/demo/names`).
 """
 
 import hashlib
 import inspect
 import os
-import socket
 
 from azure.core.exceptions import (
     ClientAuthenticationError,
@@ -37,12 +37,6 @@ from azure.keyvault.keys.crypto import (
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from transfer import transfer_file, wrap
-
-# libc does not resolve names below `localhost` (RFC 6761 §6.3 asks for it); this stands for a line in /etc/hosts.
-resolve = socket.getaddrinfo
-socket.getaddrinfo = lambda host, *rest, **named: resolve(
-    "127.0.0.1" if isinstance(host, str) and host.endswith(".localhost") else host, *rest, **named
-)
 
 # Every method of both clients must be called: what a later SDK adds fails here until it has its check.
 called = set()

@@ -18,11 +18,6 @@ from pymongocrypt.options import DataKeyOpts, MongoCryptOptions
 from pymongocrypt.synchronous.explicit_encrypter import ExplicitEncrypter
 from pymongocrypt.synchronous.state_machine import MongoCryptCallback
 
-resolve = socket.getaddrinfo
-socket.getaddrinfo = lambda host, *rest, **named: resolve(
-    "127.0.0.1" if isinstance(host, str) and host.endswith("localhost") else host, *rest, **named
-)
-
 VAULT = os.environ["CUSTODY_VAULT_URL"]
 AUTHORITY = os.environ["CUSTODY_AUTHORITY"]
 TLS = ssl.create_default_context(cafile=os.environ["REQUESTS_CA_BUNDLE"])

@@ -4,7 +4,6 @@ The environment says it as in keys.py.
 """
 
 import os
-import socket
 import subprocess
 import sys
 import traceback
@@ -14,11 +13,6 @@ from azure.identity import ClientSecretCredential
 from azure.keyvault.keys import KeyClient
 from azure.keyvault.keys.crypto import CryptographyClient, KeyWrapAlgorithm
 from azure.storage.blob import BlobServiceClient
-
-resolve = socket.getaddrinfo
-socket.getaddrinfo = lambda host, *rest, **named: resolve(
-    "127.0.0.1" if isinstance(host, str) and host.endswith("localhost") else host, *rest, **named
-)
 
 VAULT = os.environ["CUSTODY_VAULT_URL"]
 AUTHORITY = os.environ["CUSTODY_AUTHORITY"]

@@ -3,6 +3,7 @@
 use super::stage::Stage;
 use crate::audit;
 use anyhow::{Context as _, ensure};
+use custody_audit::{Outcome, Record};
 use custody_proto::{identity, vault as kv};
 use std::{
     fs,
@@ -11,15 +12,10 @@ use std::{
 use tokio::process::Command;
 
 const PROGRAM: &str = include_str!("azure.py");
-/// Python runs it before any program. It stands for a line in /etc/hosts, where the system does not resolve names below `localhost`.
-const RESOLVING: &str = r#"import socket
-
-resolve = socket.getaddrinfo
-socket.getaddrinfo = lambda host, *rest, **named: resolve(
-    "127.0.0.1" if isinstance(host, str) and host.endswith(".localhost") else host, *rest, **named
-)
-"#;
+/// For systems that do not resolve names below `localhost`.
+const RESOLVING: &str = include_str!("names/sitecustomize.py");
 const KEY: &str = "vaults/contoso/keys/invoices";
+const PRINCIPAL: &str = "principals/invoicing";
 
 /// A Python with Azure's SDK.
 pub(crate) struct Sdk(PathBuf);
@@ -44,38 +40,27 @@ impl Stage {
             ..kv::CreateKeyRequest::default()
         };
         self.session.vault("officer")?.create_key(request).await?;
-        let role_assignment = Some(kv::RoleAssignment {
-            principal: "principals/invoicing".to_owned(),
-            role: "Key Vault Crypto User".to_owned(),
-            scope: KEY.to_owned(),
-            ..kv::RoleAssignment::default()
-        });
-        let parent = "vaults/contoso".to_owned();
-        let request = kv::CreateRoleAssignmentRequest { parent, role_assignment };
-        let assignment = self.session.access("officer")?.create_role_assignment(request).await?.into_inner();
+        let role = self.give_role(PRINCIPAL, "Key Vault Crypto User", KEY).await?;
         let said = program.run().await?;
         self.check(
             said.starts_with("opened with https://contoso."),
             &format!("the program wraps a data key and has it opened by the vault: {said}"),
         )?;
-        let request = kv::DeleteRoleAssignmentRequest { name: assignment.name };
-        self.session.access("officer")?.delete_role_assignment(request).await?;
+        self.take_role(role).await?;
         let said = program.run().await?;
         self.check(
             said == "refused: 403 Forbidden",
             &format!("its role is taken away, and the SDK is {said}"),
         )?;
         let records = audit::records(&self.session, "vault", &audit::Filter::of(KEY)).await?;
-        let of_program = |operation: &str, result: &str| {
-            let has = |text: &str, part: String| text.contains(&part);
-            records.iter().any(|r| {
-                r.json.contains("principals/invoicing")
-                    && has(&r.json, format!("\"operationName\":\"{operation}\""))
-                    && has(&r.json, format!("\"resultType\":\"{result}\""))
-            })
+        let records: Vec<Record> =
+            records.iter().map(|r| serde_json::from_str(&r.json)).collect::<Result<_, _>>()?;
+        let of_program = |operation, result| {
+            let mut own = records.iter().filter(|r| r.identity.principal == PRINCIPAL);
+            own.any(|r| r.operation_name == operation && r.result_type == result)
         };
         self.check(
-            of_program("KeyUnwrap", "Success") && of_program("KeyGet", "Denied"),
+            of_program("KeyUnwrap", Outcome::Success) && of_program("KeyGet", Outcome::Denied),
             "both are in the trail, as whatever is done over gRPC is",
         )
     }

@@ -9,19 +9,14 @@ impl Stage {
     pub(crate) async fn two_officers(&mut self) -> anyhow::Result<()> {
         let mut officer = self.session.vault("officer")?;
         let backup = || kv::BackupKeyRequest { name: KEY.to_owned() };
-        let second = kv::RoleAssignment {
-            principal: "principals/custodian".to_owned(),
-            role: "Key Vault Administrator".to_owned(),
-            scope: "vaults/contoso".to_owned(),
-            ..kv::RoleAssignment::default()
-        };
-        let (parent, role_assignment) = ("vaults/contoso".to_owned(), Some(second));
-        let request = kv::CreateRoleAssignmentRequest { parent: parent.clone(), role_assignment };
-        self.session.access("officer")?.create_role_assignment(request).await?;
+        self.give_role("principals/custodian", "Key Vault Administrator", "vaults/contoso").await?;
         let alone =
             officer.backup_key(backup()).await.err().context("CHECK FAILED: one officer exported a key")?;
         self.check(reason(&alone) == "APPROVAL_REQUIRED", "one officer alone does not export the key")?;
-        let request = kv::ListApprovalsRequest { parent, ..kv::ListApprovalsRequest::default() };
+        let request = kv::ListApprovalsRequest {
+            parent: "vaults/contoso".to_owned(),
+            ..kv::ListApprovalsRequest::default()
+        };
         let mut waiting =
             self.session.access("custodian")?.list_approvals(request).await?.into_inner().approvals;
         let asked = waiting.pop().context("CHECK FAILED: nothing waits for approval")?;

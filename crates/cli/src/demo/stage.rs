@@ -30,6 +30,17 @@ pub(crate) struct Stage {
     noted: Option<String>,
 }
 
+/// A role in the customer's vault.
+fn assignment(principal: &str, role: &str, scope: &str) -> kv::CreateRoleAssignmentRequest {
+    let role_assignment = Some(kv::RoleAssignment {
+        principal: principal.to_owned(),
+        role: role.to_owned(),
+        scope: scope.to_owned(),
+        ..kv::RoleAssignment::default()
+    });
+    kv::CreateRoleAssignmentRequest { parent: "vaults/contoso".to_owned(), role_assignment }
+}
+
 impl Stage {
     pub(crate) fn open(dir: PathBuf) -> anyhow::Result<Self> {
         let session = Session::open(&dir, None, Format::Table)?;
@@ -112,15 +123,20 @@ impl Stage {
 
     /// Lets the cluster's identity use a key; answers the assignment's name.
     pub(crate) async fn grant_on(&self, key: &str) -> anyhow::Result<String> {
-        let role_assignment = Some(kv::RoleAssignment {
-            principal: IDENTITY.to_owned(),
-            role: ROLE.to_owned(),
-            scope: key.to_owned(),
-            ..kv::RoleAssignment::default()
-        });
-        let request =
-            kv::CreateRoleAssignmentRequest { parent: "vaults/contoso".to_owned(), role_assignment };
+        self.give_role(IDENTITY, ROLE, key).await
+    }
+
+    /// The officer gives a role in the customer's vault; answers the assignment's name.
+    pub(crate) async fn give_role(&self, principal: &str, role: &str, scope: &str) -> anyhow::Result<String> {
+        let request = assignment(principal, role, scope);
         Ok(self.session.access("officer")?.create_role_assignment(request).await?.into_inner().name)
+    }
+
+    /// The officer takes a role away.
+    pub(crate) async fn take_role(&self, assignment: String) -> anyhow::Result<()> {
+        let request = kv::DeleteRoleAssignmentRequest { name: assignment };
+        self.session.access("officer")?.delete_role_assignment(request).await?;
+        Ok(())
     }
 
     /// The auditor notes what the vault's trail is now.
@@ -134,9 +150,7 @@ impl Stage {
     }
 
     pub(crate) async fn revoke(&self) -> anyhow::Result<()> {
-        let request = kv::DeleteRoleAssignmentRequest { name: self.assignment.clone() };
-        self.session.access("officer")?.delete_role_assignment(request).await?;
-        Ok(())
+        self.take_role(self.assignment.clone()).await
     }
 
     async fn create(&self, id: &str, source: Option<(&str, Timestamp)>) -> anyhow::Result<ctl::Cluster> {
@@ -313,23 +327,14 @@ impl Stage {
         };
         let unwrap =
             kv::UnwrapKeyRequest { name: name(), algorithm: String::new(), ciphertext: vec![0; 384] };
-        let grant = |principal: &str| kv::CreateRoleAssignmentRequest {
-            parent: "vaults/contoso".to_owned(),
-            role_assignment: Some(kv::RoleAssignment {
-                principal: principal.to_owned(),
-                role: ROLE.to_owned(),
-                scope: KEY.to_owned(),
-                ..kv::RoleAssignment::default()
-            }),
-        };
         let answer = self.session.control("officer")?.create_cluster(cluster.clone()).await;
         self.refusal("the security officer", "make a cluster", answer)?;
         let answer = self.session.vault("officer")?.unwrap_key(unwrap.clone()).await;
         self.refusal("the security officer", "unwrap with the key", answer)?;
         let answer = self.session.vault("sysadmin")?.unwrap_key(unwrap.clone()).await;
         self.refusal("the sysadmin", "unwrap with the key", answer)?;
-        let answer =
-            self.session.access("sysadmin")?.create_role_assignment(grant("principals/sysadmin")).await;
+        let own = assignment("principals/sysadmin", ROLE, KEY);
+        let answer = self.session.access("sysadmin")?.create_role_assignment(own).await;
         self.refusal("the sysadmin", "give itself access", answer)?;
         let answer = self.session.vault("dba")?.get_key(kv::GetKeyRequest { name: name() }).await;
         self.refusal("the DBA", "read the key", answer)?;
